@@ -1,0 +1,64 @@
+"""The HTTP side of Sophia. Never imports torch, and answers pings whatever the workers do."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from serve_app import __version__
+from serve_app.api import health, problems
+from serve_app.api.context import Context
+from serve_app.api.jobs import job_routes
+from serve_app.api.middleware import RequestMiddleware
+from serve_app.api.upkeep import Upkeep
+from serve_app.api.watch import JobWatcher
+from serve_app.artifacts import Artifacts
+from serve_app.config import AppArgs
+from serve_app.schemas import Problem
+from serve_app.store import Store
+
+_DESCRIPTION = """
+Songs from ACE-Step 1.5: send a caption and lyrics, get stereo audio at 48 kHz.
+
+`POST /v1/music` answers with the song itself; `POST /v1/jobs` answers at once with a job to look at, follow, fetch or cancel.
+Errors are `application/problem+json` with a stable `code`.
+"""
+
+
+def create_api(args: AppArgs, store: Store, artifacts: Artifacts, commit: str) -> FastAPI:
+    """The application. It owns `store` from now on and closes it when it shuts down."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        context = Context(args, store, artifacts, JobWatcher(store), commit)
+        app.state.context = context
+        upkeep = Upkeep(store)
+        upkeep.start()
+        yield
+        await context.watcher.close()
+        upkeep.close()
+        store.close()
+
+    app = FastAPI(title="Sophia", version=__version__, description=_DESCRIPTION, lifespan=lifespan)
+    app.add_middleware(RequestMiddleware, max_body_bytes=args.api.max_body_bytes)
+    problems.install(app)
+    app.include_router(job_routes(args))
+    app.include_router(health.router)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
+    return app
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's page, with our errors instead of its own validation error, which is never sent."""
+    if app.openapi_schema is None:
+        page = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        schemas = page["components"]["schemas"]
+        for name in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(name, None)
+        problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas.update(problem.pop("$defs"))
+        schemas["Problem"] = problem
+        app.openapi_schema = page
+    return app.openapi_schema

@@ -1,0 +1,70 @@
+"""What every route needs, and who is calling."""
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import Annotated, Final
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from serve_app.api.watch import JobWatcher
+from serve_app.artifacts import Artifacts
+from serve_app.config import AppArgs
+from serve_app.errors import Unauthorized
+from serve_app.store import Store
+from serve_app.store.keys import owner_of
+
+KEYS_FRESH_S: Final = 5.0
+"""A new or revoked key takes effect within this time."""
+
+
+@dataclass
+class Context:
+    """The parts behind the routes of one API process."""
+
+    args: AppArgs
+    store: Store
+    artifacts: Artifacts
+    watcher: JobWatcher
+    commit: str
+    _digests: dict[str, str] | None = None
+    _digests_at: float = 0.0
+
+    async def digests(self) -> dict[str, str]:
+        """The API keys' hashes, read again every few seconds."""
+        if self._digests is None or time.monotonic() > self._digests_at + KEYS_FRESH_S:
+            self._digests = await asyncio.to_thread(self.store.keys.digests)
+            self._digests_at = time.monotonic()
+        return self._digests
+
+
+def _context(request: Request) -> Context:
+    context: Context = request.app.state.context
+    return context
+
+
+Parts = Annotated[Context, Depends(_context)]
+
+_bearer = HTTPBearer(
+    auto_error=False,
+    description="An API key, made by `sophia keys create NAME`. Needed as soon as one exists, or where the operator says so.",
+)
+
+
+async def _owner(parts: Parts, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> str:
+    """The name of the caller's key; empty where nobody needs one. Raises Unauthorized."""
+    if parts.args.auth.mode == "none":
+        return ""
+    digests = await parts.digests()
+    if parts.args.auth.mode == "auto" and not digests:
+        return ""
+    if credentials is None:
+        raise Unauthorized("Send an API key as 'Authorization: Bearer KEY'; 'sophia keys create NAME' makes one")
+    owner = owner_of(credentials.credentials, digests)
+    if owner is None:
+        raise Unauthorized("This API key is not known; 'sophia keys create NAME' makes one")
+    return owner
+
+
+Owner = Annotated[str, Depends(_owner)]

@@ -1,0 +1,87 @@
+"""Answering with a finished file: type, length, `Range`, `ETag`."""
+
+import re
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+from fastapi import Request, Response
+from fastapi.responses import StreamingResponse
+
+from serve_app.api.context import Context
+from serve_app.errors import NotFound, RangeNotSatisfiable
+from serve_app.jobs import Job
+from serve_app.schemas import MEDIA_TYPES
+
+_ONE_RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
+
+_AUDIO: Final[dict[str, Any]] = {
+    media_type.partition(";")[0]: {"schema": {"type": "string", "format": "binary"}}
+    for media_type in MEDIA_TYPES.values()
+}
+FILE_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
+    200: {"description": "The audio file", "content": _AUDIO},
+    206: {"description": "The part of the file that `Range` names", "content": _AUDIO},
+    304: {"description": "The file is the one that `If-None-Match` names"},
+}
+
+
+async def answer_file(request: Request, parts: Context, job: Job, index: int) -> Response:
+    """The file of one variation of a job that succeeded. Raises NotFound, RangeNotSatisfiable, ArtifactsUnavailable."""
+    if index >= len(job.audio):
+        raise NotFound(f"Job {job.id} has {len(job.audio)} file(s), numbered from 0; there is no {index}")
+    file = job.audio[index]
+    etag, size = f'"{file["sha256"]}"', int(file["bytes"])
+    headers = {
+        "ETag": etag,
+        "Accept-Ranges": "bytes",
+        "Cache-Control": "private, max-age=31536000, immutable",
+        "Content-Disposition": f'inline; filename="{job.id}-{index}.{_extension(file["format"])}"',
+        "Content-Location": f"/v1/jobs/{job.id}/audio/{index}",
+        "X-Seed": str(file["seed"]),
+    }
+    if _matches(request.headers.get("if-none-match"), etag):
+        return Response(status_code=304, headers=headers)
+    start, end = _range(request, etag, size)
+    headers["Content-Length"] = str(end - start)
+    if part := (start, end) != (0, size):
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+    media_type = MEDIA_TYPES[file["format"]]
+    if request.method == "HEAD":
+        return Response(status_code=206 if part else 200, headers=headers, media_type=media_type)
+    chunks = parts.artifacts.stream(file["key"], start, end)
+    first = await anext(chunks)  # a file that is gone is an answer of its own, not a body that breaks off
+    return StreamingResponse(_joined(first, chunks), 206 if part else 200, headers, media_type)
+
+
+async def _joined(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for chunk in rest:
+        yield chunk
+
+
+def _range(request: Request, etag: str, size: int) -> tuple[int, int]:
+    """First byte and the one after the last. What is no single byte range is ignored, as RFC 9110 (14.2) allows."""
+    asked = _ONE_RANGE.fullmatch(request.headers.get("range", "").replace(" ", ""))
+    if (
+        request.method != "GET"
+        or asked is None
+        or request.headers.get("if-range", etag) != etag
+        or asked[1] == asked[2] == ""
+    ):
+        return 0, size
+    start = int(asked[1]) if asked[1] else max(size - int(asked[2]), 0)
+    end = min(int(asked[2]) + 1, size) if asked[1] and asked[2] else size
+    if asked[1] and asked[2] and int(asked[2]) < start:
+        return 0, size
+    if start >= size:
+        raise RangeNotSatisfiable(f"The file has {size} bytes; the range begins at {start}")
+    return start, end
+
+
+def _matches(header: str | None, etag: str) -> bool:
+    given = [tag.strip().removeprefix("W/") for tag in (header or "").split(",")]
+    return etag in given or given == ["*"]
+
+
+def _extension(audio_format: str) -> str:
+    return "wav" if audio_format == "wav32" else audio_format

@@ -1,0 +1,180 @@
+"""Is it there, can it play, how is it doing. `/ping` touches nothing but memory."""
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter, Response
+
+from serve_app import __version__, errors
+from serve_app.api.context import Context, Owner, Parts
+from serve_app.api.problems import responses
+from serve_app.api.views import is_coming, is_ready, living, moment
+from serve_app.config import ModelArgs, Variant
+from serve_app.schemas import (
+    MEDIA_TYPES,
+    TASKS,
+    VARIANT_DEFAULTS,
+    Health,
+    JobError,
+    ModelList,
+    ModelView,
+    Pong,
+    Ready,
+    ScaleView,
+    WorkerView,
+    bounds_of,
+)
+from serve_app.store import WorkerRow
+
+router = APIRouter()
+
+
+@router.get("/ping", summary="Ping", tags=["health"])
+async def ping(parts: Parts) -> Pong:
+    """Answers in milliseconds, whatever the workers do."""
+    return Pong(version=__version__, commit=parts.commit)
+
+
+@router.get("/healthz", summary="Alive?", tags=["health"])
+async def healthz(parts: Parts) -> Pong:
+    """The API process lives."""
+    return Pong(version=__version__, commit=parts.commit)
+
+
+@router.get(
+    "/readyz",
+    summary="Ready?",
+    tags=["health"],
+    responses={
+        503: {"model": Ready, "description": "A model has no worker that can generate"},
+        **responses(errors.MethodNotAllowed),
+    },
+)
+async def readyz(parts: Parts, response: Response) -> Ready:
+    """At least one worker of each model can generate, or none is wanted."""
+    try:
+        workers = await asyncio.to_thread(living, parts)
+    except errors.StoreUnavailable as error:
+        response.status_code = 503
+        return Ready(ready=False, reason=error.message)
+    missing = [name for name, model in parts.args.models.items() if model.replicas and not _ready(workers, name)]
+    if missing:
+        response.status_code = 503
+        return Ready(ready=False, reason="; ".join(_why_not(workers, name) for name in missing))
+    return Ready(ready=True, reason=f"{sum(map(is_ready, workers))} workers can generate")
+
+
+@router.get(
+    "/v1/health",
+    summary="The whole service",
+    tags=["health"],
+    responses=responses(errors.Unauthorized, errors.StoreUnavailable),
+)
+def health(parts: Parts, owner: Owner) -> Health:
+    """Jobs by state, oldest wait, each worker's phase with its progress and last error, scale and why."""
+    workers = living(parts)
+    scale = {name: _scale(workers, name, model) for name, model in parts.args.models.items()}
+    return Health(
+        status=_status(scale),
+        version=__version__,
+        commit=parts.commit,
+        jobs=parts.store.jobs.counts(),  # type: ignore[arg-type]  # the keys are the states
+        oldest_wait_s=parts.store.jobs.oldest_wait_s(),
+        workers=[_worker(row) for row in workers],
+        scale=scale,
+        notices=_notices(parts, workers),
+    )
+
+
+@router.get(
+    "/v1/models",
+    summary="What can play",
+    tags=["models"],
+    responses=responses(errors.Unauthorized, errors.StoreUnavailable),
+)
+def models(parts: Parts, owner: Owner) -> ModelList:
+    """The served models, what each can do, and the limits."""
+    workers = living(parts)
+    return ModelList(
+        models=[_model(parts, workers, name, model) for name, model in parts.args.models.items()],
+        formats=list(MEDIA_TYPES),  # type: ignore[arg-type]  # its keys are the formats
+        max_duration_s=bounds_of("duration")["maximum"],
+        max_variations=bounds_of("variations")["maximum"],
+    )
+
+
+def _ready(workers: list[WorkerRow], model: str) -> list[WorkerRow]:
+    return [worker for worker in workers if worker.model == model and is_ready(worker)]
+
+
+def _why_not(workers: list[WorkerRow], model: str) -> str:
+    of_model = [worker for worker in workers if worker.model == model]
+    errors_seen = [worker.error["message"] for worker in of_model if worker.error]
+    coming = [worker.detail or worker.phase for worker in of_model if is_coming(worker)]
+    if coming:
+        return f"{model}: a worker is starting ({coming[0]})"
+    return f"{model}: cannot be loaded: {errors_seen[-1]}" if errors_seen else f"{model}: no worker is running yet"
+
+
+def _scale(workers: list[WorkerRow], name: str, model: ModelArgs) -> ScaleView:
+    return ScaleView(
+        ready=len(_ready(workers, name)),
+        starting=len([worker for worker in workers if worker.model == name and is_coming(worker)]),
+        wanted=model.replicas,
+        reason=f"models.{name}.replicas is {model.replicas}",
+    )
+
+
+def _status(scale: dict[str, ScaleView]) -> Any:
+    lacking = [view for view in scale.values() if view.wanted and not view.ready]
+    if not lacking:
+        return "ok"
+    return "starting" if all(view.starting for view in lacking) else "degraded"
+
+
+def _worker(row: WorkerRow) -> WorkerView:
+    return WorkerView(
+        id=row.id,
+        model=row.model,
+        node=row.node,
+        device=row.device,
+        phase=row.phase,
+        since=moment(row.phase_since),
+        progress=row.progress,
+        detail=row.detail,
+        error=JobError(code=row.error["code"], message=row.error["message"]) if row.error else None,
+        job=row.job,
+        seen_at=moment(row.seen_at),
+    )
+
+
+def _facts(workers: list[WorkerRow], model: str) -> dict[str, Any]:
+    known = [worker.facts for worker in workers if worker.model == model and worker.facts]
+    return known[-1] if known else {}
+
+
+def _notices(parts: Context, workers: list[WorkerRow]) -> list[str]:
+    return [
+        f"{name} plays {model.source}: random weights, so noise, for trying Sophia out; set models.{name}.source to a checkpoint"
+        for name, model in parts.args.models.items()
+        if _is_noise(workers, name, model)
+    ]
+
+
+def _is_noise(workers: list[WorkerRow], name: str, model: ModelArgs) -> bool:
+    return bool(_facts(workers, name).get("noise", model.source in ("embedded", "simulated")))
+
+
+def _model(parts: Context, workers: list[WorkerRow], name: str, model: ModelArgs) -> ModelView:
+    variant: Variant | None = _facts(workers, name).get("variant") or model.variant
+    return ModelView(
+        name=name,
+        is_default=name == parts.args.default_model,
+        source=model.source,
+        revision=model.revision,
+        variant=variant,
+        tasks=list(TASKS[variant]) if variant else ["text2music"],
+        defaults=VARIANT_DEFAULTS[variant] if variant else None,
+        ready_workers=len(_ready(workers, name)),
+        noise=_is_noise(workers, name, model),
+    )

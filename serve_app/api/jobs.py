@@ -1,0 +1,342 @@
+"""The native routes: submit, look, follow, fetch, cancel, forget."""
+
+import asyncio
+import re
+import secrets
+from collections.abc import AsyncIterable
+from contextlib import suppress
+from typing import Annotated, Any, Final, Literal, cast
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from pydantic import Field, create_model
+from starlette.requests import ClientDisconnect
+
+from serve_app import errors
+from serve_app.api.context import Context, Owner, Parts
+from serve_app.api.files import FILE_RESPONSES, answer_file
+from serve_app.api.problems import responses
+from serve_app.api.views import Viewer
+from serve_app.config import AppArgs
+from serve_app.jobs import Job, Status
+from serve_app.schemas import MAX_SEED, JobList, JobView, MusicRequest, State
+from serve_app.store.jobs import fingerprint
+
+MAX_WAIT_S: Final = 3600
+_PREFER_WAIT: Final = re.compile(r"(?:^|[,;\s])wait=(\d{1,6})(?:$|[,;\s])")
+
+_ALWAYS = (errors.Unauthorized, errors.InvalidRequest, errors.StoreUnavailable)
+_SUBMIT = (*_ALWAYS, errors.MalformedBody, errors.BodyTooLarge, errors.UnsupportedMediaType, errors.IdempotencyConflict)
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        min_length=1,
+        max_length=255,
+        pattern=r"^[\x21-\x7e]+$",
+        description="A name of your choice for this submission: sent again with the same body it gives the same job, so that a "
+        "retry after a broken connection makes no second song. The same key with another body gets 409.",
+        examples=["order-4711"],
+    ),
+]
+
+
+JobId = Annotated[UUID, Path(description="The job's id.", examples=["0190d8a4-7b5e-7c3a-9f00-3c5e8b1f2a4d"])]
+Index = Annotated[int, Path(ge=0, le=7, description="Which variation, from 0.", examples=[0])]
+ByteRange = Annotated[
+    str | None, Header(alias="Range", description="A part of the file (RFC 9110).", examples=["bytes=0-1023"])
+]
+_FETCH = (*_ALWAYS, errors.NotFound, errors.Conflict, errors.RangeNotSatisfiable, errors.ArtifactsUnavailable)
+
+
+def _own_job(parts: Parts, owner: Owner, job_id: JobId) -> Job:
+    return parts.store.jobs.get(str(job_id), owner)
+
+
+OwnJob = Annotated[Job, Depends(_own_job)]
+
+
+def job_routes(args: AppArgs) -> APIRouter:
+    """The routes, with the served models named in their schema."""
+    router = APIRouter()
+    request_type = _request_type(args)
+    song_type = create_model(
+        "SongRequest",
+        __base__=request_type,
+        __doc__="One song, answered with its audio; so `variations` is 1.",
+        variations=(int, Field(1, ge=1, le=1, description="Always 1 here; POST /v1/jobs makes several.", examples=[1])),
+    )
+
+    @router.post(
+        "/v1/jobs",
+        status_code=202,
+        summary="Submit a job",
+        tags=["jobs"],
+        responses={
+            200: {
+                "model": JobView,
+                "description": "The job has ended (with `Prefer: wait=N`, or a repeated Idempotency-Key)",
+            },
+            **responses(*_SUBMIT),
+        },
+    )
+    async def submit(
+        body: request_type,  # type: ignore[valid-type]  # made above, from the configuration
+        parts: Parts,
+        owner: Owner,
+        response: Response,
+        idempotency_key: IdempotencyKey = None,
+        prefer: Annotated[
+            str | None,
+            Header(
+                description="`wait=N`: hold the answer until the job has ended, at most N seconds (RFC 7240).",
+                examples=["wait=30"],
+            ),
+        ] = None,
+    ) -> JobView:
+        """Put a song into the queue. The answer is its job; it is on disk, and will not be lost, when you have it."""
+        job, new = await _submit(parts, body, owner, idempotency_key)
+        wait_s = _wait_s(prefer)
+        if wait_s:
+            response.headers["Preference-Applied"] = f"wait={wait_s}"
+            job = await parts.watcher.finished(job, wait_s) or job
+        response.status_code = 200 if job.status.final else 202
+        response.headers["Location"] = f"/v1/jobs/{job.id}"
+        if not new:
+            response.headers["Idempotent-Replayed"] = "true"
+        return await asyncio.to_thread(Viewer(parts).view, job)
+
+    @router.post(
+        "/v1/music",
+        summary="Make a song and answer with it",
+        tags=["jobs"],
+        response_class=Response,
+        responses={
+            **FILE_RESPONSES,
+            **responses(
+                *_SUBMIT, errors.Conflict, errors.DeadlineExceeded, errors.GenerationError, errors.ArtifactsUnavailable
+            ),
+        },
+    )
+    async def music(
+        body: song_type,  # type: ignore[valid-type]  # made above
+        request: Request,
+        parts: Parts,
+        owner: Owner,
+        idempotency_key: IdempotencyKey = None,
+    ) -> Response:
+        """The same as POST /v1/jobs, answered with the audio itself: `curl … -o song.mp3`.
+
+        A caller who goes away cancels the job, unless an Idempotency-Key lets them come back for it.
+        """
+        job, _ = await _submit(parts, cast(MusicRequest, body), owner, idempotency_key)
+        try:
+            ended = await _unless_they_leave(request, parts, job)
+        except (ClientDisconnect, asyncio.CancelledError):
+            if idempotency_key is None:
+                await asyncio.shield(asyncio.to_thread(_cancel_quietly, parts, job))
+            raise
+        return await answer_file(request, parts, _succeeded(ended), 0)
+
+    @router.get("/v1/jobs", summary="List jobs", tags=["jobs"], responses=responses(*_ALWAYS))
+    def list_jobs(
+        parts: Parts,
+        owner: Owner,
+        state: Annotated[
+            list[State] | None, Query(description="Only jobs in these states.", examples=[["queued"]])
+        ] = None,
+        model: Annotated[
+            str | None, Query(max_length=100, description="Only jobs of this model.", examples=["ace-step"])
+        ] = None,
+        limit: Annotated[int, Query(ge=1, le=200, description="Jobs a page.", examples=[50])] = 50,
+        cursor: Annotated[UUID | None, Query(description="`next_cursor` of the page before.")] = None,
+    ) -> JobList:
+        """Your jobs, newest first."""
+        found = parts.store.jobs.page(
+            owner=owner,
+            states=state or (),
+            model=_printable(model),
+            before=str(cursor) if cursor else None,
+            limit=limit + 1,
+        )
+        viewer = Viewer(parts)
+        more = found[limit - 1].id if len(found) > limit else None
+        return JobList(jobs=[viewer.view(job) for job in found[:limit]], next_cursor=more)
+
+    @router.get(
+        "/v1/jobs/{job_id}", summary="Look at a job", tags=["jobs"], responses=responses(*_ALWAYS, errors.NotFound)
+    )
+    def look(parts: Parts, job: OwnJob) -> JobView:
+        """State, position and estimated start, progress, files or error."""
+        return Viewer(parts).view(job)
+
+    @router.get(
+        "/v1/jobs/{job_id}/events",
+        summary="Follow a job",
+        tags=["jobs"],
+        response_class=EventSourceResponse,
+        responses=responses(*_ALWAYS, errors.NotFound),
+    )
+    async def events(
+        parts: Parts,
+        job: OwnJob,
+        last_event_id: Annotated[
+            str | None, Header(max_length=20, description="Where to resume: the id of the last event that you have.")
+        ] = None,
+    ) -> AsyncIterable[ServerSentEvent]:
+        """Server-sent events, each with the job as data: `state` when its state changes, `progress` between, `done` at its end.
+
+        The id of an event is the job's version, so that a client that reconnects with Last-Event-ID gets what it missed.
+        """
+        async for event in _events(parts, job, _version(last_event_id)):
+            yield event
+
+    @router.get(
+        "/v1/jobs/{job_id}/audio",
+        summary="Fetch the first file",
+        tags=["jobs"],
+        response_class=Response,
+        responses={**FILE_RESPONSES, **responses(*_FETCH)},
+    )
+    @router.head("/v1/jobs/{job_id}/audio", include_in_schema=False)
+    async def first_file(request: Request, parts: Parts, job: OwnJob, byte_range: ByteRange = None) -> Response:
+        """The file of the first variation."""
+        return await answer_file(request, parts, _succeeded(job), 0)
+
+    @router.get(
+        "/v1/jobs/{job_id}/audio/{index}",
+        summary="Fetch a file",
+        tags=["jobs"],
+        response_class=Response,
+        responses={**FILE_RESPONSES, **responses(*_FETCH)},
+    )
+    @router.head("/v1/jobs/{job_id}/audio/{index}", include_in_schema=False)
+    async def file(request: Request, parts: Parts, job: OwnJob, index: Index, byte_range: ByteRange = None) -> Response:
+        """The file of a variation, from 0. Honours `Range`, `If-None-Match` and `If-Range`."""
+        return await answer_file(request, parts, _succeeded(job), index)
+
+    @router.post(
+        "/v1/jobs/{job_id}/cancel",
+        summary="Cancel a job",
+        tags=["jobs"],
+        responses=responses(*_ALWAYS, errors.NotFound, errors.Conflict),
+    )
+    def cancel(parts: Parts, owner: Owner, job_id: JobId) -> JobView:
+        """End a queued or running job; its worker is free within one denoising step."""
+        return Viewer(parts).view(parts.store.jobs.cancel(str(job_id), owner))
+
+    @router.delete(
+        "/v1/jobs/{job_id}",
+        status_code=204,
+        summary="Forget a job",
+        tags=["jobs"],
+        responses=responses(*_ALWAYS, errors.NotFound, errors.ArtifactsUnavailable),
+    )
+    def delete(parts: Parts, owner: Owner, job_id: JobId) -> None:
+        """Forget a job and its audio, whatever its state."""
+        job = parts.store.jobs.delete(str(job_id), owner)
+        parts.artifacts.delete([file["key"] for file in job.audio])
+
+    return router
+
+
+def _request_type(args: AppArgs) -> type[MusicRequest]:
+    """MusicRequest whose `model` lists the served ones, so that schema, error text and OpenAPI page agree."""
+    field = MusicRequest.model_fields["model"]
+    names: Any = Literal[tuple(args.models)]
+    return create_model(
+        "MusicRequest",
+        __base__=MusicRequest,
+        __doc__=MusicRequest.__doc__,
+        model=(names | None, Field(None, description=field.description, examples=[args.default_model])),
+    )
+
+
+async def _submit(parts: Context, body: MusicRequest, owner: str, key: str | None) -> tuple[Job, bool]:
+    mark = fingerprint(body.model_dump_json().encode())
+    request = MusicRequest.model_validate(
+        body.model_dump()
+        | {"model": body.model or parts.args.default_model, "seed": _random_seed() if body.seed is None else body.seed}
+    )
+    queue = parts.args.queue
+    return await asyncio.to_thread(
+        parts.store.jobs.submit,
+        request,
+        owner=owner,
+        deadline_s=request.deadline_s or queue.default_deadline_s,
+        max_attempts=queue.max_attempts,
+        idempotency_key=key,
+        fingerprint=mark,
+    )
+
+
+def _random_seed() -> int:
+    return secrets.randbelow(MAX_SEED - 8)
+
+
+def _wait_s(prefer: str | None) -> int:
+    found = _PREFER_WAIT.search(prefer or "")
+    return min(int(found[1]), MAX_WAIT_S) if found else 0
+
+
+async def _unless_they_leave(request: Request, parts: Context, job: Job) -> Job | None:
+    """The job once it has ended. Raises ClientDisconnect as soon as nobody waits for it any more."""
+    patience_s = job.deadline_at - job.created_at + 2 * parts.args.queue.lease_s
+    ended = asyncio.create_task(parts.watcher.finished(job, patience_s))
+    left = asyncio.create_task(_left(request))
+    try:
+        await asyncio.wait((ended, left), return_when=asyncio.FIRST_COMPLETED)
+        if ended.done():
+            return ended.result()
+        raise ClientDisconnect
+    finally:
+        ended.cancel()
+        left.cancel()
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _cancel_quietly(parts: Context, job: Job) -> None:
+    with suppress(errors.Conflict, errors.NotFound, errors.StoreUnavailable):
+        parts.store.jobs.cancel(job.id)
+
+
+def _succeeded(job: Job | None) -> Job:
+    """The job, when it has files. Else raises what says why not."""
+    if job is None:
+        raise errors.Conflict("The job was deleted")
+    match job.status:
+        case Status.SUCCEEDED:
+            return job
+        case Status.EXPIRED:
+            raise errors.DeadlineExceeded(f"Job {job.id} did not end before its deadline")
+        case Status.FAILED:
+            raise errors.GenerationError(f"Job {job.id} failed: {(job.error or {}).get('message')}")
+        case _:
+            raise errors.Conflict(f"Job {job.id} has no audio: it is {job.status}")
+
+
+def _version(event_id: str | None) -> int:
+    return int(event_id) if event_id and event_id.isdecimal() else -1
+
+
+async def _events(parts: Context, job: Job | None, seen: int) -> AsyncIterable[ServerSentEvent]:
+    state = None
+    while job is not None:
+        if job.version > seen:
+            seen = job.version
+            kind = "done" if job.status.final else "progress" if job.status == state else "state"
+            state = job.status
+            view = await asyncio.to_thread(Viewer(parts).view, job)
+            yield ServerSentEvent(event=kind, id=str(job.version), data=view)
+        if job.status.final:
+            return
+        job = await parts.watcher.changed(job.id, job.version)
+
+
+def _printable(model: str | None) -> str | None:
+    return model.replace("\x00", "") if model else model  # PostgreSQL's text cannot hold NUL

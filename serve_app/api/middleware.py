@@ -1,0 +1,72 @@
+"""Around every request: its id, and the size limit. Plain ASGI, so that /ping stays cheap. Serve logs the requests."""
+
+import re
+from contextlib import suppress
+from typing import Final
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve_app.api.problems import problem
+from serve_app.errors import BodyTooLarge
+from serve_app.jobs import new_id
+
+_GIVEN_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+
+
+class RequestMiddleware:
+    """Name the request as Serve's log and `X-Request-ID` do, and refuse a body over the limit before it is read."""
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int):
+        self._app, self._limit = app, max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        scope["request_id"] = _request_id(headers)
+        if _declared_length(headers) > self._limit:
+            await self._refuse(scope, receive, send)
+            return
+        exchange = _Exchange(receive, send, self._limit)
+        with suppress(BodyTooLarge):
+            await self._app(scope, exchange.receive, exchange.send)
+        if exchange.too_large and not exchange.answered:
+            await self._refuse(scope, receive, send)
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        detail = f"The body is larger than {self._limit} bytes (api.max_body_bytes)"
+        await problem(scope["request_id"], BodyTooLarge, detail)(scope, receive, send)
+
+
+class _Exchange:
+    """Counts what is read, and holds back what the app answers to a body that it did not get whole."""
+
+    def __init__(self, receive: Receive, send: Send, limit: int):
+        self._receive, self._send, self._limit = receive, send, limit
+        self._read = 0
+        self.too_large = False
+        self.answered = False
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._read += len(message.get("body", b""))
+        if self._read > self._limit:
+            self.too_large = True
+            raise BodyTooLarge
+        return message
+
+    async def send(self, message: Message) -> None:
+        if self.answered or not self.too_large:
+            self.answered = True
+            await self._send(message)
+
+
+def _request_id(headers: dict[bytes, bytes]) -> str:
+    given = headers.get(b"x-request-id", b"")
+    return given.decode() if _GIVEN_ID.fullmatch(given) else new_id()
+
+
+def _declared_length(headers: dict[bytes, bytes]) -> int:
+    length = headers.get(b"content-length", b"0")
+    return int(length) if length.isdigit() else 0

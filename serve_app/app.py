@@ -1,0 +1,129 @@
+"""`serve run serve_config.yaml` calls `build`: the only place where the parts of Sophia are joined."""
+
+import ipaddress
+import logging
+import os
+import subprocess
+from pathlib import Path
+from typing import Any, Final
+
+import ray
+from fastapi import FastAPI
+from ray import serve
+from ray.serve.context import _get_global_client
+from ray.serve.handle import DeploymentHandle
+
+from serve_app.api import create_api
+from serve_app.artifacts import Artifacts
+from serve_app.config import AppArgs, ModelArgs
+from serve_app.errors import AuthNotConfigured, StoreUnavailable
+from serve_app.store import Store
+from serve_app.weights import DEFAULT_REPOSITORY, DEFAULT_REVISION
+from serve_app.worker import MusicWorker, this_host
+
+logger = logging.getLogger("ray.serve")
+
+DRAIN_S: Final = 3600
+"""How long Serve waits for a worker that ends the job in hand."""
+
+
+def build(args: AppArgs) -> serve.Application:
+    """The Serve application: API processes in front, one deployment of workers for each model."""
+    cluster_has_gpu = ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0
+    models = {name: _resolved(name, model, cluster_has_gpu) for name, model in args.models.items()}
+    args = args.model_copy(update={"models": models})
+    workers = [_workers(name, args).bind(name, args, this_host()) for name in models]
+    api = serve.deployment(Api).options(
+        name="Api",
+        num_replicas=args.api.replicas,
+        max_ongoing_requests=1000,  # waiting requests and event streams cost a coroutine each
+        ray_actor_options={"num_cpus": args.api.num_cpus},
+        graceful_shutdown_timeout_s=60,
+    )
+    return api.bind(args, _commit(), *workers)
+
+
+def _resolved(name: str, model: ModelArgs, cluster_has_gpu: bool) -> ModelArgs:
+    """`auto` becomes what this cluster can run."""
+    device = model.device if model.device != "auto" else "cuda" if cluster_has_gpu else "cpu"
+    if model.source != "auto":
+        device = "cpu" if model.source == "simulated" and model.device == "auto" else device
+        return model.model_copy(update={"device": device})
+    if device == "cuda":
+        logger.info("%s: this cluster has a GPU, so it plays %s", name, DEFAULT_REPOSITORY)
+        return model.model_copy(
+            update={"device": device, "source": DEFAULT_REPOSITORY, "revision": model.revision or DEFAULT_REVISION}
+        )
+    logger.warning(
+        "%s: no GPU in this cluster, so it plays the embedded checkpoint: tiny random weights, which sound like noise. "
+        "For music, run on a GPU or set models.%s.source (and device: cpu, if you are patient) in the configuration.",
+        name,
+        name,
+    )
+    return model.model_copy(update={"device": device, "source": "embedded"})
+
+
+def _workers(name: str, args: AppArgs) -> serve.Deployment:
+    model = args.models[name]
+    options: dict[str, Any] = {"num_cpus": model.num_cpus}
+    if model.device == "cuda":
+        options["num_gpus"] = 1
+    if model.label_selector:
+        options["label_selector"] = model.label_selector
+    return serve.deployment(MusicWorker).options(
+        name=f"MusicWorker-{name}",
+        num_replicas=model.replicas,
+        ray_actor_options=options,
+        graceful_shutdown_timeout_s=DRAIN_S,
+        health_check_period_s=5,
+    )
+
+
+@serve.ingress()
+class Api:
+    """The Serve deployment of the HTTP side."""
+
+    def __init__(self, args: AppArgs, commit: str, *workers: DeploymentHandle):
+        """`workers` are bound here only to be one application with the API; they are never called, they pull."""
+        self._args, self._commit = args, commit
+        self._store = Store(args.resolved_database_url)
+        require_keys_beyond_loopback(args, self._store, _get_global_client().http_config.host)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return create_api(self._args, self._store, Artifacts(self._args.resolved_artifacts_url), self._commit)
+
+
+def require_keys_beyond_loopback(args: AppArgs, store: Store, http_host: str) -> None:
+    """Raise AuthNotConfigured when anybody who reaches `http_host` could use Sophia without being meant to."""
+    if args.auth.mode == "none" or (args.auth.mode == "auto" and _is_loopback(http_host)):
+        return
+    try:
+        store.migrate()
+        if store.keys.names():
+            return
+    except StoreUnavailable as error:  # closed until it is back: without the table no key is accepted
+        logger.warning("cannot see yet whether there are API keys: %s", error)
+        return
+    raise AuthNotConfigured(
+        f"Sophia listens on {http_host} and there is no API key. Make one with 'sophia keys create NAME', or listen on "
+        "127.0.0.1 (http_options: host), or say that everybody may use it (args: auth: {mode: none})."
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _commit() -> str:
+    """The commit this code was built from: an image says it in SOPHIA_COMMIT, a checkout knows it."""
+    if given := os.environ.get("SOPHIA_COMMIT"):
+        return given
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)  # noqa: S603 - fixed words
+    except OSError:
+        return "unknown"
+    return found.stdout.strip() or "unknown"

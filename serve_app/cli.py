@@ -1,0 +1,112 @@
+"""`sophia`: what an operator does beside HTTP. It reads the same configuration as the service and speaks to the same database."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from serve_app import __version__
+from serve_app.config import AppArgs
+from serve_app.errors import ConfigurationError, SophiaError
+from serve_app.store import Store
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one command; 0 when it worked, 1 when Sophia says no, 2 when the words are off."""
+    given = _parser().parse_args(words)
+    try:
+        result: int = given.run(given, load_args(given.config))
+    except SophiaError as error:
+        print(f"sophia: {error.message} [{error.code}]", file=sys.stderr)
+        return 1
+    return result
+
+
+def load_args(config: Path | None) -> AppArgs:
+    """The configuration of the Sophia application in a Serve config file; without a file, defaults and environment."""
+    try:
+        if config is None:
+            return AppArgs()
+        document = yaml.safe_load(config.read_text())
+        ours = [app for app in document["applications"] if str(app["import_path"]).startswith("serve_app.app:")]
+        return AppArgs.model_validate(ours[0].get("args", {}))
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
+        raise ConfigurationError(f"{config or 'environment'}: {wrong}") from None  # its own text may show a secret
+    except (OSError, KeyError, IndexError, TypeError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"{config} is not a Serve config with a Sophia application: {error}") from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sophia", description=__doc__)
+    parser.add_argument("--version", action="version", version=__version__)
+    default = Path("serve_config.yaml")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        default=default if default.exists() else None,
+        help="the Serve config that the service runs with (default: serve_config.yaml in this folder, if there is one)",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_keys(commands)
+    _add_jobs(commands)
+    return parser
+
+
+def _add_keys(commands: Any) -> None:
+    keys = commands.add_parser("keys", help="make, list and revoke API keys").add_subparsers(
+        required=True, metavar="ACTION"
+    )
+    create = keys.add_parser("create", help="make a key and print it, this once")
+    create.add_argument("name", help="whose key it is; jobs are listed and counted under it")
+    create.set_defaults(run=_create_key)
+    keys.add_parser("list", help="list the keys' names").set_defaults(run=_list_keys)
+    revoke = keys.add_parser("revoke", help="make a key useless within seconds")
+    revoke.add_argument("name")
+    revoke.set_defaults(run=_revoke_key)
+
+
+def _add_jobs(commands: Any) -> None:
+    jobs = commands.add_parser("jobs", help="list jobs, newest first")
+    jobs.add_argument("--state", action="append", default=[], help="only jobs in this state; may be repeated")
+    jobs.add_argument("--limit", type=int, default=20, help="how many (default: 20)")
+    jobs.set_defaults(run=_list_jobs)
+
+
+def _create_key(given: argparse.Namespace, args: AppArgs) -> int:
+    print(_store(args).keys.create(given.name))
+    print(f"This is the only time that the key of {given.name!r} is shown.", file=sys.stderr)
+    return 0
+
+
+def _list_keys(_: argparse.Namespace, args: AppArgs) -> int:
+    for name, created_at in _store(args).keys.names():
+        print(f"{name}\t{_shown(created_at)}")
+    return 0
+
+
+def _revoke_key(given: argparse.Namespace, args: AppArgs) -> int:
+    _store(args).keys.revoke(given.name)
+    return 0
+
+
+def _list_jobs(given: argparse.Namespace, args: AppArgs) -> int:
+    for job in _store(args).jobs.page(states=given.state, limit=given.limit):
+        reason = f"\t{job.error['code']}" if job.error else ""
+        print(f"{job.id}\t{job.status}\t{_shown(job.created_at)}\t{job.model}\t{job.request.prompt[:40]!r}{reason}")
+    return 0
+
+
+def _store(args: AppArgs) -> Store:
+    store = Store(args.resolved_database_url)
+    store.migrate()
+    return store
+
+
+def _shown(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")

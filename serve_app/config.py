@@ -1,0 +1,180 @@
+"""Every setting of Sophia, its default and its meaning: `args:` in serve_config.yaml, overridden by `SOPHIA_…` variables.
+
+`SOPHIA_DATA_DIR` sets `data_dir`; `SOPHIA_API__REPLICAS` sets `replicas` in `api`. A variable beats the file, so that one
+file serves several machines. Secrets (a database password) belong in the environment or in a file in `SOPHIA_SECRETS_DIR`
+named like the variable, never in the YAML.
+"""
+
+import os
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+Variant = Literal["turbo", "base", "sft"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class SimulatedArgs(_Strict):
+    """The engine that sleeps instead of computing, for tests of scheduling and scaling."""
+
+    step_s: float = Field(0.05, ge=0, description="Seconds that one denoising step takes.")
+    load_s: float = Field(0.0, ge=0, description="Seconds that loading takes.")
+
+
+class ModelArgs(_Strict):
+    """One model: where its checkpoint comes from and where it runs."""
+
+    source: str = Field(
+        "auto",
+        min_length=1,
+        description="A Hugging Face repository id, a local folder, `embedded` (tiny random weights: noise, for trying Sophia "
+        "out), `simulated` (sleeps; tests only), or `auto`: the released checkpoint when the cluster has a GPU, else `embedded`.",
+    )
+    revision: str | None = Field(
+        None, description="The repository's commit, tag or branch. Pin a commit in production."
+    )
+    variant: Variant | None = Field(
+        None, description="turbo, base or sft; read from the checkpoint when it is not given."
+    )
+    device: Literal["auto", "cuda", "cpu"] = Field(
+        "auto", description="`auto`: CUDA when the cluster has a GPU, else the CPU."
+    )
+    dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto", description="`auto`: bfloat16 on CUDA, float32 on the CPU."
+    )
+    replicas: int = Field(1, ge=0, description="Workers of this model; each has a GPU of its own on CUDA.")
+    label_selector: dict[str, str] = Field(
+        default_factory=dict,
+        description="Ray node labels that a worker's node must have, e.g. `ray.io/accelerator-type: GeForce-RTX-4090`.",
+    )
+    num_cpus: float = Field(0.5, gt=0, description="Ray CPUs that a worker reserves.")
+    simulated: SimulatedArgs = SimulatedArgs()
+
+
+class ApiArgs(_Strict):
+    """The HTTP side."""
+
+    replicas: int = Field(1, ge=1, description="API processes.")
+    num_cpus: float = Field(0.1, gt=0, description="Ray CPUs that an API process reserves.")
+    max_body_bytes: int = Field(1_048_576, ge=1024, description="Largest request body in bytes; a larger one gets 413.")
+
+
+class AuthArgs(_Strict):
+    """Who may call."""
+
+    mode: Literal["auto", "keys", "none"] = Field(
+        "auto",
+        description="`keys`: every call needs an API key. `none`: nobody does, wherever Sophia listens. `auto`: keys are needed as "
+        "soon as one exists; without any, Sophia starts on loopback addresses only.",
+    )
+
+
+class QueueArgs(_Strict):
+    """How jobs are held and tried again."""
+
+    lease_s: float = Field(
+        15, ge=1, le=3600, description="Seconds without a heartbeat after which a worker's job is given to another."
+    )
+    max_attempts: int = Field(
+        3, ge=1, le=100, description="How often a job is started before it fails as `worker_lost`."
+    )
+    default_deadline_s: float = Field(
+        3600, ge=1, description="Seconds from submission to the end, for jobs that name none."
+    )
+
+
+def _default_data_dir() -> Path:
+    return Path.home() / ".sophia"
+
+
+class AppArgs(BaseSettings):
+    """The whole configuration of one Sophia application."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        env_prefix="SOPHIA_",
+        env_nested_delimiter="__",
+        secrets_dir=os.environ.get("SOPHIA_SECRETS_DIR"),
+        validate_default=True,
+    )
+
+    data_dir: Path = Field(
+        default_factory=_default_data_dir,
+        description="Where the local database, audio and checkpoints lie. Absolute, as Ray's processes start elsewhere.",
+    )
+    database_url: SecretStr | None = Field(
+        None,
+        description="`postgresql://user:password@host/name` for several nodes; SQLite in `data_dir` when not given.",
+    )
+    artifacts_url: str | None = Field(
+        None,
+        description="`s3://bucket/prefix`, `gs://…`, `az://…` or `file:///folder`; `data_dir`/audio when not given.",
+    )
+    models: dict[str, ModelArgs] = Field(default_factory=lambda: {"ace-step": ModelArgs()}, min_length=1)
+    default_model: str | None = Field(
+        None, description="The model of requests that name none; the first one when not given."
+    )
+    api: ApiArgs = ApiArgs()
+    auth: AuthArgs = AuthArgs()
+    queue: QueueArgs = QueueArgs()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment beats secret files, which beat the YAML."""
+        return env_settings, file_secret_settings, init_settings
+
+    @field_validator("data_dir")
+    @classmethod
+    def _absolute(cls, folder: Path) -> Path:
+        folder = folder.expanduser()
+        if not folder.is_absolute():
+            raise ValueError(f"data_dir must be an absolute path or start with ~, got {str(folder)!r}")
+        return folder
+
+    @model_validator(mode="after")
+    def _default_model_is_served(self) -> Self:
+        if self.default_model is None:
+            self.default_model = next(iter(self.models))
+        if self.default_model not in self.models:
+            raise ValueError(f"default_model {self.default_model!r} is not among the models {sorted(self.models)}")
+        return self
+
+    @property
+    def resolved_database_url(self) -> str:
+        """The database's address, SQLite in `data_dir` by default."""
+        if self.database_url is None:
+            return f"sqlite:///{self.data_dir / 'sophia.db'}"
+        return self.database_url.get_secret_value()
+
+    @property
+    def resolved_artifacts_url(self) -> str:
+        """The artifact store's address, a folder in `data_dir` by default."""
+        return self.artifacts_url or (self.data_dir / "audio").as_uri()
+
+
+def setting_rows(model: type[BaseModel] = AppArgs, prefix: str = "") -> list[tuple[str, str, str]]:
+    """(name, default, meaning) of every setting: the README's table is made and checked from it."""
+    rows: list[tuple[str, str, str]] = []
+    for name, field in model.model_fields.items():
+        kind: Any = field.annotation
+        if name == "models":
+            rows += setting_rows(ModelArgs, f"{prefix}models.NAME.")
+        elif isinstance(kind, type) and issubclass(kind, BaseModel):
+            rows += setting_rows(kind, f"{prefix}{name}.")
+        else:
+            default = field.get_default(call_default_factory=True, validated_data={})
+            shown = "~/.sophia" if name == "data_dir" else "" if default in (None, {}) else str(default)
+            rows.append((f"{prefix}{name}", shown, field.description or ""))
+    return rows

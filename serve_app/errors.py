@@ -1,0 +1,238 @@
+"""Every error of Sophia: its HTTP status, stable code, whether trying again can help, and one sentence.
+
+An error's own message says what was wrong *this* time and what to do; the class says what kind of thing it is.
+All of them take one positional message, because that is what survives pickling between Ray processes.
+"""
+
+from typing import ClassVar
+
+
+class SophiaError(Exception):
+    """The root of all errors that Sophia raises on purpose."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+    retryable: ClassVar[bool] = False
+    title: ClassVar[str] = "Something went wrong inside Sophia"
+
+    def __init__(self, message: str = ""):
+        super().__init__(message or self.title)
+
+    @property
+    def message(self) -> str:
+        """What was wrong this time."""
+        return str(self.args[0])
+
+
+# --- Requests -------------------------------------------------------------------------------------------------------
+
+
+class InvalidRequest(SophiaError):
+    """A field, header or query parameter is wrong; the message or the `errors` list names it."""
+
+    status, code, title = 422, "invalid_request", "The request is not valid"
+
+
+class MalformedBody(SophiaError):
+    """The body is not JSON at all."""
+
+    status, code, title = 400, "malformed_body", "The body is not valid JSON"
+
+
+class Unauthorized(SophiaError):
+    """No API key, or one that is not known."""
+
+    status, code, title = 401, "unauthorized", "A valid API key is needed"
+
+
+class NotFound(SophiaError):
+    """There is no such route, job or file."""
+
+    status, code, title = 404, "not_found", "There is nothing here"
+
+
+class MethodNotAllowed(SophiaError):
+    """The route exists, with other methods."""
+
+    status, code, title = 405, "method_not_allowed", "This route does not have this method"
+
+
+class Conflict(SophiaError):
+    """The job's state does not allow this."""
+
+    status, code, title = 409, "conflict", "The job's state does not allow this"
+
+
+class IdempotencyConflict(SophiaError):
+    """The same Idempotency-Key came with another request before."""
+
+    status, code, title = 409, "idempotency_conflict", "This Idempotency-Key was used for another request"
+
+
+class BodyTooLarge(SophiaError):
+    """The body is over the configured limit."""
+
+    status, code, title = 413, "body_too_large", "The body is too large"
+
+
+class UnsupportedMediaType(SophiaError):
+    """The body's content type is not one that the route reads."""
+
+    status, code, title = 415, "unsupported_media_type", "This content type is not read here"
+
+
+class RangeNotSatisfiable(SophiaError):
+    """The Range header lies outside the file."""
+
+    status, code, title = 416, "range_not_satisfiable", "The range lies outside the file"
+
+
+class StoreUnavailable(SophiaError):
+    """The database cannot be reached, or did not answer in time."""
+
+    status, code, retryable, title = 503, "store_unavailable", True, "The job database is away; try again shortly"
+
+
+class ArtifactsUnavailable(SophiaError):
+    """The artifact store (disk or object store) cannot be read or written."""
+
+    status, code, retryable, title = 503, "artifacts_unavailable", True, "The audio store is away; try again shortly"
+
+
+# --- Configuration --------------------------------------------------------------------------------------------------
+
+
+class ConfigurationError(SophiaError):
+    """The configuration cannot work; nothing starts until it is changed."""
+
+    code, title = "configuration_error", "The configuration cannot work"
+
+
+class AuthNotConfigured(ConfigurationError):
+    """Sophia would listen beyond loopback without API keys."""
+
+    code, title = "auth_not_configured", "Sophia does not listen beyond loopback without API keys"
+
+
+# --- Loading a model ------------------------------------------------------------------------------------------------
+
+
+class LoadError(SophiaError):
+    """A worker cannot load its model. Its subclasses name the cause."""
+
+    code, title = "load_failed", "The model could not be loaded"
+
+
+class MissingFile(LoadError):
+    """A file that the checkpoint's index names is not there."""
+
+    code, title = "missing_file", "The checkpoint lacks a file"
+
+
+class CorruptFile(LoadError):
+    """A file of the checkpoint is truncated or unreadable."""
+
+    code, title = "corrupt_file", "A file of the checkpoint is truncated or unreadable"
+
+
+class WrongLayout(LoadError):
+    """The folder or repository is not an AceStepPipeline checkpoint in the diffusers layout."""
+
+    code, title = "wrong_layout", "This is not an ACE-Step checkpoint in the diffusers layout"
+
+
+class WrongClass(LoadError):
+    """`model_index.json` names a pipeline or component class that is not ACE-Step's."""
+
+    code, title = "wrong_class", "model_index.json names another class"
+
+
+class UnknownRepository(LoadError):
+    """The hub knows no such repository, or it is private and no token was given."""
+
+    code, title = "unknown_repository", "The hub knows no such repository"
+
+
+class UnknownRevision(LoadError):
+    """The repository has no such revision."""
+
+    code, title = "unknown_revision", "The repository has no such revision"
+
+
+class HubUnreachable(LoadError):
+    """The hub cannot be reached and the checkpoint is not in the cache."""
+
+    code, retryable, title = "hub_unreachable", True, "The hub cannot be reached and nothing is cached"
+
+
+class DiskFull(LoadError):
+    """There is not enough disk space for the checkpoint."""
+
+    code, retryable, title = "disk_full", True, "There is not enough disk space"
+
+
+class DeviceUnavailable(LoadError):
+    """The configured device does not exist on this node."""
+
+    code, title = "device_unavailable", "The configured device is not on this node"
+
+
+class DeviceMemory(LoadError):
+    """The device has too little free memory for the model."""
+
+    code, retryable, title = "device_memory", True, "The device has too little free memory"
+
+
+class PackageMissing(LoadError):
+    """A Python package that loading needs is not installed."""
+
+    code, title = "package_missing", "A Python package is missing"
+
+
+class PackageMismatch(LoadError):
+    """Installed packages do not fit each other (say, a CUDA torchaudio beside a CPU torch)."""
+
+    code, title = "package_mismatch", "Installed packages do not fit each other"
+
+
+class SelfTestFailed(LoadError):
+    """The loaded model's first short song was not finite, silent, or of the wrong length."""
+
+    code, title = "self_test_failed", "The loaded model failed its self-test"
+
+
+# --- Running a job --------------------------------------------------------------------------------------------------
+
+
+class GenerationError(SophiaError):
+    """A job failed while it ran. Its subclasses name the cause."""
+
+    code, title = "generation_failed", "The song could not be generated"
+
+
+class BadAudio(GenerationError):
+    """The model gave NaN, infinity or silence."""
+
+    code, retryable, title = "bad_audio", True, "The model gave no usable audio"
+
+
+class OutOfDeviceMemory(GenerationError):
+    """The request does not fit into the device's memory."""
+
+    code, title = "out_of_device_memory", "The request does not fit into the device's memory"
+
+
+class WorkerLost(GenerationError):
+    """The worker died or lost contact while it ran the job, as often as the job may be tried."""
+
+    code, retryable, title = "worker_lost", True, "The worker that ran the job was lost"
+
+
+class DeadlineExceeded(SophiaError):
+    """The job did not end before its deadline (queue and run together)."""
+
+    code, title = "deadline_exceeded", "The job's deadline passed"
+
+
+class Stopped(Exception):
+    """Raised inside a generation, between two steps, when the worker no longer holds the job."""

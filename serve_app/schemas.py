@@ -1,0 +1,416 @@
+"""What goes over the wire: the one list of a song's parameters with their bounds and defaults, and what is answered.
+
+`MusicRequest` is transport-free: the native API, the worker, the engine and the command line all speak it.
+"""
+
+from datetime import datetime
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from serve_app.config import Variant
+
+SAMPLE_RATE: Final = 48_000
+"""Samples a second of every song (ACE-Step 1.5's VAE)."""
+
+MAX_PROMPT_TOKENS: Final = 256
+MAX_LYRICS_TOKENS: Final = 2048
+"""Where AceStepPipeline cuts prompt and lyrics, silently (its `max_text_length` and `max_lyric_length`)."""
+
+MAX_SEED: Final = 2**32 - 1
+
+Format = Literal["mp3", "flac", "wav", "wav32", "ogg", "opus"]
+MEDIA_TYPES: Final[dict[str, str]] = {
+    "mp3": "audio/mpeg",
+    "flac": "audio/flac",
+    "wav": "audio/wav",
+    "wav32": "audio/wav",
+    "ogg": "audio/ogg",
+    "opus": "audio/ogg; codecs=opus",
+}
+
+TaskType = Literal["text2music"]
+TASKS: Final[dict[Variant, tuple[TaskType, ...]]] = {
+    "turbo": ("text2music",),
+    "base": ("text2music",),
+    "sft": ("text2music",),
+}
+"""What each variant can do here."""
+
+# The languages of ACE-Step 1.5's lyrics (`VALID_LANGUAGES` in its constants.py).
+Language = Literal[
+    "ar", "az", "bg", "bn", "ca", "cs", "da", "de", "el", "en", "es", "fa", "fi", "fr", "he", "hi", "hr", "ht", "hu",
+    "id", "is", "it", "ja", "ko", "la", "lt", "ms", "ne", "nl", "no", "pa", "pl", "pt", "ro", "ru", "sa", "sk", "sr",
+    "sv", "sw", "ta", "te", "th", "tl", "tr", "uk", "ur", "vi", "yue", "zh", "unknown",
+]  # fmt: skip
+
+
+class VariantDefaults(BaseModel):
+    """What a request that names no steps, guidance or shift gets."""
+
+    model_config = ConfigDict(frozen=True)
+
+    steps: int = Field(description="Denoising steps.", examples=[8])
+    guidance_scale: float = Field(description="How closely to follow the prompt; 1 is no guidance.", examples=[1.0])
+    shift: float = Field(description="Shift of the timestep schedule.", examples=[3.0])
+
+
+# Turbo is distilled to 8 steps and has its guidance in the weights; base and sft are the model cards' values.
+VARIANT_DEFAULTS: Final[dict[Variant, VariantDefaults]] = {
+    "turbo": VariantDefaults(steps=8, guidance_scale=1.0, shift=3.0),
+    "base": VariantDefaults(steps=50, guidance_scale=7.0, shift=3.0),
+    "sft": VariantDefaults(steps=50, guidance_scale=7.0, shift=3.0),
+}
+
+# No NUL: PostgreSQL's text cannot hold it, and no prompt means it.
+_Text = r"^[^\x00]*$"
+
+
+class MusicRequest(BaseModel):
+    """One song: what to play and how. Every field but `prompt` may be left out."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    prompt: str = Field(
+        min_length=1,
+        max_length=4000,
+        pattern=_Text,
+        description="What the music is like: genre, instruments, mood, voice. The model reads about the first 200 words; the "
+        "job's `warnings` say when it was cut.",
+        examples=["warm lo-fi piano, rain, slow"],
+    )
+    lyrics: str = Field(
+        "",
+        max_length=20_000,
+        pattern=_Text,
+        description="Words to sing, with section tags such as [verse] and [chorus]. Empty: instrumental.",
+        examples=["[verse]\nSoft notes in the morning light"],
+    )
+    model: str | None = Field(
+        None, description="Which model plays, one of GET /v1/models. Left out: the default one.", examples=["ace-step"]
+    )
+    task_type: TaskType = Field(
+        "text2music", description="What to do; GET /v1/models lists what each model can.", examples=["text2music"]
+    )
+    duration: float = Field(60.0, ge=1, le=600, description="Length of the song in seconds.", examples=[30])
+    variations: int = Field(
+        1,
+        ge=1,
+        le=8,
+        description="How many versions to make in one go; version i (from 0) uses seed + i.",
+        examples=[2],
+    )
+    seed: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_SEED,
+        description="Where the noise starts: the same request and seed give the same song. Left out: drawn at random and told.",
+        examples=[7],
+    )
+    format: Format = Field(
+        "mp3",
+        description="File format: mp3 (VBR), flac, wav (16-bit), wav32 (32-bit float), ogg (Vorbis), opus. Always stereo, 48 kHz.",
+        examples=["flac"],
+    )
+    bpm: int | None = Field(
+        None, ge=30, le=300, description="Tempo in beats a minute. Left out: the model chooses.", examples=[92]
+    )
+    keyscale: str | None = Field(
+        None,
+        pattern=r"^[A-G][#b♯♭]? (major|minor)$",
+        description="Key, as in `C major` or `F# minor`. Left out: the model chooses.",
+        examples=["C major"],
+    )
+    timesignature: Literal["2", "3", "4", "6"] | None = Field(
+        None,
+        description="Beats in a bar: 2 (2/4), 3 (3/4), 4 (4/4) or 6 (6/8). Left out: the model chooses.",
+        examples=["4"],
+    )
+    vocal_language: Language = Field("en", description="Language of the lyrics, as an ISO 639 code.", examples=["en"])
+    steps: int | None = Field(
+        None,
+        ge=1,
+        le=200,
+        description="Denoising steps. Left out: what the variant is made for (turbo 8, base and sft 50).",
+        examples=[8],
+    )
+    guidance_scale: float | None = Field(
+        None,
+        ge=1,
+        le=30,
+        description="How closely to follow the prompt; 1 is no guidance. Turbo ignores it and the job's `warnings` say so. "
+        "Left out: 7 on base and sft.",
+        examples=[7.0],
+    )
+    shift: float | None = Field(
+        None,
+        ge=0.1,
+        le=10,
+        description="Shift of the timestep schedule; above 1 spends more steps on the form. Left out: 3.",
+        examples=[3.0],
+    )
+    cfg_interval_start: float = Field(
+        0.0, ge=0, le=1, description="Fraction of the denoising at which guidance begins.", examples=[0.0]
+    )
+    cfg_interval_end: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Fraction of the denoising at which guidance ends; before its start, it is never applied.",
+        examples=[1.0],
+    )
+    priority: int = Field(
+        5, ge=0, le=9, description="9 starts before 0; jobs of one priority start by age.", examples=[5]
+    )
+    deadline_s: float | None = Field(
+        None,
+        ge=1,
+        le=604_800,
+        description="Seconds from submission in which the job must end, waiting included; later it is `expired`. Left out: 3600, "
+        "unless the operator set another.",
+        examples=[600],
+    )
+    metadata: dict[
+        Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=_Text)],
+        Annotated[str, StringConstraints(max_length=512, pattern=_Text)],
+    ] = Field(
+        default_factory=dict,
+        max_length=32,
+        description="Your own names and values (at most 32), given back with the job and never read.",
+        examples=[{"project": "rainy-day"}],
+    )
+
+
+State = Literal["queued", "running", "succeeded", "failed", "cancelled", "expired"]
+
+
+class Progress(BaseModel):
+    """How far a running job is."""
+
+    stage: str = Field(
+        description="What is being done: conditioning, denoising, decoding, encoding or storing.",
+        examples=["denoising"],
+    )
+    step: int = Field(description="Steps of this stage that are done.", examples=[3])
+    steps: int = Field(description="Steps of this stage in all.", examples=[8])
+    fraction: float = Field(ge=0, le=1, description="Part of the whole job that is done, from 0 to 1.", examples=[0.4])
+
+
+class AudioFile(BaseModel):
+    """One finished file."""
+
+    url: str = Field(description="Where to get it.", examples=["/v1/jobs/0190d8a4-7b5e-7c3a-9f00-3c5e8b1f2a4d/audio/0"])
+    format: Format = Field(description="File format.", examples=["flac"])
+    seconds: float = Field(description="Length in seconds.", examples=[30.0])
+    sample_rate: int = Field(description="Samples a second, in Hz.", examples=[SAMPLE_RATE])
+    channels: int = Field(description="Channels: 2, stereo.", examples=[2])
+    bytes: int = Field(description="Size of the file in bytes.", examples=[1_440_000])
+    sha256: str = Field(
+        description="SHA-256 of the file, in hex.",
+        examples=["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"],
+    )
+    seed: int = Field(description="The seed of this version.", examples=[7])
+
+
+class Timing(BaseModel):
+    """Where a finished job's time went, in seconds."""
+
+    queued_s: float = Field(description="From submission to the start of the last attempt.", examples=[0.4])
+    generate_s: float = Field(description="Conditioning, denoising and decoding.", examples=[6.2])
+    encode_s: float = Field(description="Encoding and storing, beside the next generation.", examples=[0.3])
+    gpu_s: float = Field(description="Time that the job held the device.", examples=[6.2])
+
+
+class JobError(BaseModel):
+    """Why a job failed or expired."""
+
+    code: str = Field(description="Stable code; the documentation lists them.", examples=["worker_lost"])
+    message: str = Field(
+        description="What happened and what to do.", examples=["The worker was lost 3 times while it ran this job."]
+    )
+
+
+class JobLinks(BaseModel):
+    """Where to go on."""
+
+    self: str = Field(description="This job.", examples=["/v1/jobs/0190d8a4-7b5e-7c3a-9f00-3c5e8b1f2a4d"])
+    events: str = Field(
+        description="Its progress as server-sent events.",
+        examples=["/v1/jobs/0190d8a4-7b5e-7c3a-9f00-3c5e8b1f2a4d/events"],
+    )
+    audio: str = Field(description="Its first file.", examples=["/v1/jobs/0190d8a4-7b5e-7c3a-9f00-3c5e8b1f2a4d/audio"])
+    cancel: str = Field(
+        description="POST here to cancel it.", examples=["/v1/jobs/0190d8a4-7b5e-7c3a-9f00-3c5e8b1f2a4d/cancel"]
+    )
+
+
+class JobView(BaseModel):
+    """A job as clients see it."""
+
+    id: str = Field(description="The job's id, a UUIDv7.", examples=["0190d8a4-7b5e-7c3a-9f00-3c5e8b1f2a4d"])
+    state: State = Field(
+        description="queued, running, or how it ended: succeeded, failed, cancelled, expired.", examples=["running"]
+    )
+    model: str = Field(description="The model that plays it.", examples=["ace-step"])
+    created_at: datetime = Field(
+        description="When it was submitted (RFC 3339, UTC).", examples=["2026-11-24T10:00:00Z"]
+    )
+    started_at: datetime | None = Field(description="When its last attempt began.", examples=["2026-11-24T10:00:01Z"])
+    finished_at: datetime | None = Field(description="When it ended.", examples=["2026-11-24T10:00:09Z"])
+    deadline_at: datetime = Field(description="When it expires if it has not ended.", examples=["2026-11-24T11:00:00Z"])
+    attempt: int = Field(description="How often it was started.", examples=[1])
+    position: int | None = Field(description="Place in the queue, from 1, while queued.", examples=[3])
+    eta_s: float | None = Field(
+        description="Estimated seconds until it starts, while queued; null when nothing is known yet.", examples=[12.5]
+    )
+    waiting_for: str | None = Field(
+        description="Why it waits, while queued.", examples=["2 jobs before this one on 1 worker"]
+    )
+    progress: Progress | None = Field(description="How far it is, while running.")
+    request: MusicRequest = Field(description="What was asked for, with the model and the seed filled in.")
+    warnings: list[str] = Field(
+        description="What was asked for and could not be honoured.",
+        examples=[["guidance_scale is ignored by turbo models"]],
+    )
+    audio: list[AudioFile] = Field(description="The finished files, one a variation.")
+    timing: Timing | None = Field(description="Where the time went, when finished.")
+    error: JobError | None = Field(description="Why it failed or expired.")
+    links: JobLinks = Field(description="Addresses of what belongs to this job.")
+
+
+class JobList(BaseModel):
+    """One page of jobs, newest first."""
+
+    jobs: list[JobView] = Field(description="The jobs of this page.")
+    next_cursor: str | None = Field(
+        description="Pass it as `cursor` for the next page; null on the last.", examples=[None]
+    )
+
+
+class Problem(BaseModel):
+    """An error, as RFC 9457 has it (application/problem+json)."""
+
+    type: str = Field(description="Always about:blank; `code` tells errors apart.", examples=["about:blank"])
+    title: str = Field(description="The kind of error in words.", examples=["The request is not valid"])
+    status: int = Field(description="The HTTP status.", examples=[422])
+    code: str = Field(description="Stable name of the kind of error.", examples=["invalid_request"])
+    detail: str = Field(
+        description="What was wrong this time and what is allowed.", examples=["duration: must be at most 600, got 900"]
+    )
+    request_id: str = Field(
+        description="Quote it when you ask about this error; the logs have it.", examples=["0190d8a47b5e7c3a"]
+    )
+    errors: list["FieldError"] | None = Field(None, description="One entry a wrong field.")
+
+
+class FieldError(BaseModel):
+    """One wrong field."""
+
+    field: str = Field(description="Path of the field.", examples=["duration"])
+    value: str | None = Field(None, description="What was given, shortened.", examples=["900"])
+    message: str = Field(description="What is allowed.", examples=["must be at most 600"])
+
+
+class WorkerView(BaseModel):
+    """One worker as operators see it."""
+
+    id: str = Field(description="The worker's id.", examples=["0190d8a4-7b5e-7c3a-9f00-3c5e8b1f2a4d"])
+    model: str = Field(description="Its model.", examples=["ace-step"])
+    node: str = Field(description="The node it runs on.", examples=["10.0.0.4"])
+    device: str = Field(description="Its device.", examples=["cuda:0 NVIDIA GeForce RTX 4090"])
+    phase: str = Field(
+        description="starting, preflight, download, load, warm_up, idle, generating, draining or failed.",
+        examples=["idle"],
+    )
+    since: datetime = Field(description="When this phase began.", examples=["2026-11-24T10:00:00Z"])
+    progress: float | None = Field(
+        description="How far this phase is, from 0 to 1, where that is known.", examples=[0.41]
+    )
+    detail: str = Field(description="The phase in words.", examples=["downloading 41 %"])
+    error: JobError | None = Field(description="Its last error.")
+    job: str | None = Field(description="The job it runs.", examples=[None])
+    seen_at: datetime = Field(description="Its last heartbeat.", examples=["2026-11-24T10:00:00Z"])
+
+
+class ScaleView(BaseModel):
+    """How many workers a model has, should have, and why."""
+
+    ready: int = Field(description="Workers that can generate now.", examples=[1])
+    starting: int = Field(description="Workers on their way.", examples=[0])
+    wanted: int = Field(description="Workers asked for.", examples=[1])
+    reason: str = Field(description="Why that many.", examples=["models.ace-step.replicas is 1"])
+
+
+class Health(BaseModel):
+    """The whole service at a glance."""
+
+    status: Literal["ok", "starting", "degraded"] = Field(
+        description="ok: every model has a worker that can generate. starting: some are on their way. degraded: a model has none.",
+        examples=["ok"],
+    )
+    version: str = Field(description="Sophia's version.", examples=["0.1.0"])
+    commit: str = Field(description="The commit it was built from.", examples=["3f2c1a9"])
+    jobs: dict[State, int] = Field(
+        description="Jobs by state.", examples=[{"queued": 2, "running": 1, "succeeded": 40}]
+    )
+    oldest_wait_s: float | None = Field(
+        description="How long the longest-waiting queued job has waited.", examples=[3.2]
+    )
+    workers: list[WorkerView] = Field(description="Every worker that is alive or failed lately.")
+    scale: dict[str, ScaleView] = Field(description="Workers by model.")
+    notices: list[str] = Field(
+        description="What an operator should know.",
+        examples=[["ace-step plays the embedded checkpoint: noise, for trying Sophia out"]],
+    )
+
+
+class ModelView(BaseModel):
+    """A model that can be asked for."""
+
+    name: str = Field(description="What a request's `model` says.", examples=["ace-step"])
+    is_default: bool = Field(description="Whether requests that name no model get it.", examples=[True])
+    source: str = Field(
+        description="Where its checkpoint comes from.", examples=["ACE-Step/acestep-v15-xl-turbo-diffusers"]
+    )
+    revision: str | None = Field(
+        description="Which revision of it.", examples=["200ba991ae448051e14b0183157e35c2d27c9fb0"]
+    )
+    variant: Variant | None = Field(
+        description="turbo, base or sft; null until a worker has read the checkpoint.", examples=["turbo"]
+    )
+    tasks: list[TaskType] = Field(description="What it can do.", examples=[["text2music"]])
+    defaults: VariantDefaults | None = Field(description="What it uses where a request says nothing.")
+    ready_workers: int = Field(description="Workers that can generate now.", examples=[1])
+    noise: bool = Field(description="True when it has random weights and plays noise.", examples=[False])
+
+
+class ModelList(BaseModel):
+    """The models, and limits that hold for all of them."""
+
+    models: list[ModelView] = Field(description="The models that are served.")
+    formats: list[Format] = Field(description="File formats.", examples=[["mp3", "flac"]])
+    max_duration_s: float = Field(description="The longest song, in seconds.", examples=[600])
+    max_variations: int = Field(description="The most variations of one request.", examples=[8])
+
+
+class Pong(BaseModel):
+    """The answer to a ping."""
+
+    pong: Literal[True] = Field(True, description="Always true.", examples=[True])
+    version: str = Field(description="Sophia's version.", examples=["0.1.0"])
+    commit: str = Field(description="The commit it was built from.", examples=["3f2c1a9"])
+
+
+class Ready(BaseModel):
+    """Whether at least one worker can generate."""
+
+    ready: bool = Field(
+        description="True when at least one worker of each model can generate, or is asleep by design.", examples=[True]
+    )
+    reason: str = Field(description="Why, or why not.", examples=["1 worker is ready"])
+
+
+def bounds_of(field: str) -> dict[str, Any]:
+    """The JSON schema of one field of MusicRequest, for messages and documents."""
+    schema: dict[str, Any] = MusicRequest.model_json_schema()["properties"][field]
+    return schema

@@ -1,0 +1,30 @@
+"""The job store: jobs, workers and API keys in SQLite or PostgreSQL, with its migrations beside it."""
+
+from serve_app.store.changes import Changes
+from serve_app.store.database import Database
+from serve_app.store.jobs import Beat, JobStore
+from serve_app.store.keys import KeyStore
+from serve_app.store.workers import WorkerRow, WorkerStore
+
+__all__ = ["Beat", "Store", "WorkerRow"]
+
+
+class Store:
+    """One process's connection to the database; safe to use from several threads."""
+
+    def __init__(self, url: str):
+        """`url` is `sqlite:///file` or `postgresql://…`. Nothing is opened before the first call."""
+        self.database = Database(url)
+        self.jobs = JobStore(self.database)
+        self.workers = WorkerStore(self.database)
+        self.keys = KeyStore(self.database)
+        self.changes = Changes(self.database)
+
+    def migrate(self) -> None:
+        """Bring the schema up to date; several processes may do so at once."""
+        self.database.migrate()
+
+    def close(self) -> None:
+        """Stop watching and close every connection."""
+        self.changes.close()
+        self.database.close()

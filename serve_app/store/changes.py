@@ -1,0 +1,96 @@
+"""Learning of a change at once, without polling cost.
+
+SQLite: `PRAGMA data_version` on a connection of its own changes when another connection commits; it takes no lock and a few
+microseconds (sqlite.org/pragma.html#pragma_data_version). PostgreSQL: LISTEN, woken by the NOTIFY of every write.
+"""
+
+import logging
+import sqlite3
+import threading
+from collections.abc import Callable
+from typing import Final, cast, get_args
+
+import psycopg
+
+from serve_app.store.database import CHANNEL, Database, Topic
+
+logger = logging.getLogger(__name__)
+
+POLL_S: Final = 0.01
+RECONNECT_S: Final = 1.0
+
+
+class Changes:
+    """A counter for each topic that grows when something happened, and a way to wait for it. One thread watches.
+
+    SQLite does not say what has changed, so there every change counts for every topic.
+    """
+
+    def __init__(self, database: Database):
+        self._database = database
+        self._condition = threading.Condition()
+        self._counts: dict[Topic, int] = dict.fromkeys(get_args(Topic), 0)
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def count(self, topic: Topic) -> int:
+        """Read it *before* looking at the database, then wait with it: no change between the two is missed."""
+        self._start()
+        return self._counts[topic]
+
+    def wait(self, topic: Topic, seen: int, timeout: float) -> bool:
+        """Block until the topic's counter has passed `seen` or `timeout` seconds are over; whether it has passed."""
+        self._start()
+        with self._condition:
+            return self._condition.wait_for(lambda: self._counts[topic] > seen or self._closed.is_set(), timeout)
+
+    def notify(self, *topics: Topic) -> None:
+        """Wake the waiters of this process; of every topic when none is named."""
+        with self._condition:
+            for topic in topics or self._counts:
+                self._counts[topic] += 1
+            self._condition.notify_all()
+
+    def close(self) -> None:
+        """Stop watching; waiters return."""
+        self._closed.set()
+        self.notify()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _start(self) -> None:
+        with self._condition:
+            if self._thread is None:
+                watch = self._watch_sqlite if self._database.is_sqlite else self._watch_postgresql
+                self._thread = threading.Thread(target=self._watch, args=(watch,), name="changes", daemon=True)
+                self._thread.start()
+
+    def _watch(self, watch: Callable[[], None]) -> None:
+        while not self._closed.is_set():
+            try:
+                watch()
+            except (sqlite3.Error, psycopg.Error) as error:
+                logger.warning("lost sight of the job database, looking again in %s s: %s", RECONNECT_S, error)
+                self._closed.wait(RECONNECT_S)
+            self.notify()  # what happened meanwhile was not seen
+
+    def _watch_sqlite(self) -> None:
+        connection = sqlite3.connect(str(self._database.url.database), isolation_level=None)
+        try:
+            seen = None
+            while not self._closed.wait(POLL_S):
+                version = connection.execute("PRAGMA data_version").fetchone()
+                if version != seen:
+                    seen = version
+                    self.notify()
+        finally:
+            connection.close()
+
+    def _watch_postgresql(self) -> None:
+        address = self._database.url.set(drivername="postgresql").render_as_string(hide_password=False)
+        with psycopg.connect(address, autocommit=True, connect_timeout=5) as connection:
+            connection.execute(f"LISTEN {CHANNEL}")
+            self.notify()  # what was committed before LISTEN sent no notification
+            while not self._closed.is_set():
+                for notice in connection.notifies(timeout=0.2, stop_after=1):
+                    self.notify(cast(Topic, notice.payload))

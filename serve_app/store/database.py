@@ -1,0 +1,146 @@
+"""Connections, transactions and the schema. What differs between SQLite and PostgreSQL stands here and nowhere else."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError, TimeoutError
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.expression import FunctionElement
+
+from serve_app.errors import ConfigurationError, StoreUnavailable
+
+CHANNEL: Final = "sophia"
+"""PostgreSQL's notification channel; the payload is a topic."""
+
+Topic = Literal["queued", "ended", "revoked"]
+"""What a change means to watchers: a job can be claimed; one has ended; a running one was taken from its worker."""
+
+BUSY_TIMEOUT_S: Final = 15
+"""How long a transaction waits for another's lock before it gives up."""
+
+_MIGRATION_LOCK: Final = 0x50F1A  # any number that no other program takes
+
+
+class now(FunctionElement[float]):
+    """The database's clock in seconds since the epoch, so that nodes with different clocks agree on leases."""
+
+    type = sa.Double()
+    inherit_cache = True
+
+
+@compiles(now, "sqlite")
+def _sqlite_now(*_: Any, **__: Any) -> str:
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+@compiles(now, "postgresql")
+def _postgresql_now(*_: Any, **__: Any) -> str:
+    return "extract(epoch from clock_timestamp())::double precision"
+
+
+class Database:
+    """An engine and its two kinds of transaction."""
+
+    def __init__(self, url: str):
+        self.url = _checked(url)
+        self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        self.engine = _sqlite_engine(self.url) if self.is_sqlite else _postgresql_engine(self.url)
+
+    @contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        """A transaction that reads. Raises StoreUnavailable when the database is away."""
+        with _unavailable_as_ours(), self.engine.connect() as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def write(self, *topics: Topic, durable: bool = True) -> Iterator[sa.Connection]:
+        """A transaction that writes, and wakes those who watch `topics` when it commits.
+
+        `durable`: on disk before it returns, which is owed for whatever a client was promised. A heartbeat is not.
+        """
+        with _unavailable_as_ours(), self.engine.connect() as connection:
+            if self.is_sqlite:
+                cursor = connection.connection.cursor()
+                cursor.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+            with connection.execution_options(write=True).begin():
+                if not self.is_sqlite:
+                    if not durable:
+                        connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
+                    for topic in topics:
+                        connection.execute(sa.select(sa.func.pg_notify(CHANNEL, topic)))
+                yield connection
+
+    def migrate(self) -> None:
+        """Run the migrations under a lock that every process takes, so that the second finds nothing to do."""
+        from alembic import command
+        from alembic.config import Config
+
+        config = Config()
+        config.set_main_option("script_location", "serve_app.store:migrations")
+        config.set_main_option("path_separator", "os")
+        with self.write() as connection:  # on SQLite, that is the lock
+            if not self.is_sqlite:
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+    def close(self) -> None:
+        """Close every connection."""
+        self.engine.dispose()
+
+
+def _checked(url: str) -> sa.URL:
+    try:
+        parsed = sa.make_url(url)
+    except sa.exc.ArgumentError:  # its text shows the URL, and so a password
+        raise ConfigurationError("database_url is not a URL such as postgresql://user@host/name") from None
+    if parsed.get_backend_name() not in ("sqlite", "postgresql"):
+        raise ConfigurationError(
+            f"database_url: Sophia stores jobs in sqlite or postgresql, not in {parsed.drivername!r}"
+        )
+    if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
+        raise ConfigurationError("database_url: SQLite needs a file, since several processes share it")
+    return parsed if parsed.get_backend_name() == "sqlite" else parsed.set(drivername="postgresql+psycopg")
+
+
+def _sqlite_engine(url: sa.URL) -> sa.Engine:
+    Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
+    engine = sa.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False}, pool_size=8)
+
+    @sa.event.listens_for(engine, "connect")
+    def _configure(connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # transactions begin below, not where the driver guesses
+        connection.execute("PRAGMA journal_mode = WAL")
+
+    @sa.event.listens_for(engine, "begin")
+    def _begin(connection: sa.Connection) -> None:
+        # IMMEDIATE: a write that began as a read cannot wait for a lock, it fails at once
+        writes = connection.get_execution_options().get("write")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+def _postgresql_engine(url: sa.URL) -> sa.Engine:
+    options = f"-c statement_timeout={BUSY_TIMEOUT_S}s -c lock_timeout={BUSY_TIMEOUT_S}s"
+    return sa.create_engine(
+        url,
+        connect_args={"connect_timeout": 5, "options": options, "application_name": "sophia"},
+        pool_pre_ping=True,  # so that a restarted server costs no request
+        pool_size=8,
+    )
+
+
+@contextmanager
+def _unavailable_as_ours() -> Iterator[None]:
+    """The driver's errors become ours here. A constraint that is violated stays what it is: that is for the caller."""
+    try:
+        yield
+    except sa.exc.IntegrityError:
+        raise
+    except (DBAPIError, TimeoutError) as error:
+        cause = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+        raise StoreUnavailable(f"The job database did not answer ({cause}); try again shortly") from error

@@ -1,0 +1,80 @@
+"""The tables. Times are seconds since the epoch, by the database's clock."""
+
+import sqlalchemy as sa
+
+metadata = sa.MetaData()
+
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("owner", sa.Text, nullable=False),  # the API key's name; empty where nobody needs one
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("priority", sa.SmallInteger, nullable=False),
+    sa.Column("request", sa.JSON, nullable=False),
+    sa.Column("audio_seconds", sa.Double, nullable=False),  # duration x variations, for estimates
+    sa.Column("idempotency_key", sa.Text),
+    sa.Column("fingerprint", sa.Text),
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("deadline_at", sa.Double, nullable=False),
+    sa.Column("started_at", sa.Double),
+    sa.Column("finished_at", sa.Double),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("max_attempts", sa.Integer, nullable=False),
+    sa.Column("lease_until", sa.Double),
+    sa.Column("worker", sa.Text),
+    sa.Column("progress", sa.JSON(none_as_null=True)),
+    sa.Column("warnings", sa.JSON(none_as_null=True)),
+    sa.Column("audio", sa.JSON(none_as_null=True)),
+    sa.Column("timing", sa.JSON(none_as_null=True)),
+    sa.Column("error", sa.JSON(none_as_null=True)),
+    sa.Column("version", sa.Integer, nullable=False),
+)
+
+
+def _partial(name: str, *columns: str | sa.UnaryExpression[int], where: str, unique: bool = False) -> None:
+    """An index over a few rows only, so that a million finished jobs cost a claim nothing."""
+    condition = sa.text(where)
+    sa.Index(
+        name,
+        *(jobs.c[column] if isinstance(column, str) else column for column in columns),
+        unique=unique,
+        sqlite_where=condition,
+        postgresql_where=condition,
+    )
+
+
+_partial("jobs_queue", "model", jobs.c.priority.desc(), "created_at", "id", where="state = 'queued'")
+_partial("jobs_leases", "lease_until", where="state = 'running'")
+_partial("jobs_deadlines", "deadline_at", where="state in ('queued', 'running')")
+_partial("jobs_measured", "model", "finished_at", where="state = 'succeeded'")
+_partial("jobs_idempotency", "owner", "idempotency_key", where="idempotency_key is not null", unique=True)
+sa.Index("jobs_by_owner", jobs.c.owner, jobs.c.id)
+sa.Index("jobs_by_state", jobs.c.state)
+
+workers = sa.Table(
+    "workers",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("node", sa.Text, nullable=False),
+    sa.Column("pid", sa.Integer, nullable=False),
+    sa.Column("device", sa.Text, nullable=False),
+    sa.Column("phase", sa.Text, nullable=False),
+    sa.Column("phase_since", sa.Double, nullable=False),
+    sa.Column("progress", sa.Double),
+    sa.Column("detail", sa.Text, nullable=False),
+    sa.Column("error", sa.JSON(none_as_null=True)),
+    sa.Column("facts", sa.JSON(none_as_null=True)),  # what the engine says of its checkpoint
+    sa.Column("job", sa.Text),
+    sa.Column("seen_at", sa.Double, nullable=False),
+)
+
+api_keys = sa.Table(
+    "api_keys",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("sha256", sa.Text, nullable=False, unique=True),
+    sa.Column("created_at", sa.Double, nullable=False),
+)

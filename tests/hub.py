@@ -1,0 +1,144 @@
+"""A local HTTP server that answers as the Hugging Face hub does, as far as fetching a repository goes.
+
+Large files are redirected to a storage host, as the hub does; here that is the same server under another host name.
+"""
+
+import json
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+REPOSITORY = "sophia/tiny"
+_BLOCK = 65_536
+
+
+class Hub:
+    """One repository, `sophia/tiny`, with the files of `folder`, at commit COMMIT and branch `main`."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.bytes_per_s: float | None = None
+        self.cuts: dict[str, list[int]] = {}
+        """File -> after how many bytes its next connections break, one entry a connection."""
+        self.claimed_sizes: dict[str, int] = {}
+        self.gated = False
+        self.served: Counter[str] = Counter()
+        """File -> bytes of it that were sent, over all connections."""
+        self.authorized: set[str] = set()
+        """Hosts that were sent a token."""
+        self.requests = 0
+        self.endpoint = ""
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Every file of the repository and its size."""
+        files = [file for file in self.folder.rglob("*") if file.is_file()]
+        real = {str(file.relative_to(self.folder)): file.stat().st_size for file in files}
+        return real | self.claimed_sizes
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[Hub]:
+    """A hub on a free loopback port, until the block ends."""
+    hub = Hub(folder)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    hub.endpoint = f"http://127.0.0.1:{server.server_port}"
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: Hub
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.hub.requests += 1
+        if "Authorization" in self.headers:
+            self.hub.authorized.add(self.headers["Host"].split(":")[0])
+        path = self.path.split("?")[0]
+        if info := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
+            self._info(info[1], info[2] or "main")
+        elif stored := re.fullmatch(r"/storage/(.+)", path):
+            self._file(stored[1])
+        elif file := re.fullmatch(rf"/{REPOSITORY}/resolve/{COMMIT}/(.+)", path):
+            self._resolve(file[1])
+        else:
+            self._refuse(404, "EntryNotFound")
+
+    def _info(self, repository: str, revision: str) -> None:
+        if repository != REPOSITORY:
+            self._refuse(404, "RepoNotFound")
+        elif self.hub.gated:
+            self._refuse(403, "GatedRepo")
+        elif revision not in ("main", COMMIT):
+            self._refuse(404, "RevisionNotFound")
+        else:
+            siblings = [{"rfilename": name, "size": size} for name, size in self.hub.sizes.items()]
+            self._json({"id": repository, "sha": COMMIT, "siblings": siblings})
+
+    def _resolve(self, name: str) -> None:
+        if not name.endswith(".safetensors"):
+            self._file(name)
+            return
+        self.send_response(302)
+        self.send_header("Location", f"http://localhost:{self.server.server_address[1]}/storage/{name}")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def _file(self, name: str) -> None:
+        content = (self.hub.folder / name).read_bytes()
+        start = int(re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "bytes=0-"))[1])
+        self.send_response(206 if "Range" in self.headers else 200)
+        self.send_header("Content-Length", str(len(content) - start))
+        self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.send_header("ETag", f'"{name}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.end_headers()
+        cuts = self.hub.cuts.get(name)
+        end = start + cuts.pop(0) if cuts else len(content)
+        self._send(name, content[start:end])
+        if end < len(content):
+            self.close_connection = True
+
+    def _send(self, name: str, content: bytes) -> None:
+        for at in range(0, len(content), _BLOCK):
+            block = content[at : at + _BLOCK]
+            try:
+                self.wfile.write(block)
+            except ConnectionError:  # the client was killed, as some tests do
+                self.close_connection = True
+                return
+            self.hub.served[name] += len(block)
+            if self.hub.bytes_per_s:
+                time.sleep(len(block) / self.hub.bytes_per_s)
+
+    def _json(self, answer: dict[str, Any]) -> None:
+        body = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _refuse(self, status: int, code: str) -> None:
+        self.send_response(status)
+        self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *args: object) -> None:
+        """Quiet: pytest shows what a test needs."""
