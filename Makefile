@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: serve test check format lock clean
+.PHONY: serve test long check format lock clean
 
 serve: .venv/installed
 	$(BIN)/serve run serve_config.yaml
 
 test: .venv/installed
 	$(BIN)/pytest
+
+long: .venv/installed
+	$(BIN)/pytest -m long -s
 
 check: .venv/installed
 	$(BIN)/ruff format --check .

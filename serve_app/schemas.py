@@ -6,7 +6,7 @@
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from serve_app.config import Variant
 
@@ -179,6 +179,12 @@ class MusicRequest(BaseModel):
         description="Your own names and values (at most 32), given back with the job and never read.",
         examples=[{"project": "rainy-day"}],
     )
+
+    @field_validator("variations", "seed", "bpm", "steps", "priority", mode="before")
+    @classmethod
+    def _whole(cls, value: Any) -> Any:
+        """JSON Schema calls 1.0 an integer; "1" and true are none."""
+        return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled", "expired"]

@@ -65,7 +65,10 @@ def job_routes(args: AppArgs) -> APIRouter:
         "SongRequest",
         __base__=request_type,
         __doc__="One song, answered with its audio; so `variations` is 1.",
-        variations=(int, Field(1, ge=1, le=1, description="Always 1 here; POST /v1/jobs makes several.", examples=[1])),
+        variations=(
+            int,
+            Field(1, ge=1, le=1, description="Always 1 here; POST /v1/jobs makes several.", examples=[1]),
+        ),
     )
 
     @router.post(

@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from serve_app import errors
 from serve_app.errors import SophiaError
@@ -84,10 +85,21 @@ async def _http(request: Request, error: Exception) -> ProblemResponse:
     assert isinstance(error, HTTPException)  # noqa: S101 - the handler is registered for this class only
     kind = _BY_STATUS.get(error.status_code, errors.MalformedBody)
     detail = f"There is no {request.method} {request.url.path} here; GET /docs lists what there is"
-    headers = dict(error.headers or {})
     if kind is errors.MalformedBody:
         return problem(request_id_of(request), kind, str(error.detail))
+    headers = {"Allow": _methods(request)} if kind is errors.MethodNotAllowed else {}
     return problem(request_id_of(request), kind, detail, headers=headers)
+
+
+def _methods(request: Request) -> str:
+    """Every method of the path; Starlette names those of the first route that has it only."""
+    routes = request.app.router.routes
+
+    def has(method: str) -> bool:
+        scope = {**request.scope, "method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in routes)
+
+    return ", ".join(filter(has, ("GET", "HEAD", "POST", "DELETE")))
 
 
 async def _unexpected(request: Request, error: Exception) -> ProblemResponse:

@@ -1,0 +1,78 @@
+"""The longest songs, in every format, through a real worker process. `make long` runs this: it takes minutes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+
+from serve_app.artifacts import Artifacts
+from serve_app.config import AppArgs
+from serve_app.schemas import MEDIA_TYPES, SAMPLE_RATE, MusicRequest
+from serve_app.store import Store
+
+LIMIT_GB = 3.0
+LENGTH_S = 600
+
+WORKER = """
+import json, resource, sys, time
+from pathlib import Path
+from serve_app.artifacts import Artifacts
+from serve_app.config import AppArgs, ModelArgs
+from serve_app.engine import AceStepEngine
+from serve_app.store import Store
+from serve_app.worker import Worker
+
+args = AppArgs(data_dir=Path(sys.argv[1]), models={"m": ModelArgs(source="embedded", device="cpu")})
+store = Store(args.resolved_database_url)
+engine = AceStepEngine("m", args.models["m"], Path(sys.argv[2]))
+worker = Worker("m", engine, store, Artifacts(args.resolved_artifacts_url), args.queue)
+worker.start()
+while any(store.jobs.counts()[state] for state in ("queued", "running")):
+    time.sleep(0.5)
+worker.drain()
+store.close()
+print(json.dumps({"peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}))
+"""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_ten_minutes_in_every_format_within_3_gb(tmp_path: Path, cache: Path, checkpoint: Path):
+    """One worker plays a 600 s song in each format, one after the other, and its peak memory stays under 3 GB."""
+    args = AppArgs(data_dir=tmp_path)
+    store = Store(args.resolved_database_url)
+    store.migrate()
+    for audio_format in MEDIA_TYPES:
+        request = {
+            "prompt": "x",
+            "model": "m",
+            "seed": 3,
+            "duration": float(LENGTH_S),
+            "steps": 1,
+            "format": audio_format,
+        }
+        store.jobs.submit(MusicRequest.model_validate(request), owner="", deadline_s=3600, max_attempts=1)
+
+    ran = subprocess.run(
+        [sys.executable, "-c", WORKER, str(tmp_path), str(cache)], capture_output=True, text=True, check=False
+    )
+
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    artifacts = Artifacts(args.resolved_artifacts_url)
+    for job in store.jobs.page():
+        assert job.status == "succeeded", job.error
+        (file,) = job.audio
+        path = tmp_path / "audio" / file["key"]
+        with soundfile.SoundFile(path) as audio:
+            assert (audio.samplerate, audio.channels) == (SAMPLE_RATE, 2)
+            assert len(audio) == LENGTH_S * SAMPLE_RATE
+            assert abs(audio.read(SAMPLE_RATE)).max() > 0.001
+        assert artifacts.size(file["key"]) == file["bytes"]
+        print(f"{file['format']}: {file['bytes'] / 1e6:.1f} MB, timing {job.timing}")
+    peak_gb = json.loads(ran.stdout.splitlines()[-1])["peak_gb"]
+    print(f"peak memory of the worker: {peak_gb:.2f} GB (limit {LIMIT_GB} GB)")
+    assert peak_gb < LIMIT_GB
+    store.close()
