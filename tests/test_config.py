@@ -1,0 +1,122 @@
+"""The configuration: strict, overridable, and described in the README."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+from ray.serve.schema import ServeDeploySchema
+
+from serve_app.app import require_keys_beyond_loopback
+from serve_app.cli import load_args
+from serve_app.config import AppArgs
+from serve_app.errors import AuthNotConfigured, ConfigurationError
+from serve_app.store import Store
+from tests import settings_table
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_an_environment_variable_beats_the_file(monkeypatch: pytest.MonkeyPatch):
+    """SOPHIA_… sets a setting whatever the YAML says, nested ones with two underscores."""
+    monkeypatch.setenv("SOPHIA_API__REPLICAS", "3")
+    monkeypatch.setenv("SOPHIA_DATABASE_URL", "postgresql://u:secret@h/d")
+    args = AppArgs.model_validate({"api": {"replicas": 2, "num_cpus": 0.2}})
+    assert (args.api.replicas, args.api.num_cpus) == (3, 0.2)
+    assert args.resolved_database_url == "postgresql://u:secret@h/d"
+    assert "secret" not in repr(args)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"modles": {}}, "modles"),
+        ({"models": {}}, "models"),
+        ({"models": {"a": {"source": "embedded", "gpu": 1}}}, "gpu"),
+        ({"models": {"a": {"device": "tpu"}}}, "device"),
+        ({"default_model": "b"}, "'b' is not among"),
+        ({"data_dir": "relative"}, "absolute"),
+        ({"queue": {"lease_s": 0}}, "lease_s"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_name(settings: dict[str, object], says: str):
+    """A typo or a value out of bounds never passes in silence."""
+    with pytest.raises(ValidationError, match=says):
+        AppArgs.model_validate(settings)
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.glob("*.yaml")), ids=lambda file: file.name)
+def test_our_serve_configs_hold_nothing_that_serve_would_ignore(file: Path):
+    """Serve ignores unknown keys; ours are all known to it, and the arguments to Sophia."""
+    document = yaml.safe_load(file.read_text())
+    ServeDeploySchema.model_validate(document)
+    assert _unknown(document, ServeDeploySchema) == []
+    for app in document["applications"]:
+        AppArgs.model_validate(app["args"])
+
+
+def _unknown(value: object, model: object, path: str = "") -> list[str]:
+    """Keys of `value` that the pydantic `model` has no field for; `args` are the application's own."""
+    if not isinstance(value, dict) or not hasattr(model, "model_fields"):
+        return []
+    found = [f"{path}.{key}" for key in value if key not in model.model_fields]
+    for key, field in model.model_fields.items():
+        inner = _models(field.annotation)
+        for item in value[key] if isinstance(value.get(key), list) else [value.get(key)]:
+            found += [name for kind in inner[:1] for name in _unknown(item, kind, f"{path}.{key}")]
+    return found
+
+
+def _models(annotation: object) -> list[object]:
+    if hasattr(annotation, "model_fields"):
+        return [annotation]
+    return [model for part in getattr(annotation, "__args__", ()) for model in _models(part)]
+
+
+def test_the_readme_lists_every_setting():
+    """The table is what `python -m tests.settings_table` writes."""
+    text = settings_table.README.read_text()
+    assert text == settings_table.with_table(text)
+
+
+def test_the_command_line_reads_the_same_file(tmp_path: Path):
+    """`sophia` finds the application's arguments in the Serve config, and says so when there are none."""
+    file = tmp_path / "serve.yaml"
+    app = {"name": "x", "import_path": "serve_app.app:build", "args": {"data_dir": str(tmp_path)}}
+    file.write_text(yaml.safe_dump({"applications": [app]}))
+    assert load_args(file).data_dir == tmp_path
+    file.write_text(yaml.safe_dump({"applications": [{**app, "args": {"data_dri": "x"}}]}))
+    with pytest.raises(ConfigurationError, match="data_dri"):
+        load_args(file)
+    with pytest.raises(ConfigurationError, match="not a Serve config"):
+        load_args(tmp_path / "missing.yaml")
+
+
+@pytest.mark.parametrize(
+    ("mode", "host", "key", "starts"),
+    [
+        ("auto", "127.0.0.1", False, True),
+        ("auto", "localhost", False, True),
+        ("auto", "::1", False, True),
+        ("auto", "0.0.0.0", False, False),  # noqa: S104 - this is what must not pass
+        ("auto", "192.0.2.7", False, False),
+        ("auto", "music.example", False, False),
+        ("auto", "0.0.0.0", True, True),  # noqa: S104 - with a key it may
+        ("keys", "127.0.0.1", False, False),
+        ("keys", "127.0.0.1", True, True),
+        ("none", "0.0.0.0", False, True),  # noqa: S104 - said in words
+    ],
+)
+def test_beyond_loopback_sophia_starts_with_keys_only(tmp_path: Path, mode: str, host: str, key: bool, starts: bool):
+    """Who may call is closed by default."""
+    args = AppArgs.model_validate({"data_dir": tmp_path, "auth": {"mode": mode}})
+    store = Store(args.resolved_database_url)
+    store.migrate()
+    if key:
+        store.keys.create("somebody")
+    if starts:
+        require_keys_beyond_loopback(args, store, host)
+    else:
+        with pytest.raises(AuthNotConfigured, match="sophia keys create"):
+            require_keys_beyond_loopback(args, store, host)
+    store.close()

@@ -1,0 +1,121 @@
+"""What the README says, done as it stands there: `serve run`, then every example."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import soundfile
+import yaml
+
+from tests.helpers import eventually
+from tests.test_serve import _free_port
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = re.findall(r"```(bash|python)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def port(tmp_path_factory: pytest.TempPathFactory, cache: Path, checkpoint: Path) -> Iterator[int]:
+    """The service as `make serve` starts it, on a port of its own; ended with Ctrl-C."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "weights").symlink_to(cache)
+    config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    config["http_options"]["port"] = _free_port()
+    (folder / "serve_config.yaml").write_text(yaml.safe_dump(config))
+    serve = str(Path(sys.executable).with_name("serve"))
+    environment = {**os.environ, "SOPHIA_DATA_DIR": str(folder)}
+    log = (folder / "serve.log").open("w")
+    process = subprocess.Popen([serve, "run", "serve_config.yaml"], cwd=folder, env=environment, stdout=log, stderr=log)
+    url = f"http://127.0.0.1:{config['http_options']['port']}"
+    try:
+        eventually(lambda: process.poll() is not None or _answers(f"{url}/readyz"), seconds=180, every=0.5)
+        assert process.poll() is None, (folder / "serve.log").read_text()[-4000:]
+        yield config["http_options"]["port"]
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(120) == 0
+        log.close()
+        assert "noise" in (folder / "serve.log").read_text()
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def _run(language: str, code: str, port: int, folder: Path) -> None:
+    code = code.replace("localhost:8000", f"127.0.0.1:{port}")
+    command = ["bash", "-euo", "pipefail", "-c", code] if language == "bash" else [sys.executable, "-c", code]
+    ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    assert ran.returncode == 0, f"{code}\n{ran.stdout}{ran.stderr}"
+
+
+def test_the_readme_has_its_two_commands_its_song_and_five_examples():
+    """What this file runs is all that the README shows."""
+    assert EXAMPLES[0][1].count("make ") == 2
+    assert len(EXAMPLES) == 2 + 5
+
+
+def test_the_song_of_the_readme(port: int, tmp_path: Path):
+    """10.0 s, stereo, 48 kHz, not silent; pasted twice, the same bytes."""
+    songs = []
+    for _ in range(2):
+        _run(*EXAMPLES[1], port, tmp_path)
+        songs.append((tmp_path / "song.flac").read_bytes())
+    assert songs[0] == songs[1]
+    _is_audio(tmp_path / "song.flac", 10)
+
+
+def test_a_song_in_one_call_with_lyrics(port: int, tmp_path: Path):
+    """Example 1 leaves an MP3 of 12 s."""
+    _run(*EXAMPLES[2], port, tmp_path)
+    _is_audio(tmp_path / "verse.mp3", 12)
+
+
+def test_a_job_followed_to_its_end(port: int, tmp_path: Path):
+    """Example 2 leaves the events, of which the last is done, and the second variation."""
+    _run(*EXAMPLES[3], port, tmp_path)
+    events = re.findall(r"^event: (\w+)$", (tmp_path / "events.txt").read_text(), re.MULTILINE)
+    assert events[0] == "state"
+    assert events[-1] == "done"
+    _is_audio(tmp_path / "second.opus", 8)
+
+
+def test_a_submission_that_is_safe_to_repeat(port: int, tmp_path: Path):
+    """Example 3 gets the same job twice, finished."""
+    _run(*EXAMPLES[4], port, tmp_path)
+    first, second = (json.loads((tmp_path / f"answer{i}.json").read_text()) for i in (1, 2))
+    assert first["id"] == second["id"]
+    assert second["state"] == "succeeded"
+
+
+def test_changing_ones_mind(port: int, tmp_path: Path):
+    """Example 4 leaves a job that is cancelled and then forgotten."""
+    _run(*EXAMPLES[5], port, tmp_path)
+    job = json.loads((tmp_path / "cancelled.json").read_text())
+    assert job["state"] == "cancelled"
+    assert httpx.get(f"http://127.0.0.1:{port}/v1/jobs/{job['id']}").status_code == 404
+
+
+def test_from_python(port: int, tmp_path: Path):
+    """Example 5 leaves a WAV of 6 s."""
+    _run(*EXAMPLES[6], port, tmp_path)
+    _is_audio(tmp_path / "trio.wav", 6)
+
+
+def _is_audio(path: Path, seconds: float) -> None:
+    samples, rate = soundfile.read(path)
+    assert (rate, samples.shape) == (48_000, (round(seconds * 48_000), 2))
+    assert np.abs(samples).max() > 0.1
