@@ -14,17 +14,20 @@ from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.api import create_api
+from serve_app.api.reasons import Node
 from serve_app.artifacts import Artifacts
 from serve_app.config import AppArgs, ModelArgs
 from serve_app.errors import AuthNotConfigured, StoreUnavailable
+from serve_app.jobs import new_id
+from serve_app.processes import this_host
 from serve_app.store import Store
 from serve_app.weights import DEFAULT_REPOSITORY, DEFAULT_REVISION
-from serve_app.worker import MusicWorker, this_host
+from serve_app.worker.deployment import MusicWorker
 
 logger = logging.getLogger("ray.serve")
 
-DRAIN_S: Final = 3600
-"""How long Serve waits for a worker that ends the job in hand."""
+DRAIN_GRACE_S: Final = 120
+"""Beyond the longest run of a job, Serve waits so long for its file to be encoded and stored."""
 
 
 def build(args: AppArgs) -> serve.Application:
@@ -32,7 +35,8 @@ def build(args: AppArgs) -> serve.Application:
     cluster_has_gpu = ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0
     models = {name: _resolved(name, model, cluster_has_gpu) for name, model in args.models.items()}
     args = args.model_copy(update={"models": models})
-    workers = [_workers(name, args).bind(name, args, this_host()) for name in models]
+    deployment = new_id()  # a new build is a new chance: the crash breaker begins afresh
+    workers = [_workers(name, args).bind(name, args, this_host(), deployment) for name in models]
     api = serve.deployment(Api).options(
         name="Api",
         num_replicas=args.api.replicas,
@@ -40,7 +44,7 @@ def build(args: AppArgs) -> serve.Application:
         ray_actor_options={"num_cpus": args.api.num_cpus},
         graceful_shutdown_timeout_s=60,
     )
-    return api.bind(args, _commit(), *workers)
+    return api.bind(args, _commit(), deployment, *workers)
 
 
 def _resolved(name: str, model: ModelArgs, cluster_has_gpu: bool) -> ModelArgs:
@@ -74,7 +78,7 @@ def _workers(name: str, args: AppArgs) -> serve.Deployment:
         name=f"MusicWorker-{name}",
         num_replicas=model.replicas,
         ray_actor_options=options,
-        graceful_shutdown_timeout_s=DRAIN_S,
+        graceful_shutdown_timeout_s=args.queue.run_limit_s + DRAIN_GRACE_S,
         health_check_period_s=5,
     )
 
@@ -83,14 +87,24 @@ def _workers(name: str, args: AppArgs) -> serve.Deployment:
 class Api:
     """The Serve deployment of the HTTP side."""
 
-    def __init__(self, args: AppArgs, commit: str, *workers: DeploymentHandle):
+    def __init__(self, args: AppArgs, commit: str, deployment: str, *workers: DeploymentHandle):
         """`workers` are bound here only to be one application with the API; they are never called, they pull."""
-        self._args, self._commit = args, commit
+        self._args, self._commit, self._deployment = args, commit, deployment
         self._store = Store(args.resolved_database_url)
         require_keys_beyond_loopback(args, self._store, _get_global_client().http_config.host)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_api(self._args, self._store, Artifacts(self._args.resolved_artifacts_url), self._commit)
+        artifacts = Artifacts(self._args.resolved_artifacts_url)
+        return create_api(self._args, self._store, artifacts, self._commit, self._deployment, living_nodes)
+
+
+def living_nodes() -> list[Node]:
+    """What placement sees of the cluster."""
+    return [
+        Node(gpus=node["Resources"].get("GPU", 0.0), labels=node.get("Labels", {}))
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
 
 
 def require_keys_beyond_loopback(args: AppArgs, store: Store, http_host: str) -> None:

@@ -83,9 +83,29 @@ class QueueArgs(_Strict):
     max_attempts: int = Field(
         3, ge=1, le=100, description="How often a job is started before it fails as `worker_lost`."
     )
+    run_limit_s: float = Field(
+        3600,
+        ge=1,
+        description="Seconds that one attempt may run before the job fails as `run_limit_exceeded`; draining waits as long.",
+    )
     default_deadline_s: float = Field(
         3600, ge=1, description="Seconds from submission to the end, for jobs that name none."
     )
+
+
+class BreakerArgs(_Strict):
+    """When a model that cannot be loaded is left alone."""
+
+    open_after: int = Field(
+        3,
+        ge=1,
+        description="The same failure so often in a row stops the model's workers until a new deploy or `sophia reset`.",
+    )
+    backoff_s: float = Field(
+        5, ge=0, description="Seconds before a node tries again after its first failure; doubled each time."
+    )
+    max_backoff_s: float = Field(300, ge=0, description="The longest such pause in seconds.")
+    hang_s: float = Field(600, ge=1, description="A load without any progress for so many seconds is reported as hung.")
 
 
 def _default_data_dir() -> Path:
@@ -122,6 +142,7 @@ class AppArgs(BaseSettings):
     api: ApiArgs = ApiArgs()
     auth: AuthArgs = AuthArgs()
     queue: QueueArgs = QueueArgs()
+    breaker: BreakerArgs = BreakerArgs()
 
     @classmethod
     def settings_customise_sources(

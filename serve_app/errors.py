@@ -201,6 +201,18 @@ class SelfTestFailed(LoadError):
     code, title = "self_test_failed", "The loaded model failed its self-test"
 
 
+class LoadCrashed(LoadError):
+    """The process died while it loaded the model: killed for memory, or a fault in native code."""
+
+    code, title = (
+        "load_crashed",
+        (
+            "The worker's process died while it loaded the model: look for the kernel's out-of-memory killer (dmesg) and give the "
+            "node more memory, or for a fault in a driver or native library"
+        ),
+    )
+
+
 # --- Running a job --------------------------------------------------------------------------------------------------
 
 
@@ -228,10 +240,22 @@ class WorkerLost(GenerationError):
     code, retryable, title = "worker_lost", True, "The worker that ran the job was lost"
 
 
+class DeviceLost(GenerationError):
+    """The device failed under the job; its worker is replaced and the job runs elsewhere."""
+
+    code, retryable, title = "device_lost", True, "The device failed"
+
+
+class RunLimitExceeded(GenerationError):
+    """One attempt ran longer than `queue.run_limit_s`."""
+
+    code, title = "run_limit_exceeded", "The job ran longer than one attempt may (queue.run_limit_s)"
+
+
 class DeadlineExceeded(SophiaError):
     """The job did not end before its deadline (queue and run together)."""
 
-    code, title = "deadline_exceeded", "The job's deadline passed"
+    status, code, title = 504, "deadline_exceeded", "The job's deadline (deadline_s) passed before it ended"
 
 
 class Stopped(Exception):

@@ -67,6 +67,7 @@ class Job:
     model: str
     status: Status
     priority: int
+    turn: float
     request: MusicRequest
     created_at: float
     deadline_at: float

@@ -347,6 +347,15 @@ class ScaleView(BaseModel):
     reason: str = Field(description="Why that many.", examples=["models.ace-step.replicas is 1"])
 
 
+class BreakerView(BaseModel):
+    """A model's crash breaker: open when it could not be loaded, for the same reason, too often in a row."""
+
+    open: bool = Field(description="While it is open no worker is started.", examples=[False])
+    load_runs: int = Field(description="Loads that failed since the last one that worked.", examples=[0])
+    since: datetime | None = Field(description="When this failure came first.", examples=[None])
+    error: JobError | None = Field(description="The last failure.")
+
+
 class Health(BaseModel):
     """The whole service at a glance."""
 
@@ -364,6 +373,7 @@ class Health(BaseModel):
     )
     workers: list[WorkerView] = Field(description="Every worker that is alive or failed lately.")
     scale: dict[str, ScaleView] = Field(description="Workers by model.")
+    breakers: dict[str, BreakerView] = Field(description="Crash breakers by model.")
     notices: list[str] = Field(
         description="What an operator should know.",
         examples=[["ace-step plays the embedded checkpoint: noise, for trying Sophia out"]],

@@ -1,7 +1,7 @@
 """Sophia without Ray: a real HTTP server, database and artifact folder, and workers in threads of the test's process."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ import httpx
 import uvicorn
 
 from serve_app.api import create_api
+from serve_app.api.reasons import Node
 from serve_app.artifacts import Artifacts
 from serve_app.config import AppArgs, ModelArgs
 from serve_app.simulated import SimulatedEngine
@@ -54,6 +55,7 @@ def running(
     models: dict[str, ModelArgs] | None = None,
     engine: Engine | None = None,
     workers: int = 1,
+    cluster: Callable[[], list[Node]] | None = None,
     **settings: Any,
 ) -> Iterator[Service]:
     """A service whose first model has `workers` workers; `engine` instead of a simulated one where it is given."""
@@ -68,7 +70,7 @@ def running(
             worker = Worker(name, engine or SimulatedEngine(name, args.models[name]), store, artifacts, args.queue)
             worker.start()
             stack.callback(worker.drain)
-        app = create_api(args, Store(args.resolved_database_url), artifacts, "test")
+        app = create_api(args, Store(args.resolved_database_url), artifacts, "test", cluster=cluster)
         url = stack.enter_context(_http_server(app))
         client = stack.enter_context(httpx.Client(base_url=url, timeout=60))
         yield Service(client, url, args, store, artifacts)

@@ -322,6 +322,7 @@ def test_a_request_that_does_not_fit_leaves_the_engine_usable(checkpoint: Path, 
     ]
 
 
+@pytest.mark.long
 def test_the_longest_song_keeps_memory_bounded(checkpoint: Path, cache: Path):
     """Ten minutes of audio take the whole process less than 2.5 GB."""
     output = _run_with_engine(

@@ -30,7 +30,7 @@ store = Store(args.resolved_database_url)
 engine = AceStepEngine("m", args.models["m"], Path(sys.argv[2]))
 worker = Worker("m", engine, store, Artifacts(args.resolved_artifacts_url), args.queue)
 worker.start()
-while any(store.jobs.counts()[state] for state in ("queued", "running")):
+while any(store.backlog.counts()[state] for state in ("queued", "running")):
     time.sleep(0.5)
 worker.drain()
 store.close()

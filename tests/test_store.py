@@ -21,6 +21,7 @@ from serve_app.errors import (
     StoreUnavailable,
 )
 from serve_app.jobs import Job, Status
+from serve_app.processes import Process
 from serve_app.schemas import MusicRequest
 from serve_app.store import Beat, Store, WorkerRow
 from serve_app.store.database import Database
@@ -88,7 +89,7 @@ def test_other_databases_are_refused_by_name(url: str):
 def test_a_password_never_shows_in_an_error():
     """An address that cannot be parsed or reached is not repeated."""
     with pytest.raises(StoreUnavailable) as caught:
-        Store("postgresql://me:hunter2@127.0.0.1:1/x").jobs.counts()
+        Store("postgresql://me:hunter2@127.0.0.1:1/x").backlog.counts()
     assert "hunter2" not in str(caught.value)
 
 
@@ -173,7 +174,7 @@ def test_a_lost_lease_requeues_the_job_and_fences_the_old_worker_off(store: Stor
     submit(store)
     old = claim(store, "old")
     lose_lease(store, old)
-    assert store.jobs.sweep() == 1
+    assert store.jobs.sweep(3600) == 1
     new = claim(store, "new")
     assert new.attempt == 2
     assert store.jobs.heartbeat([Beat(old.id, old.attempt)], LEASE_S) == {old.id}
@@ -191,7 +192,7 @@ def test_a_heartbeat_keeps_the_lease(store: Store):
     submit(store)
     job = claim(store, lease_s=0.0)
     store.jobs.heartbeat([Beat(job.id, job.attempt)], LEASE_S)
-    assert store.jobs.sweep() == 0
+    assert store.jobs.sweep(3600) == 0
 
 
 def test_a_job_is_not_tried_for_ever(store: Store):
@@ -199,7 +200,7 @@ def test_a_job_is_not_tried_for_ever(store: Store):
     submit(store, max_attempts=2)
     for _ in range(2):
         lose_lease(store, claim(store))
-        store.jobs.sweep()
+        store.jobs.sweep(3600)
     job = store.jobs.page()[0]
     assert (job.status, job.attempt) == (Status.FAILED, 2)
     assert job.error is not None
@@ -225,7 +226,7 @@ def test_a_job_past_its_deadline_expires_queued_or_running(store: Store):
     running = claim(store)
     with store.database.write() as connection:
         connection.execute(jobs.update().where(jobs.c.id == running.id).values(deadline_at=0))
-    assert store.jobs.sweep() == 2
+    assert store.jobs.sweep(3600) == 2
     assert {job.status for job in store.jobs.page()} == {Status.EXPIRED}
     assert store.jobs.lost([Beat(running.id, running.attempt)]) == {running.id}
 
@@ -265,7 +266,7 @@ def test_owners_see_their_own_jobs_only(store: Store):
         with pytest.raises(NotFound):
             forbidden(mine.id, "you")
     assert store.jobs.page(owner="you") == []
-    assert store.jobs.counts("you")["queued"] == 0
+    assert store.backlog.counts("you")["queued"] == 0
     assert store.jobs.get(mine.id, "me").id == mine.id
 
 
@@ -285,16 +286,16 @@ def test_pages_list_every_job_once_newest_first(store: Store):
 
 def test_what_waits_before_a_job_is_counted(store: Store):
     """Position counts queued jobs, seconds count running ones too, and speed is measured from finished jobs."""
-    assert store.jobs.speed("m") is None
+    assert store.backlog.speed("m") is None
     submit(store)
     finish(store, claim(store), gpu_s=2.0)
-    assert store.jobs.speed("m") == pytest.approx(0.2)
+    assert store.backlog.speed("m") == pytest.approx(0.2)
     submit(store, duration=20.0)
     claim(store)
     submit(store, priority=9)
     last = submit(store, variations=2)
-    assert store.jobs.ahead(last) == (1, 30.0)
-    assert store.jobs.counts() == {
+    assert store.backlog.ahead(last) == (1, 30.0)
+    assert store.backlog.counts() == {
         "queued": 2,
         "running": 1,
         "succeeded": 1,
@@ -302,7 +303,7 @@ def test_what_waits_before_a_job_is_counted(store: Store):
         "cancelled": 0,
         "expired": 0,
     }
-    waited = store.jobs.oldest_wait_s()
+    waited = store.backlog.oldest_wait_s()
     assert waited is not None
     assert 0 <= waited < 60
 
@@ -312,16 +313,18 @@ def test_what_waits_before_a_job_is_counted(store: Store):
 
 def test_a_workers_phase_keeps_its_beginning(store: Store):
     """`phase_since` moves with the phase only; a worker that leaves is off the list."""
-    row = WorkerRow(id="w", model="m", node="n", pid=1, device="cpu", phase="load", progress=0.1)
+    row = WorkerRow(id="w", model="m", node="n", process=Process.this(), device="cpu", phase="load", progress=0.1)
     store.workers.report(row)
-    ((first, _),) = store.workers.seen()
-    store.workers.report(WorkerRow(id="w", model="m", node="n", pid=1, device="cpu", phase="load", progress=0.9))
-    ((second, age),) = store.workers.seen()
+    (first,) = store.workers.seen()
+    store.workers.report(
+        WorkerRow(id="w", model="m", node="n", process=Process.this(), device="cpu", phase="load", progress=0.9)
+    )
+    (second,) = store.workers.seen()
     assert second.phase_since == first.phase_since
     assert second.progress == 0.9
-    assert age < 60
-    store.workers.report(WorkerRow(id="w", model="m", node="n", pid=1, device="cpu", phase="idle"))
-    ((third, _),) = store.workers.seen()
+    assert second.age_s < 60
+    store.workers.report(WorkerRow(id="w", model="m", node="n", process=Process.this(), device="cpu", phase="idle"))
+    (third,) = store.workers.seen()
     assert third.phase_since > first.phase_since
     store.workers.forget("w")
     assert store.workers.seen() == []

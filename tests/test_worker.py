@@ -50,7 +50,7 @@ class Bench:
         return eventually(lambda: found if (found := self.store.jobs.get(job.id)).status.final else None)
 
     def phase(self, worker: Worker) -> str:
-        return next((row.phase for row, _ in self.store.workers.seen() if row.id == worker.id), "gone")
+        return next((row.phase for row in self.store.workers.seen() if row.id == worker.id), "gone")
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_a_model_that_cannot_be_loaded_says_why(bench: Bench):
 
     with pytest.raises(errors.CorruptFile):
         bench.start(Broken("m", simulated()))
-    ((row, _),) = bench.store.workers.seen()
+    (row,) = bench.store.workers.seen()
     assert (row.phase, row.error) == (
         "failed",
         {"code": "corrupt_file", "message": "model.safetensors is cut", "phase": "load"},
@@ -174,7 +174,7 @@ def test_heartbeats_keep_a_long_job_from_being_given_away(bench: Bench):
     bench.start(queue=QueueArgs(lease_s=1), step_s=0.3)
     job = bench.submit(steps=10)
     while not bench.store.jobs.get(job.id).status.final:
-        bench.store.jobs.sweep()
+        bench.store.jobs.sweep(3600)
         time.sleep(0.05)
     assert (bench.store.jobs.get(job.id).status, bench.store.jobs.get(job.id).attempt) == (Status.SUCCEEDED, 1)
 

@@ -1,6 +1,6 @@
 """The HTTP side of Sophia. Never imports torch, and answers pings whatever the workers do."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ from serve_app.api import health, problems
 from serve_app.api.context import Context
 from serve_app.api.jobs import job_routes
 from serve_app.api.middleware import RequestMiddleware
+from serve_app.api.reasons import Node
 from serve_app.api.upkeep import Upkeep
 from serve_app.api.watch import JobWatcher
 from serve_app.artifacts import Artifacts
@@ -27,14 +28,21 @@ Errors are `application/problem+json` with a stable `code`.
 """
 
 
-def create_api(args: AppArgs, store: Store, artifacts: Artifacts, commit: str) -> FastAPI:
+def create_api(
+    args: AppArgs,
+    store: Store,
+    artifacts: Artifacts,
+    commit: str,
+    deployment: str = "",
+    cluster: Callable[[], list[Node]] | None = None,
+) -> FastAPI:
     """The application. It owns `store` from now on and closes it when it shuts down."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        context = Context(args, store, artifacts, JobWatcher(store), commit)
+        context = Context(args, store, artifacts, JobWatcher(store), commit, deployment, cluster)
         app.state.context = context
-        upkeep = Upkeep(store)
+        upkeep = Upkeep(store, args.queue)
         upkeep.start()
         yield
         await context.watcher.close()

@@ -2,8 +2,9 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -28,6 +29,9 @@ class Context:
     artifacts: Artifacts
     watcher: JobWatcher
     commit: str
+    deployment: str
+    cluster: Callable[[], list[Any]] | None = None
+    """The living nodes (`reasons.Node`); None outside a cluster."""
     _digests: dict[str, str] | None = None
     _digests_at: float = 0.0
 

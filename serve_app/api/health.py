@@ -8,12 +8,14 @@ from fastapi import APIRouter, Response
 from serve_app import __version__, errors
 from serve_app.api.context import Context, Owner, Parts
 from serve_app.api.problems import responses
-from serve_app.api.views import is_coming, is_ready, living, moment
+from serve_app.api.reasons import breaker_of, is_coming, is_ready, living, phase_in_words, why_not_ready
+from serve_app.api.views import moment
 from serve_app.config import ModelArgs, Variant
 from serve_app.schemas import (
     MEDIA_TYPES,
     TASKS,
     VARIANT_DEFAULTS,
+    BreakerView,
     Health,
     JobError,
     ModelList,
@@ -60,7 +62,8 @@ async def readyz(parts: Parts, response: Response) -> Ready:
     missing = [name for name, model in parts.args.models.items() if model.replicas and not _ready(workers, name)]
     if missing:
         response.status_code = 503
-        return Ready(ready=False, reason="; ".join(_why_not(workers, name) for name in missing))
+        reasons = await asyncio.to_thread(lambda: [_why_not(parts, workers, name) for name in missing])
+        return Ready(ready=False, reason="; ".join(reasons))
     return Ready(ready=True, reason=f"{sum(map(is_ready, workers))} workers can generate")
 
 
@@ -78,9 +81,10 @@ def health(parts: Parts, owner: Owner) -> Health:
         status=_status(scale),
         version=__version__,
         commit=parts.commit,
-        jobs=parts.store.jobs.counts(),  # type: ignore[arg-type]  # the keys are the states
-        oldest_wait_s=parts.store.jobs.oldest_wait_s(),
-        workers=[_worker(row) for row in workers],
+        jobs=parts.store.backlog.counts(),  # type: ignore[arg-type]  # the keys are the states
+        oldest_wait_s=parts.store.backlog.oldest_wait_s(),
+        workers=[_worker(parts, row) for row in workers],
+        breakers={name: _breaker(parts, name) for name in parts.args.models},
         scale=scale,
         notices=_notices(parts, workers),
     )
@@ -107,13 +111,8 @@ def _ready(workers: list[WorkerRow], model: str) -> list[WorkerRow]:
     return [worker for worker in workers if worker.model == model and is_ready(worker)]
 
 
-def _why_not(workers: list[WorkerRow], model: str) -> str:
-    of_model = [worker for worker in workers if worker.model == model]
-    errors_seen = [worker.error["message"] for worker in of_model if worker.error]
-    coming = [worker.detail or worker.phase for worker in of_model if is_coming(worker)]
-    if coming:
-        return f"{model}: a worker is starting ({coming[0]})"
-    return f"{model}: cannot be loaded: {errors_seen[-1]}" if errors_seen else f"{model}: no worker is running yet"
+def _why_not(parts: Context, workers: list[WorkerRow], model: str) -> str:
+    return f"{model}: {why_not_ready(parts, model, [worker for worker in workers if worker.model == model])}"
 
 
 def _scale(workers: list[WorkerRow], name: str, model: ModelArgs) -> ScaleView:
@@ -132,7 +131,7 @@ def _status(scale: dict[str, ScaleView]) -> Any:
     return "starting" if all(view.starting for view in lacking) else "degraded"
 
 
-def _worker(row: WorkerRow) -> WorkerView:
+def _worker(parts: Context, row: WorkerRow) -> WorkerView:
     return WorkerView(
         id=row.id,
         model=row.model,
@@ -141,10 +140,20 @@ def _worker(row: WorkerRow) -> WorkerView:
         phase=row.phase,
         since=moment(row.phase_since),
         progress=row.progress,
-        detail=row.detail,
+        detail=phase_in_words(parts, row),
         error=JobError(code=row.error["code"], message=row.error["message"]) if row.error else None,
         job=row.job,
         seen_at=moment(row.seen_at),
+    )
+
+
+def _breaker(parts: Context, model: str) -> BreakerView:
+    found = breaker_of(parts, model)
+    return BreakerView(
+        open=found.is_open,
+        load_runs=found.runs,
+        since=moment(found.since) if found.since else None,
+        error=JobError(code=found.code, message=found.message) if found.runs else None,
     )
 
 

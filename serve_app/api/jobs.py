@@ -229,6 +229,16 @@ def job_routes(args: AppArgs) -> APIRouter:
         """End a queued or running job; its worker is free within one denoising step."""
         return Viewer(parts).view(parts.store.jobs.cancel(str(job_id), owner))
 
+    @router.post(
+        "/v1/jobs/{job_id}/retry",
+        summary="Run a job again",
+        tags=["jobs"],
+        responses=responses(*_ALWAYS, errors.NotFound, errors.Conflict),
+    )
+    def retry(parts: Parts, owner: Owner, job_id: JobId) -> JobView:
+        """Put a failed, cancelled or expired job back into the queue: same id, same request, new deadline."""
+        return Viewer(parts).view(parts.store.jobs.retry(str(job_id), args.queue.max_attempts, owner))
+
     @router.delete(
         "/v1/jobs/{job_id}",
         status_code=204,

@@ -3,12 +3,10 @@
 from datetime import UTC, datetime
 
 from serve_app.api.context import Context
+from serve_app.api.reasons import is_ready, living, why_waiting
 from serve_app.jobs import Job, Status
 from serve_app.schemas import AudioFile, JobError, JobLinks, JobView, Progress, Timing
 from serve_app.store import WorkerRow
-
-_READY = ("idle", "generating")
-_COMING = ("starting", "preflight", "download", "load", "warm_up")
 
 
 class Viewer:
@@ -44,49 +42,20 @@ class Viewer:
         )
 
     def _queue_facts(self, job: Job) -> tuple[int, float | None, str]:
-        ahead, seconds = self._parts.store.jobs.ahead(job)
+        ahead, seconds = self._parts.store.backlog.ahead(job)
         workers = [worker for worker in self.workers() if worker.model == job.model]
-        ready = [worker for worker in workers if worker.phase in _READY]
+        ready = [worker for worker in workers if is_ready(worker)]
         if job.model not in self._speed:
-            self._speed[job.model] = self._parts.store.jobs.speed(job.model)
+            self._speed[job.model] = self._parts.store.backlog.speed(job.model)
         speed = self._speed[job.model]
         eta_s = round(seconds * speed / len(ready), 1) if ready and speed is not None else None
-        return ahead + 1, eta_s, _reason(ahead, ready, workers)
+        return ahead + 1, eta_s, why_waiting(self._parts, job.model, ahead, workers)
 
     def workers(self) -> list[WorkerRow]:
         """The workers that are alive, or failed lately."""
         if self._workers is None:
             self._workers = living(self._parts)
         return self._workers
-
-
-def living(parts: Context) -> list[WorkerRow]:
-    """The workers heard of within a lease; those that failed to load are kept in sight longer."""
-    lease_s = parts.args.queue.lease_s
-    return [row for row, age in parts.store.workers.seen() if age < lease_s or row.phase == "failed"]
-
-
-def _reason(ahead: int, ready: list[WorkerRow], workers: list[WorkerRow]) -> str:
-    if ready:
-        jobs = "no job" if ahead == 0 else "1 job" if ahead == 1 else f"{ahead} jobs"
-        return f"{jobs} before this one, {len(ready)} worker{'s' * (len(ready) != 1)} at work"
-    coming = [worker for worker in workers if worker.phase in _COMING]
-    if coming:
-        return f"workers are starting: {coming[0].detail or coming[0].phase}"
-    failed = [worker for worker in workers if worker.error]
-    if failed and failed[-1].error:
-        return f"the model cannot be loaded: {failed[-1].error['message']}"
-    return "no worker of this model is running yet"
-
-
-def is_ready(worker: WorkerRow) -> bool:
-    """Whether it can generate."""
-    return worker.phase in _READY
-
-
-def is_coming(worker: WorkerRow) -> bool:
-    """Whether it is on its way to being ready."""
-    return worker.phase in _COMING
 
 
 def moment(seconds: float) -> datetime:

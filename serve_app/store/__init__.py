@@ -1,12 +1,14 @@
 """The job store: jobs, workers and API keys in SQLite or PostgreSQL, with its migrations beside it."""
 
+from serve_app.store.backlog import Backlog
 from serve_app.store.changes import Changes
 from serve_app.store.database import Database
 from serve_app.store.jobs import Beat, JobStore
 from serve_app.store.keys import KeyStore
+from serve_app.store.loads import Breaker, LoadStore
 from serve_app.store.workers import WorkerRow, WorkerStore
 
-__all__ = ["Beat", "Store", "WorkerRow"]
+__all__ = ["Beat", "Breaker", "Store", "WorkerRow"]
 
 
 class Store:
@@ -16,13 +18,22 @@ class Store:
         """`url` is `sqlite:///file` or `postgresql://…`. Nothing is opened before the first call."""
         self.database = Database(url)
         self.jobs = JobStore(self.database)
+        self.backlog = Backlog(self.database)
         self.workers = WorkerStore(self.database)
+        self.loads = LoadStore(self.database)
         self.keys = KeyStore(self.database)
         self.changes = Changes(self.database)
 
     def migrate(self) -> None:
         """Bring the schema up to date; several processes may do so at once."""
         self.database.migrate()
+
+    def bury(self) -> None:
+        """Give up what the dead processes of this host left: their claims, their loads, their rows."""
+        for worker in self.workers.dead():
+            self.jobs.abandon(worker.id)
+            self.workers.forget(worker.id)
+        self.loads.bury()
 
     def close(self) -> None:
         """Stop watching and close every connection."""

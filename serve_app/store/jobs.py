@@ -13,13 +13,19 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from serve_app.errors import Conflict, DeadlineExceeded, IdempotencyConflict, NotFound, SophiaError, WorkerLost
+from serve_app.errors import (
+    Conflict,
+    DeadlineExceeded,
+    IdempotencyConflict,
+    NotFound,
+    RunLimitExceeded,
+    SophiaError,
+    WorkerLost,
+)
 from serve_app.jobs import Job, Status, new_id, origins
 from serve_app.schemas import MusicRequest
 from serve_app.store.database import Database, now
 from serve_app.store.tables import jobs
-
-_MEASURED_JOBS = 20  # how many finished jobs an estimate looks back on
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +68,7 @@ class JobStore:
             "priority": request.priority,
             "request": request.model_dump(mode="json"),
             "audio_seconds": request.duration * request.variations,
+            "turn": _turn(request, owner),
             "idempotency_key": idempotency_key,
             "fingerprint": fingerprint,
             "created_at": now(),
@@ -129,17 +136,37 @@ class JobStore:
     def cancel(self, job: str, owner: str | None = None) -> Job:
         """Cancel a queued or running job; its worker stops at the next step. Raises NotFound, or Conflict when it has ended."""
         with self._database.write("ended", "revoked") as connection:
-            rows = self._move(connection, Status.CANCELLED, jobs.c.id == job, *_owned(owner), **_ended())
+            rows = self._move(connection, Status.CANCELLED, jobs.c.id == job, *owned(owner), **_ended())
             if rows:
                 return rows[0]
             ended = self._get(connection, job, owner)
         raise Conflict(f"Job {job} cannot be cancelled: it has {ended.status} already")
 
+    def retry(self, job: str, max_attempts: int, owner: str | None = None) -> Job:
+        """Put a failed, cancelled or expired job back into the queue, with its deadline and its attempts anew.
+
+        Raises NotFound, or Conflict when it has not ended, or has succeeded.
+        """
+        with self._database.write("queued") as connection:
+            found = self._get(connection, job, owner)
+            anew: dict[str, Any] = {
+                "turn": _turn(found.request, found.owner),
+                "created_at": now(),
+                "deadline_at": now() + (found.deadline_at - found.created_at),
+                "max_attempts": found.attempt + max_attempts,
+            }
+            blank = dict.fromkeys(("started_at", "finished_at", "error"))
+            ended = jobs.c.state.in_((Status.FAILED, Status.CANCELLED, Status.EXPIRED))
+            rows = self._move(connection, Status.QUEUED, jobs.c.id == job, ended, **{**_unclaimed(), **blank, **anew})
+        if not rows:
+            raise Conflict(f"Job {job} cannot be retried: it is {found.status}")
+        return rows[0]
+
     def delete(self, job: str, owner: str | None = None) -> Job:
         """Forget a job, whatever its state; its worker stops at the next step. The job as it was. Raises NotFound."""
         with self._database.write("ended", "revoked") as connection:
             deleted = connection.execute(
-                jobs.delete().where(jobs.c.id == job, *_owned(owner)).returning(jobs)
+                jobs.delete().where(jobs.c.id == job, *owned(owner)).returning(jobs)
             ).one_or_none()
         if deleted is None:
             raise NotFound(f"There is no job {job}")
@@ -155,7 +182,7 @@ class JobStore:
         with self._database.read() as connection:  # an idle worker must not take the write lock for nothing
             if connection.execute(waiting.limit(1)).one_or_none() is None:
                 return None
-        first = waiting.order_by(jobs.c.priority.desc(), jobs.c.created_at, jobs.c.id).limit(1)
+        first = waiting.order_by(jobs.c.priority.desc(), jobs.c.turn, jobs.c.created_at, jobs.c.id).limit(1)
         with self._database.write(durable=False) as connection:
             claimed = self._move(
                 connection,
@@ -206,6 +233,7 @@ class JobStore:
                     audio=[dict(file) for file in audio],
                     timing=dict(timing),
                     warnings=list(warnings),
+                    gpu_s=jobs.c.gpu_s + timing["gpu_s"],
                     **_ended(),
                 )
             )
@@ -228,69 +256,33 @@ class JobStore:
 
     # --- Upkeep -----------------------------------------------------------------------------------------------------
 
-    def sweep(self) -> int:
-        """Do what time asks for: end jobs past their deadline, give up lost leases. How many jobs it moved."""
+    def sweep(self, run_limit_s: float, give_up_leases: bool = True) -> int:
+        """Do what time asks for: end jobs past their deadline or run limit, give up lost leases. How many jobs it moved.
+
+        `give_up_leases` is false for a while after the database was away: no worker could be heard then.
+        """
         overdue = jobs.c.deadline_at <= now()
-        lost = sa.and_(jobs.c.state == Status.RUNNING, jobs.c.lease_until <= now())
+        running = jobs.c.state == Status.RUNNING
+        too_long = sa.and_(running, jobs.c.started_at <= now() - run_limit_s)
+        lost = sa.and_(running, jobs.c.lease_until <= now(), sa.true() if give_up_leases else sa.false())
         with self._database.read() as connection:  # nearly always nothing: no write lock for that
-            due = sa.select(jobs.c.id).where(jobs.c.state.in_(origins(Status.EXPIRED)), overdue)
-            if connection.execute(sa.union_all(due, sa.select(jobs.c.id).where(lost)).limit(1)).first() is None:
+            due = sa.and_(jobs.c.state.in_(origins(Status.EXPIRED)), sa.or_(overdue, too_long, lost))
+            if connection.execute(sa.select(jobs.c.id).where(due).limit(1)).first() is None:
                 return 0
         with self._database.write("queued", "ended", "revoked") as connection:
             moved = self._move(connection, Status.EXPIRED, overdue, error=_reason(DeadlineExceeded()), **_ended())
-            moved += self._move(connection, Status.QUEUED, lost, jobs.c.attempt < jobs.c.max_attempts, **_unclaimed())
-            moved += self._move(connection, Status.FAILED, lost, error=_reason(WorkerLost()), **_ended())
+            moved += self._move(connection, Status.FAILED, too_long, error=_reason(RunLimitExceeded()), **_ended())
+            moved += self._give_up(connection, lost)
         return len(moved)
 
-    # --- What is waiting, and how long --------------------------------------------------------------------------------
+    def abandon(self, worker: str) -> int:
+        """Give up every claim of a worker that is known to be dead, without waiting for its leases. How many."""
+        with self._database.write("queued", "ended") as connection:
+            return len(self._give_up(connection, sa.and_(jobs.c.state == Status.RUNNING, jobs.c.worker == worker)))
 
-    def counts(self, owner: str | None = None) -> dict[str, int]:
-        """Jobs by state."""
-        query = sa.select(jobs.c.state, sa.func.count()).group_by(jobs.c.state).where(*_owned(owner))
-        with self._database.read() as connection:
-            found: dict[str, int] = dict(connection.execute(query).all())
-        return {state.value: found.get(state, 0) for state in Status}
-
-    def oldest_wait_s(self) -> float | None:
-        """How long the longest-waiting queued job has waited, in seconds."""
-        query = sa.select(now() - sa.func.min(jobs.c.created_at)).where(jobs.c.state == Status.QUEUED)
-        with self._database.read() as connection:
-            waited: float | None = connection.execute(query).scalar()
-        return waited
-
-    def ahead(self, job: Job) -> tuple[int, float]:
-        """What starts before a queued job: how many queued jobs, and seconds of audio in all queued and running ones."""
-        earlier = sa.or_(
-            jobs.c.priority > job.priority,
-            sa.and_(
-                jobs.c.priority == job.priority,
-                sa.or_(
-                    jobs.c.created_at < job.created_at,
-                    sa.and_(jobs.c.created_at == job.created_at, jobs.c.id < job.id),
-                ),
-            ),
-        )
-        before = sa.or_(jobs.c.state == Status.RUNNING, sa.and_(jobs.c.state == Status.QUEUED, earlier))
-        queued = sa.func.count().filter(jobs.c.state == Status.QUEUED)
-        query = sa.select(queued, sa.func.coalesce(sa.func.sum(jobs.c.audio_seconds), 0.0)).where(
-            jobs.c.model == job.model, jobs.c.state.in_((Status.QUEUED, Status.RUNNING)), before
-        )
-        with self._database.read() as connection:
-            count, seconds = connection.execute(query).one()
-        return count, seconds
-
-    def speed(self, model: str) -> float | None:
-        """Seconds of work for a second of audio, over the last finished jobs; None before the first."""
-        last = (
-            sa.select(jobs.c.audio_seconds, jobs.c.timing)
-            .where(jobs.c.model == model, jobs.c.state == Status.SUCCEEDED)
-            .order_by(jobs.c.finished_at.desc())
-            .limit(_MEASURED_JOBS)
-        )
-        with self._database.read() as connection:
-            rows = connection.execute(last).all()
-        seconds = sum(row.audio_seconds for row in rows)
-        return sum(row.timing["gpu_s"] for row in rows) / seconds if seconds else None
+    def _give_up(self, connection: sa.Connection, which: Any) -> list[Job]:
+        again = self._move(connection, Status.QUEUED, which, jobs.c.attempt < jobs.c.max_attempts, **_unclaimed())
+        return again + self._move(connection, Status.FAILED, which, error=_reason(WorkerLost()), **_ended())
 
     def _move(self, connection: sa.Connection, target: Status, *where: Any, **values: Any) -> list[Job]:
         """The one way in which a state changes: from the legal origins of `target` only."""
@@ -303,12 +295,29 @@ class JobStore:
         return [_job(row) for row in moved]
 
 
+def _turn(request: MusicRequest, owner: str) -> Any:
+    """A new job's place among the owners of one model and priority, in seconds of audio: start-time fair queueing.
+
+    An owner's job comes after its own last queued one by that one's length, and a newcomer's first where the queue's head is, so
+    that who asks for much does not keep others waiting (Goyal, Vin and Cheng 1996).
+    """
+    queue = (jobs.c.state == Status.QUEUED, jobs.c.model == request.model, jobs.c.priority == request.priority)
+    head = sa.select(sa.func.min(jobs.c.turn)).where(*queue).scalar_subquery()
+    own = (
+        sa.select(sa.func.max(jobs.c.turn + jobs.c.audio_seconds))
+        .where(*queue, jobs.c.owner == owner)
+        .scalar_subquery()
+    )
+    return sa.func.coalesce(own, head, 0.0)
+
+
 def fingerprint(body: bytes) -> str:
     """What tells two requests with one Idempotency-Key apart."""
     return hashlib.sha256(body).hexdigest()
 
 
-def _owned(owner: str | None) -> tuple[Any, ...]:
+def owned(owner: str | None) -> tuple[Any, ...]:
+    """The condition that a job is an owner's; none for an operator, who sees all."""
     return () if owner is None else (jobs.c.owner == owner,)
 
 
@@ -321,7 +330,7 @@ def _ended() -> dict[str, Any]:
 
 
 def _unclaimed() -> dict[str, Any]:
-    return {"lease_until": None, "worker": None, "progress": None}
+    return {"lease_until": None, "worker": None, "progress": None, "turn": 0.0}  # it has waited its turn already
 
 
 def _reason(error: SophiaError) -> dict[str, str]:
@@ -335,6 +344,7 @@ def _job(row: Any) -> Job:
         model=row.model,
         status=Status(row.state),
         priority=row.priority,
+        turn=row.turn,
         request=MusicRequest.model_validate(row.request),
         created_at=row.created_at,
         deadline_at=row.deadline_at,

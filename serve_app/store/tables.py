@@ -12,6 +12,7 @@ jobs = sa.Table(
     sa.Column("model", sa.Text, nullable=False),
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("priority", sa.SmallInteger, nullable=False),
+    sa.Column("turn", sa.Double, nullable=False, server_default="0"),  # fair order among owners, in audio seconds
     sa.Column("request", sa.JSON, nullable=False),
     sa.Column("audio_seconds", sa.Double, nullable=False),  # duration x variations, for estimates
     sa.Column("idempotency_key", sa.Text),
@@ -24,6 +25,7 @@ jobs = sa.Table(
     sa.Column("max_attempts", sa.Integer, nullable=False),
     sa.Column("lease_until", sa.Double),
     sa.Column("worker", sa.Text),
+    sa.Column("gpu_s", sa.Double, nullable=False, server_default="0"),  # of all attempts that told
     sa.Column("progress", sa.JSON(none_as_null=True)),
     sa.Column("warnings", sa.JSON(none_as_null=True)),
     sa.Column("audio", sa.JSON(none_as_null=True)),
@@ -45,7 +47,7 @@ def _partial(name: str, *columns: str | sa.UnaryExpression[int], where: str, uni
     )
 
 
-_partial("jobs_queue", "model", jobs.c.priority.desc(), "created_at", "id", where="state = 'queued'")
+_partial("jobs_queue", "model", jobs.c.priority.desc(), "turn", "created_at", "id", where="state = 'queued'")
 _partial("jobs_leases", "lease_until", where="state = 'running'")
 _partial("jobs_deadlines", "deadline_at", where="state in ('queued', 'running')")
 _partial("jobs_measured", "model", "finished_at", where="state = 'succeeded'")
@@ -69,6 +71,35 @@ workers = sa.Table(
     sa.Column("facts", sa.JSON(none_as_null=True)),  # what the engine says of its checkpoint
     sa.Column("job", sa.Text),
     sa.Column("seen_at", sa.Double, nullable=False),
+    sa.Column("host", sa.Text, nullable=False, server_default=""),  # with pid and born: which process it is
+    sa.Column("born", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("moved_at", sa.Double, nullable=False, server_default="0"),  # when phase, progress or detail last changed
+)
+
+loads = sa.Table(  # one row an attempt to load a model: the breaker and the measured start-up time are read from it
+    "loads",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("deployment", sa.Text, nullable=False),  # another build of the application begins afresh
+    sa.Column("host", sa.Text, nullable=False),
+    sa.Column("pid", sa.Integer, nullable=False),
+    sa.Column("born", sa.BigInteger, nullable=False),
+    sa.Column("began_at", sa.Double, nullable=False),
+    sa.Column("ended_at", sa.Double),
+    sa.Column("code", sa.Text),  # of the failure; null while it loads and where it worked
+    sa.Column("message", sa.Text),
+    sa.Column("phase", sa.Text),
+)
+sa.Index("loads_by_model", loads.c.model, loads.c.deployment, loads.c.began_at)
+
+decisions = sa.Table(  # what the autoscaling policy wants, and why
+    "decisions",
+    metadata,
+    sa.Column("model", sa.Text, primary_key=True),
+    sa.Column("target", sa.Integer, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("decided_at", sa.Double, nullable=False),
 )
 
 api_keys = sa.Table(

@@ -1,10 +1,11 @@
 """What each worker says of itself, for health and for `waiting_for`."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final
 
 import sqlalchemy as sa
 
+from serve_app.processes import Process
 from serve_app.store.database import Database, now
 from serve_app.store.tables import workers
 
@@ -14,12 +15,12 @@ FORGET_AFTER_S: Final = 600
 
 @dataclass(frozen=True, slots=True)
 class WorkerRow:
-    """A worker's own account of itself. `phase_since` and `seen_at` are set by the store."""
+    """A worker's own account of itself. `phase_since`, `moved_at` and `seen_at` are set by the store."""
 
     id: str
     model: str
     node: str
-    pid: int
+    process: Process
     device: str
     phase: str
     progress: float | None = None
@@ -28,7 +29,13 @@ class WorkerRow:
     facts: dict[str, Any] | None = None
     job: str | None = None
     phase_since: float = 0.0
+    moved_at: float = 0.0
+    """When phase, progress or detail changed last."""
     seen_at: float = 0.0
+    age_s: float = 0.0
+    """Seconds since it was heard of."""
+    still_s: float = 0.0
+    """Seconds since `moved_at`."""
 
 
 class WorkerStore:
@@ -38,25 +45,49 @@ class WorkerStore:
         self._database = database
 
     def report(self, row: WorkerRow) -> None:
-        """Write what a worker says; `phase_since` moves only when the phase changes."""
-        values = asdict(row) | {"seen_at": now()}
-        since = sa.case((workers.c.phase == row.phase, workers.c.phase_since), else_=now())
+        """Write what a worker says; `phase_since` moves only with the phase, `moved_at` with any sign of progress."""
+        values = _values(row) | {"seen_at": now()}
+        same_phase = workers.c.phase == row.phase
+        still = sa.and_(
+            same_phase, workers.c.detail == row.detail, workers.c.progress.is_not_distinct_from(row.progress)
+        )
+        moments = {
+            "phase_since": sa.case((same_phase, workers.c.phase_since), else_=now()),
+            "moved_at": sa.case((still, workers.c.moved_at), else_=now()),
+        }
         with self._database.write(durable=False) as connection:
-            updated = connection.execute(
-                workers.update().where(workers.c.id == row.id).values(values | {"phase_since": since})
-            )
+            updated = connection.execute(workers.update().where(workers.c.id == row.id).values(values | moments))
             if updated.rowcount == 0:
-                connection.execute(workers.insert().values(values | {"phase_since": now()}))
+                connection.execute(workers.insert().values(values | {"phase_since": now(), "moved_at": now()}))
 
     def forget(self, worker: str) -> None:
         """Take a worker that ended well off the list."""
         with self._database.write(durable=False) as connection:
             connection.execute(workers.delete().where(workers.c.id == worker))
 
-    def seen(self, seen_within_s: float = FORGET_AFTER_S) -> list[tuple[WorkerRow, float]]:
-        """The workers that were heard of lately, each with the seconds since then."""
-        age = (now() - workers.c.seen_at).label("age")
-        query = sa.select(workers, age).where(workers.c.seen_at > now() - seen_within_s).order_by(workers.c.id)
+    def seen(self, within_s: float = FORGET_AFTER_S) -> list[WorkerRow]:
+        """The workers that were heard of lately."""
+        query = (
+            sa.select(
+                workers, (now() - workers.c.seen_at).label("age_s"), (now() - workers.c.moved_at).label("still_s")
+            )
+            .where(workers.c.seen_at > now() - within_s)
+            .order_by(workers.c.id)
+        )
         with self._database.read() as connection:
-            rows = connection.execute(query).mappings().all()
-        return [(WorkerRow(**{k: v for k, v in row.items() if k != "age"}), row["age"]) for row in rows]
+            return [_row(dict(found)) for found in connection.execute(query).mappings()]
+
+    def dead(self) -> list[WorkerRow]:
+        """The workers whose process has ended on this host without a word."""
+        return [row for row in self.seen() if row.phase != "failed" and row.process.is_dead]
+
+
+def _values(row: WorkerRow) -> dict[str, Any]:
+    told = {field: getattr(row, field) for field in ("id", "model", "node", "device", "phase", "progress", "detail")}
+    told |= {"error": row.error, "facts": row.facts, "job": row.job}
+    return told | {"host": row.process.host, "pid": row.process.pid, "born": row.process.born}
+
+
+def _row(values: dict[str, Any]) -> WorkerRow:
+    process = Process(values.pop("host"), values.pop("pid"), values.pop("born"))
+    return WorkerRow(**values, process=process)

@@ -1,0 +1,103 @@
+"""Why there is no song yet: what workers, breaker and cluster say, in words for those who wait."""
+
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+from serve_app.api.context import Context
+from serve_app.config import ModelArgs
+from serve_app.store import Breaker, WorkerRow
+
+_READY: Final = ("idle", "generating")
+_COMING: Final = ("starting", "preflight", "download", "load", "warm_up")
+CARD_LABEL: Final = "ray.io/accelerator-type"
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A living node of the cluster, as far as placement goes."""
+
+    gpus: float
+    labels: dict[str, str]
+
+
+def living(parts: Context) -> list[WorkerRow]:
+    """The workers heard of within a lease."""
+    lease_s = parts.args.queue.lease_s
+    return [row for row in parts.store.workers.seen() if row.age_s < lease_s]
+
+
+def is_ready(worker: WorkerRow) -> bool:
+    """Whether it can generate."""
+    return worker.phase in _READY
+
+
+def is_coming(worker: WorkerRow) -> bool:
+    """Whether it is on its way to being ready."""
+    return worker.phase in _COMING
+
+
+def breaker_of(parts: Context, model: str) -> Breaker:
+    """What the model's failed loads say."""
+    return parts.store.loads.breaker(model, parts.deployment, parts.args.breaker)
+
+
+def why_waiting(parts: Context, model: str, ahead: int, workers: list[WorkerRow]) -> str:
+    """Why a queued job waits that has `ahead` jobs before it. `workers` are those of its model."""
+    ready = sum(map(is_ready, workers))
+    if ready:
+        jobs = "no job" if ahead == 0 else "1 job" if ahead == 1 else f"{ahead} jobs"
+        return f"{jobs} before this one, {ready} worker{'s' * (ready != 1)} at work"
+    return why_not_ready(parts, model, workers)
+
+
+def why_not_ready(parts: Context, model: str, workers: list[WorkerRow]) -> str:
+    """Why a model has no worker that can generate. `workers` are those of the model."""
+    breaker = breaker_of(parts, model)
+    if breaker.is_open:
+        return (
+            f"the model cannot be loaded: {breaker.message} Since {_clock(breaker.since)}, {breaker.runs} attempts; not retrying "
+            f"until the configuration changes or an operator says `sophia reset {model}`"
+        )
+    coming = [worker for worker in workers if is_coming(worker)]
+    if coming:
+        return f"workers are starting: {phase_in_words(parts, coming[0])}"
+    if breaker.runs:
+        return f"the model could not be loaded: {breaker.message} {breaker.runs} attempts since {_clock(breaker.since)}; retrying"
+    return why_no_worker(parts, model)
+
+
+def phase_in_words(parts: Context, worker: WorkerRow) -> str:
+    """What a starting worker does, and whether it still moves."""
+    words = worker.detail or worker.phase
+    if is_coming(worker) and worker.still_s > parts.args.breaker.hang_s:
+        return f"hung: no progress for {worker.still_s:.0f} s in phase {worker.phase} ({words})"
+    return words
+
+
+def why_no_worker(parts: Context, model: str) -> str:
+    """Why not even a process of the model is there: nowhere to put it, asleep, or just not yet."""
+    settings = parts.args.models[model]
+    nodes = parts.cluster() if parts.cluster else []
+    if settings.device == "cuda" and nodes and not any(_fits(node, settings) for node in nodes):
+        return _no_card(settings, nodes)
+    return "no worker of this model is running yet"
+
+
+def _fits(node: Node, settings: ModelArgs) -> bool:
+    return node.gpus >= 1 and all(node.labels.get(key) == value for key, value in settings.label_selector.items())
+
+
+def _no_card(settings: ModelArgs, nodes: list[Node]) -> str:
+    wanted = ", ".join(settings.label_selector.values())
+    cards = Counter(node.labels.get(CARD_LABEL, "a GPU without a label") for node in nodes if node.gpus >= 1)
+    has = ", ".join(f"{count} with {card}" for card, count in cards.items()) or "none with a GPU"
+    return (
+        f"no node has a GPU{f' named {wanted}' * bool(wanted)}; the cluster has {len(nodes)} nodes, {has}. "
+        "Add such a node, or change the model's label_selector"
+    )
+
+
+def _clock(seconds: float | None) -> str:
+    return datetime.fromtimestamp(seconds or 0, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -1,0 +1,131 @@
+"""The attempts to load a model: what failed and how often, when to try again, and how long a start takes.
+
+The crash breaker is read from this table, so that it holds for the whole fleet, survives every process, and needs no state
+of its own: it is open when the same failure has come `open_after` times since the last load that worked.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Final
+
+import sqlalchemy as sa
+
+from serve_app.config import BreakerArgs
+from serve_app.errors import LoadCrashed
+from serve_app.jobs import new_id
+from serve_app.processes import Process
+from serve_app.store.database import Database, now
+from serve_app.store.tables import loads
+
+_MEASURED_LOADS: Final = 5
+_LOOKED_AT: Final = 200  # rows; a fleet that fails more often than this has an open breaker anyway
+
+
+@dataclass(frozen=True, slots=True)
+class Breaker:
+    """What past loads say about the next one. `since` is in seconds since the epoch."""
+
+    is_open: bool = False
+    runs: int = 0
+    """Loads tried since the last one that worked."""
+    code: str = ""
+    message: str = ""
+    phase: str = ""
+    since: float | None = None
+    retry_in_s: float = 0.0
+    """How long the asking host should wait before it tries again."""
+
+
+class LoadStore:
+    """The table of loads."""
+
+    def __init__(self, database: Database):
+        self._database = database
+
+    def begin(self, model: str, deployment: str, process: Process) -> str:
+        """A load begins; its id."""
+        load = new_id()
+        where = {"host": process.host, "pid": process.pid, "born": process.born}
+        values = {"id": load, "model": model, "deployment": deployment, "began_at": now(), **where}
+        with self._database.write(durable=False) as connection:
+            connection.execute(loads.insert().values(values))
+        return load
+
+    def succeeded(self, load: str) -> None:
+        """The load worked: older failures are forgiven."""
+        with self._database.write(durable=False) as connection:
+            connection.execute(loads.update().where(loads.c.id == load).values(ended_at=now()))
+
+    def failed(self, load: str, code: str, message: str, phase: str) -> None:
+        """The load failed."""
+        with self._database.write() as connection:
+            self._fail(connection, load, code, message, phase)
+
+    def bury(self) -> int:
+        """Loads whose process died on this host have failed: `load_crashed`. How many."""
+        with self._database.read() as connection:
+            open_loads = connection.execute(sa.select(loads).where(loads.c.ended_at.is_(None))).all()
+        dead = [row.id for row in open_loads if Process(row.host, row.pid, row.born).is_dead]
+        if dead:
+            with self._database.write() as connection:
+                for load in dead:
+                    self._fail(connection, load, LoadCrashed.code, LoadCrashed().message, "load")
+        return len(dead)
+
+    def breaker(self, model: str, deployment: str, args: BreakerArgs, host: str = "") -> Breaker:
+        """What the failures since the last success say. `host` is whose turn to try again is asked for."""
+        failures = self._failures(model, deployment)
+        if not failures:
+            return Breaker()
+        last = failures[0]
+        same = Counter(row.code for row in failures)[last.code]
+        here = [row for row in failures if row.host == host]
+        pause_s = min(args.backoff_s * 2 ** (len(here) - 1), args.max_backoff_s) if here else 0.0
+        return Breaker(
+            is_open=same >= args.open_after,
+            runs=len(failures),
+            code=last.code,
+            message=last.message,
+            phase=last.phase,
+            since=min(row.ended_at for row in failures if row.code == last.code),
+            retry_in_s=max(pause_s - here[0].age, 0.0) if here else 0.0,
+        )
+
+    def _failures(self, model: str, deployment: str) -> list[sa.Row[tuple[object, ...]]]:
+        """Newest first, since the last load that worked."""
+        ours = sa.and_(loads.c.model == model, loads.c.deployment == deployment)
+        worked = sa.and_(loads.c.ended_at.is_not(None), loads.c.code.is_(None))
+        last = sa.select(sa.func.coalesce(sa.func.max(loads.c.ended_at), 0.0)).where(ours, worked).scalar_subquery()
+        query = (
+            sa.select(loads, (now() - loads.c.ended_at).label("age"))
+            .where(ours, loads.c.code.is_not(None), loads.c.ended_at > last)
+            .order_by(loads.c.ended_at.desc())
+            .limit(_LOOKED_AT)
+        )
+        with self._database.read() as connection:
+            return list(connection.execute(query))
+
+    def reset(self, model: str) -> int:
+        """An operator's word: forget the failures of a model. How many there were."""
+        with self._database.write("queued") as connection:
+            return connection.execute(loads.delete().where(loads.c.model == model, loads.c.code.is_not(None))).rowcount
+
+    def startup_s(self, model: str) -> float | None:
+        """How long a load takes: the mean of the last that worked, in seconds; None before the first."""
+        query = (
+            sa.select(loads.c.ended_at - loads.c.began_at)
+            .where(loads.c.model == model, loads.c.ended_at.is_not(None), loads.c.code.is_(None))
+            .order_by(loads.c.ended_at.desc())
+            .limit(_MEASURED_LOADS)
+        )
+        with self._database.read() as connection:
+            seconds = list(connection.execute(query).scalars())
+        return sum(seconds) / len(seconds) if seconds else None
+
+    @staticmethod
+    def _fail(connection: sa.Connection, load: str, code: str, message: str, phase: str) -> None:
+        connection.execute(
+            loads.update()
+            .where(loads.c.id == load, loads.c.ended_at.is_(None))
+            .values(ended_at=now(), code=code, message=message, phase=phase)
+        )

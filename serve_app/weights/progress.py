@@ -1,0 +1,37 @@
+"""How far fetching or checking is, in words and as a fraction."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+Report = Callable[[str, float | None, str], None]
+"""Called with a phase's name, its fraction done (0 to 1, None when unknown) and words."""
+
+_VERBS: Final = {"download": "downloading", "verify": "checking"}
+
+
+class Progress:
+    """Adds up bytes from several threads and reports them at most twice a second."""
+
+    def __init__(self, report: Report, phase: str, done: int, total: int):
+        """`phase` is download or verify; `done` of `total` bytes are behind us already."""
+        self.done, self.total = done, total
+        self._report, self._phase = report, phase
+        self._lock, self._last = threading.Lock(), 0.0
+        self.add(0)
+
+    def add(self, count: int) -> None:
+        """Count `count` more bytes."""
+        with self._lock:
+            self.done += count
+            if time.monotonic() - self._last > 0.5 or self.done == self.total:
+                self._last = time.monotonic()
+                fraction = self.done / max(self.total, 1)
+                words = f"{_VERBS[self._phase]} {fraction:.0%} of {shown_size(self.total)}"
+                self._report(self._phase, fraction, words)
+
+
+def shown_size(count: int) -> str:
+    """`count` bytes for people, in MB or GB."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

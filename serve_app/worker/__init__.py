@@ -1,0 +1,259 @@
+"""The GPU deployment: load, claim, generate, publish, drain.
+
+Three threads, so that none waits for another without need: one generates (the device is never idle while a job waits), one encodes
+and stores beside the next generation, one heartbeats. A claim that is gone (cancelled, deleted, expired, given to another worker)
+is seen by the heartbeat and stops the generation at its next step; nothing else does.
+"""
+
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from typing import Any, Final, Protocol, TypeVar
+
+from serve_app.artifacts import Artifacts
+from serve_app.audio import Song, Tags, encode
+from serve_app.config import QueueArgs
+from serve_app.errors import (
+    ArtifactsUnavailable,
+    DeviceLost,
+    GenerationError,
+    LoadError,
+    SophiaError,
+    Stopped,
+    StoreUnavailable,
+)
+from serve_app.jobs import Job, new_id
+from serve_app.processes import Process
+from serve_app.schemas import SAMPLE_RATE, MusicRequest
+from serve_app.store import Store, WorkerRow
+from serve_app.worker.claims import Claim
+from serve_app.worker.heartbeat import PROGRESS_S, Heartbeat
+
+logger = logging.getLogger("ray.serve.sophia")
+_T = TypeVar("_T")
+
+SONGS_IN_FLIGHT: Final = 2
+"""Songs that may wait for the encoder; each takes 230 MB at 600 s."""
+
+_RETRY_S: Final = 1.0
+
+
+class Engine(Protocol):
+    """What a worker drives: AceStepEngine, or SimulatedEngine in tests of scheduling."""
+
+    def load(self, report: Callable[[str, float | None, str], None]) -> Any:
+        """Get ready, telling phase, progress and detail; raises LoadError. What it is, as a dataclass."""
+
+    def generate(
+        self, request: MusicRequest, on_step: Callable[[str, int, int], None], stopped: Callable[[], bool]
+    ) -> Iterator[Song]:
+        """The songs of a request; raises Stopped soon after `stopped()` has become true."""
+
+    def warnings(self, request: MusicRequest) -> tuple[str, ...]:
+        """What of the request cannot be honoured."""
+
+
+class Worker:
+    """One engine at work on one model's jobs. Plain threads, no Ray: `MusicWorker` is its Serve deployment."""
+
+    def __init__(
+        self, model: str, engine: Engine, store: Store, artifacts: Artifacts, queue: QueueArgs, node: str = "local"
+    ):
+        self._engine, self._store, self._artifacts, self._queue = engine, store, artifacts, queue
+        row = WorkerRow(id=new_id(), model=model, node=node, process=Process.this(), device="", phase="starting")
+        self._heart = Heartbeat(store, row, queue.lease_s)
+        self._stopping = threading.Event()
+        self._room = threading.BoundedSemaphore(SONGS_IN_FLIGHT)
+        self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")
+        self._thread = threading.Thread(target=self._work, name="generate", daemon=True)
+        self.failed_in = ""
+        """The phase in which the last load failed."""
+
+    @property
+    def id(self) -> str:
+        """The worker's id, new at each start."""
+        return self._heart.row.id
+
+    @property
+    def model(self) -> str:
+        """The model whose jobs it takes."""
+        return self._heart.row.model
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still works or is ready to."""
+        return self._thread.is_alive() and self._heart.alive
+
+    # --- Life -------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Announce, load, work. Raises LoadError, having said why, and is then done with."""
+        self.announce()
+        try:
+            self.load()
+        except LoadError:
+            self._heart.close(lambda: self._store.workers.report(self._heart.row))
+            raise
+
+    def announce(self) -> None:
+        """Let the store know of this worker."""
+        self._heart.start()
+
+    def load(self) -> None:
+        """Load the model, then take jobs in the background. Raises LoadError, having said why; may be called again then."""
+        try:
+            facts = self._engine.load(self._heart.report)
+        except Exception as error:
+            raise self._failed(error) from error
+        self._heart.say(
+            phase="idle", detail="ready", progress=None, device=facts.device, facts=asdict(facts), error=None
+        )
+        logger.info("worker %s of %s is ready on %s", self.id, self.model, facts.device)
+        self._thread.start()
+
+    def _failed(self, error: Exception) -> LoadError:
+        self.failed_in = self._heart.row.phase
+        logger.exception("worker %s cannot load %s (phase %s)", self.id, self.model, self.failed_in)
+        ours = error if isinstance(error, LoadError) else LoadError(f"{type(error).__name__}: {error}")
+        reason = {"code": ours.code, "message": ours.message, "phase": self.failed_in}
+        self._heart.say(phase="failed", detail=f"failed in phase {self.failed_in}", progress=None, error=reason)
+        return ours
+
+    def waits(self, why: str) -> None:
+        """Say why it does not load now."""
+        if self._heart.row.detail.partition(":")[2] != why.partition(":")[2]:
+            logger.warning("worker %s of %s: %s", self.id, self.model, why)
+        self._heart.say(phase="failed", detail=why, progress=None)
+
+    def drain(self) -> None:
+        """Take no more jobs, end those in hand, publish them, leave. Returns when all that is done."""
+        self._stopping.set()
+        self._store.changes.notify("queued")
+        if self._thread.ident is not None:
+            self._heart.say(phase="draining", detail="ending the job in hand" if self._heart.claims else "ending")
+            self._thread.join()
+        self._encoder.shutdown(wait=True)
+        self._heart.close(lambda: self._store.workers.forget(self.id))
+
+    # --- Generating -------------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        while not self._stopping.is_set():
+            seen = self._store.changes.count("queued")
+            try:
+                job = self._store.jobs.claim(self.id, self.model, self._queue.lease_s)
+            except StoreUnavailable as error:
+                logger.warning("worker %s cannot ask for work: %s", self.id, error)
+                self._stopping.wait(_RETRY_S)
+                continue
+            if job is None:
+                self._store.changes.wait("queued", seen, timeout=_RETRY_S)
+            else:
+                self._run(job)
+
+    def _run(self, job: Job) -> None:
+        claim = self._heart.claims[job.id] = Claim(job)
+        self._heart.say(phase="generating", detail=f"job {job.id}, attempt {job.attempt}", job=job.id)
+        try:
+            self._generate(claim)
+        except Stopped:
+            logger.info("job %s is no longer worker %s's: stopped", job.id, self.id)
+            self._heart.claims.pop(job.id, None)
+        except Exception as error:
+            logger.exception("job %s failed on worker %s", job.id, self.id)
+            if isinstance(error, DeviceLost):  # no later job could run here: Serve will see that the thread has ended
+                self._stopping.set()
+            self._give_up(claim, error)
+        if not self._stopping.is_set():
+            self._heart.say(phase="idle", detail="ready", job=None)
+
+    def _generate(self, claim: Claim) -> None:
+        began, blocked = time.monotonic(), 0.0
+        warnings = self._engine.warnings(claim.job.request)
+        files: list[Future[dict[str, Any]]] = []
+        for song in self._engine.generate(claim.job.request, claim.on_step, claim.gone.is_set):
+            waiting = time.monotonic()
+            while not self._room.acquire(timeout=PROGRESS_S):
+                if claim.gone.is_set():
+                    raise Stopped
+            blocked += time.monotonic() - waiting
+            files.append(self._encoder.submit(self._encode, claim, song, len(files)))
+        seconds = time.monotonic() - began
+        self._encoder.submit(self._publish, claim, files, warnings, seconds, seconds - blocked)
+
+    # --- Publishing, beside the next generation ---------------------------------------------------------------------
+
+    def _encode(self, claim: Claim, song: Song, index: int) -> dict[str, Any]:
+        began, job = time.monotonic(), claim.job
+        try:
+            claim.on_step("encoding", index, job.request.variations)
+            title = job.request.prompt[:80]
+            data = encode(song.samples, job.request.format, Tags(title, job.request.prompt, song.seed, job.model))
+            seconds = len(song.samples) / SAMPLE_RATE
+        finally:
+            self._room.release()
+        key = f"{job.id}/{job.attempt}/{index}.{job.request.format}"
+        self._until_it_works(claim, lambda: self._artifacts.put(key, data))
+        return {
+            "key": key,
+            "format": job.request.format,
+            "seconds": seconds,
+            "sample_rate": SAMPLE_RATE,
+            "channels": 2,
+            "bytes": len(data),
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "seed": song.seed,
+            "encode_s": time.monotonic() - began,
+        }
+
+    def _publish(
+        self,
+        claim: Claim,
+        files: Sequence[Future[dict[str, Any]]],
+        warnings: Sequence[str],
+        total_s: float,
+        gpu_s: float,
+    ) -> None:
+        job = claim.job
+        try:
+            audio = [file.result() for file in files]
+            timing = {
+                "queued_s": round((job.started_at or job.created_at) - job.created_at, 3),
+                "generate_s": round(total_s, 3),
+                "encode_s": round(sum(file.pop("encode_s") for file in audio), 3),
+                "gpu_s": round(gpu_s, 3),
+            }
+            published = self._until_it_works(
+                claim, lambda: self._store.jobs.finish(job, audio=audio, timing=timing, warnings=warnings)
+            )
+            logger.info("job %s %s in %.2f s", job.id, "succeeded" if published else "was taken away", total_s)
+        except Stopped:
+            logger.info("job %s is no longer worker %s's: not published", job.id, self.id)
+        except Exception as error:
+            logger.exception("job %s could not be published", job.id)
+            self._give_up(claim, error)
+        finally:
+            self._heart.claims.pop(job.id, None)
+
+    def _until_it_works(self, claim: Claim, action: Callable[[], _T]) -> _T:
+        """A finished song outlives an outage of the stores, as long as the job is the worker's own."""
+        while True:
+            try:
+                return action()
+            except (StoreUnavailable, ArtifactsUnavailable) as error:
+                logger.warning("job %s waits to be published: %s", claim.job.id, error)
+                if claim.gone.wait(_RETRY_S):
+                    raise Stopped from error
+
+    def _give_up(self, claim: Claim, error: Exception) -> None:
+        ours = error if isinstance(error, SophiaError) else GenerationError(f"{type(error).__name__}: {error}")
+        try:
+            self._until_it_works(claim, lambda: self._store.jobs.fail(claim.job, ours))
+        except Stopped:
+            logger.info("job %s is no longer worker %s's", claim.job.id, self.id)
+        finally:
+            self._heart.claims.pop(claim.job.id, None)

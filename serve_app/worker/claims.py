@@ -1,0 +1,42 @@
+"""A job in a worker's hands, and how far it is."""
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from serve_app.jobs import Job
+from serve_app.store import Beat
+
+# How the work of a job divides: where each stage begins and ends, as a part of the whole.
+_STAGES: Final[dict[str, tuple[float, float]]] = {
+    "conditioning": (0.0, 0.02),
+    "denoising": (0.02, 0.8),
+    "decoding": (0.8, 0.95),
+    "encoding": (0.95, 1.0),
+}
+
+
+@dataclass
+class Claim:
+    """A job from its claim until it is published. `gone` is set when the store no longer knows the claim."""
+
+    job: Job
+    gone: threading.Event = field(default_factory=threading.Event)
+    progress: Mapping[str, Any] | None = None
+    told: Mapping[str, Any] | None = None
+
+    def on_step(self, stage: str, step: int, steps: int) -> None:
+        """Remember how far it is; the heartbeat tells it."""
+        begin, end = _STAGES[stage]
+        fraction = begin + (end - begin) * step / max(steps, 1)
+        self.progress = {"stage": stage, "step": step, "steps": steps, "fraction": round(fraction, 4)}
+
+    @property
+    def has_news(self) -> bool:
+        """Whether there is progress that was not told yet."""
+        return self.progress != self.told
+
+    def beat(self) -> Beat:
+        """What the heartbeat says of it."""
+        return Beat(self.job.id, self.job.attempt, self.progress if self.has_news else None)

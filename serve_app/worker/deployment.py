@@ -1,0 +1,114 @@
+"""The Serve deployment of a worker, and how it loads when loading fails."""
+
+import asyncio
+import logging
+import time
+from pathlib import Path
+from typing import Final
+
+import ray
+
+from serve_app.artifacts import Artifacts
+from serve_app.config import AppArgs
+from serve_app.errors import ConfigurationError, LoadError, StoreUnavailable
+from serve_app.processes import Process, this_host
+from serve_app.simulated import SimulatedEngine
+from serve_app.store import Breaker, Store
+from serve_app.worker import Engine, Worker
+
+logger = logging.getLogger("ray.serve.sophia")
+
+_LOOK_S: Final = 1.0
+
+
+class MusicWorker:
+    """Loaded when its constructor returns, drained before Serve lets its process go.
+
+    The constructor neither returns nor raises while the model cannot be loaded: Serve would restart it at once, for ever, and a
+    rolling update would throw good workers away. It tries again after growing pauses, and stops trying when the breaker is open;
+    the autoscaling policy then asks for no workers.
+    """
+
+    def __init__(self, model: str, args: AppArgs, host: str, deployment: str):
+        """`host` is where the application was built, `deployment` which build it is."""
+        if args.database_url is None and host != this_host():
+            raise ConfigurationError(
+                f"This worker's node cannot see the SQLite database of {host.split('/')[0]}. "
+                "Set SOPHIA_DATABASE_URL to a PostgreSQL address to use more than one node."
+            )
+        self._store = Store(args.resolved_database_url)
+        _migrate(self._store)
+        artifacts = Artifacts(args.resolved_artifacts_url)
+        node = ray.util.get_node_ip_address()
+        self._worker = Worker(model, _engine(model, args), self._store, artifacts, args.queue, node)
+        _Start(self._worker, self._store, model, deployment, args).until_ready()
+
+    def check_health(self) -> None:
+        """Serve asks this now and then; a worker whose threads have ended is replaced."""
+        if not self._worker.alive:
+            raise RuntimeError("the worker's threads have ended; the log says why")
+
+    async def __del__(self) -> None:
+        if hasattr(self, "_worker"):
+            await asyncio.to_thread(self._worker.drain)
+            self._store.close()
+
+
+class _Start:
+    """The start of one worker, over as many loads as it takes."""
+
+    def __init__(self, worker: Worker, store: Store, model: str, deployment: str, args: AppArgs):
+        self._worker, self._store, self._model, self._deployment, self._args = worker, store, model, deployment, args
+
+    def until_ready(self) -> None:
+        self._worker.announce()
+        while True:
+            self._wait_for_permission()
+            load = self._store.loads.begin(self._model, self._deployment, Process.this())
+            try:
+                self._worker.load()
+            except LoadError as error:
+                self._store.loads.failed(load, error.code, error.message, self._worker.failed_in)
+            else:
+                self._store.loads.succeeded(load)
+                return
+
+    def _wait_for_permission(self) -> None:
+        """Until the breaker is closed and this host's pause is over; says meanwhile why it waits."""
+        self._store.bury()
+        while (breaker := self._breaker()).is_open or breaker.retry_in_s > 0:
+            self._worker.waits(_why(breaker))
+            time.sleep(min(max(breaker.retry_in_s, 0.1), _LOOK_S))
+
+    def _breaker(self) -> Breaker:
+        return self._store.loads.breaker(self._model, self._deployment, self._args.breaker, this_host())
+
+
+def _why(breaker: Breaker) -> str:
+    if breaker.is_open:
+        return f"not trying again after {breaker.runs} loads until a new deploy or `sophia reset`: {breaker.message}"
+    return f"trying again in {breaker.retry_in_s:.0f} s, after {breaker.runs} loads that failed: {breaker.message}"
+
+
+def _migrate(store: Store) -> None:
+    while True:
+        try:
+            store.migrate()
+        except StoreUnavailable as error:
+            logger.warning("a worker waits for the database: %s", error)
+            time.sleep(_LOOK_S)
+        else:
+            return
+
+
+def _engine(model: str, args: AppArgs) -> Engine:
+    settings = args.models[model]
+    if settings.source == "simulated":
+        return SimulatedEngine(model, settings)
+    from serve_app.engine import AceStepEngine  # torch: only here, and only now
+
+    return AceStepEngine(model, settings, _weights(args.data_dir))
+
+
+def _weights(data_dir: Path) -> Path:
+    return data_dir / "weights"

@@ -1,0 +1,105 @@
+"""The heartbeat: keeps leases, tells phase and progress, and sees at once when a claim is gone."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from serve_app.errors import StoreUnavailable
+from serve_app.store import Store, WorkerRow
+from serve_app.worker.claims import Claim
+
+logger = logging.getLogger("ray.serve.sophia")
+
+PROGRESS_S: Final = 0.1
+"""Progress is written at most this often."""
+
+LOOK_S: Final = 0.03
+"""A claim that is gone is noticed within this time."""
+
+_RETRY_S: Final = 1.0
+
+
+class Heartbeat:
+    """A thread that speaks for a worker. `row` is what the worker says of itself, `claims` the jobs in its hands."""
+
+    def __init__(self, store: Store, row: WorkerRow, lease_s: float):
+        self._store, self._lease_s = store, lease_s
+        self.row = row
+        self.claims: dict[str, Claim] = {}
+        self._row_changed = threading.Event()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    @property
+    def alive(self) -> bool:
+        """Whether its thread runs."""
+        return self._thread.is_alive()
+
+    def start(self) -> None:
+        """Make the worker known before it does anything else, so that its death can be noticed; then keep beating."""
+        while not self._spoke(lambda: self._store.workers.report(self.row)):
+            time.sleep(_RETRY_S)
+        self._thread.start()
+
+    def close(self, last_word: Callable[[], None]) -> None:
+        """Stop, and say a last word to the store if it listens."""
+        self._done.set()
+        self._store.changes.notify("revoked")
+        if self._thread.ident is not None:
+            self._thread.join()
+        self._spoke(last_word)
+
+    def say(self, **values: Any) -> None:
+        """Change what the worker says of itself."""
+        self.row = replace(self.row, **values)
+        self._row_changed.set()
+
+    def report(self, phase: str, progress: float | None, detail: str) -> None:
+        """Tell a start-up phase, its progress (0 to 1) and words."""
+        if phase != self.row.phase:
+            logger.info("worker %s of %s: %s: %s", self.row.id, self.row.model, phase, detail)
+        self.say(phase=phase, progress=progress, detail=detail)
+
+    def _run(self) -> None:
+        due = 0.0
+        while not self._done.is_set():
+            seen = self._store.changes.count("revoked")
+            claims = list(self.claims.values())
+            full = self._row_changed.is_set() or time.monotonic() >= due
+            if full:
+                due = time.monotonic() + self._lease_s / 4
+            if not self._spoke(lambda full=full, claims=claims: self._beat(full, claims)):  # type: ignore[misc]
+                due = 0.0
+                self._done.wait(_RETRY_S)
+            # Under way, look again soon for progress to tell; idle, wake for the next sign of life.
+            self._store.changes.wait("revoked", seen, PROGRESS_S if claims else max(due - time.monotonic(), PROGRESS_S))
+            self._done.wait(LOOK_S)  # on SQLite our own heartbeat is a change, too
+
+    def _beat(self, full: bool, claims: Sequence[Claim]) -> None:
+        if full:
+            self._row_changed.clear()
+            self._store.workers.report(self.row)
+        told = claims if full else [claim for claim in claims if claim.has_news]
+        if told:
+            beats = [claim.beat() for claim in told]
+            self._drop(self._store.jobs.heartbeat(beats, self._lease_s))
+            for claim, beat in zip(told, beats, strict=True):
+                claim.told = beat.progress or claim.told
+        if claims:
+            self._drop(self._store.jobs.lost([claim.beat() for claim in claims]))
+
+    def _drop(self, lost: set[str]) -> None:
+        for job in lost:
+            if claim := self.claims.get(job):
+                claim.gone.set()
+
+    def _spoke(self, say: Callable[[], None]) -> bool:
+        try:
+            say()
+        except StoreUnavailable as error:
+            logger.warning("worker %s cannot be heard: %s", self.row.id, error)
+            return False
+        return True
