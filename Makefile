@@ -4,8 +4,9 @@ BIN := .venv/bin
 
 .PHONY: serve test long check format lock clean
 
+# Without the variable a second copy would share the port with the first, and each would get half of the requests.
 serve: .venv/installed
-	$(BIN)/serve run serve_config.yaml
+	SERVE_SOCKET_REUSE_PORT_ENABLED=0 $(BIN)/serve run serve_config.yaml
 
 test: .venv/installed
 	$(BIN)/pytest

@@ -5,6 +5,7 @@ Large files are redirected to a storage host, as the hub does; here that is the 
 
 import json
 import re
+import sys
 import threading
 import time
 from collections import Counter
@@ -48,7 +49,7 @@ class Hub:
 def serving(folder: Path) -> Iterator[Hub]:
     """A hub on a free loopback port, until the block ends."""
     hub = Hub(folder)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
+    server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
@@ -59,6 +60,13 @@ def serving(folder: Path) -> Iterator[Hub]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that was killed is no error of the server's."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -393,7 +393,7 @@ def test_without_workers_readyz_says_so(tmp_path: Path):
     with running(tmp_path, workers=0) as service:
         answer = service.client.get("/readyz")
         assert answer.status_code == 503
-        assert answer.json() == {"ready": False, "reason": "ace-step: no worker is running yet"}
+        assert answer.json() == {"ready": False, "reason": "ace-step: no worker of this model is running yet"}
         assert service.client.get("/v1/health").json()["status"] == "degraded"
 
 

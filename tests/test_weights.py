@@ -5,14 +5,16 @@ import json
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from serve_app import errors, weights
 from serve_app.config import ModelArgs
+from tests.disks import fill, small_disk
+from tests.helpers import eventually
 from tests.hub import COMMIT, REPOSITORY, Hub, serving
 
 EMBEDDED = ModelArgs(source="embedded")
@@ -119,7 +121,7 @@ def test_a_killed_process_goes_on_where_it_stopped(hub: Hub, tmp_path: Path):
     )
     killed = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
     try:
-        _wait(lambda: hub.served[LARGEST] > 1_000_000)
+        eventually(lambda: hub.served[LARGEST] > 1_000_000, seconds=60)
     finally:
         killed.kill()
         killed.wait()
@@ -244,14 +246,24 @@ def test_a_repository_larger_than_the_disk_is_refused_before_it_is_fetched(hub: 
     assert hub.served.total() == 0
 
 
-def test_a_disk_that_fills_up_while_fetching_says_so(hub: Hub, tmp_path: Path):
-    """A write that finds the disk full ends as DiskFull, not as a bare OSError."""
-    target = tmp_path / "hub" / "sophia--tiny" / COMMIT / LARGEST
-    target.parent.mkdir(parents=True)
-    target.with_name(target.name + ".partial").symlink_to("/dev/full")  # every write to it fails with ENOSPC
+def test_a_disk_that_fills_up_while_fetching_keeps_what_came(hub: Hub, tmp_path: Path):
+    """A write that finds the disk full ends as DiskFull; when there is room again, fetching goes on from there."""
+    hub.bytes_per_s = 2e6
+    with small_disk(tmp_path / "disk", megabytes=9) as disk, ThreadPoolExecutor(1) as pool:
+        fetching = pool.submit(weights.resolve, "m", REMOTE, disk, lambda *report: None)
+        eventually(lambda: hub.served[LARGEST] > 500_000)
+        filler = fill(disk)
+        hub.bytes_per_s = None
+        with pytest.raises(errors.DiskFull, match=r"The disk was full after \d\.\d MB of 7\.0 MB of sophia/tiny"):
+            fetching.result()
+        filler.unlink()
+        fractions: list[float | None] = []
 
-    with pytest.raises(errors.DiskFull, match="The disk was full after"):
-        weights.resolve("m", REMOTE, tmp_path, lambda *report: None)
+        folder = weights.resolve("m", REMOTE, disk, lambda _, fraction, __: fractions.append(fraction))
+
+        assert fractions[0]
+        assert fractions[0] > 0.05
+        assert _digests(folder)[LARGEST] == _digests(hub.folder)[LARGEST]
 
 
 def test_a_repository_in_the_original_layout_is_refused_before_it_is_fetched(
@@ -417,10 +429,3 @@ def _original_layout(folder: Path) -> Path:
 
 def _edit(file: Path, changes: dict[str, object]) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-
-
-def _wait(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.01)
