@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import obstore
 from obstore.exceptions import BaseError
@@ -29,6 +29,14 @@ _CHUNK_BYTES: Final = 1024 * 1024
 _PAGE_KEYS: Final = 1000
 _RETRY_S: Final = 30
 """object_store tries for three minutes by default: too long for a client that waits."""
+
+
+class StoredFile(NamedTuple):
+    """A file as the store lists it: size in bytes, and when it was written, in seconds since the epoch by the store's clock."""
+
+    key: str
+    size: int
+    written_at: float
 
 
 class Artifacts:
@@ -84,8 +92,8 @@ class Artifacts:
             with _failures(f"delete {key}"), suppress(FileNotFoundError):
                 obstore.delete(self._store, key)
 
-    def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
-        """(key, size in bytes) of every file under `prefix` (`""`, a job's id, or id/attempt), a page at a time.
+    def list(self, prefix: str = "") -> Iterator[StoredFile]:
+        """Every file under `prefix` (`""`, a job's id, or id/attempt), a page at a time.
 
         Other people's files in the same folder or bucket are passed over.
         """
@@ -93,7 +101,11 @@ class Artifacts:
             raise ValueError(f"not a prefix of artifact keys: {prefix!r}")
         with _failures(f"list {prefix or 'files'}"):
             for page in obstore.list(self._store, prefix, chunk_size=_PAGE_KEYS):
-                yield from ((item["path"], item["size"]) for item in page if _KEY.fullmatch(item["path"]))
+                yield from (
+                    StoredFile(item["path"], item["size"], item["last_modified"].timestamp())
+                    for item in page
+                    if _KEY.fullmatch(item["path"])
+                )
 
     def sweep_leftovers(self, older_than_s: float) -> int:
         """Delete what killed writers left in a local folder, and say how many files that were.

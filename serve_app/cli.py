@@ -12,8 +12,9 @@ from pydantic import ValidationError
 
 from serve_app import __version__
 from serve_app.config import AppArgs
-from serve_app.errors import ConfigurationError, SophiaError
+from serve_app.errors import ConfigurationError, NotFound, SophiaError
 from serve_app.store import Store
+from serve_app.webhooks import shown_secret, signing_keys
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -66,6 +67,9 @@ def _add_keys(commands: Any) -> None:
     create.add_argument("name", help="whose key it is; jobs are listed and counted under it")
     create.set_defaults(run=_create_key)
     keys.add_parser("list", help="list the keys' names").set_defaults(run=_list_keys)
+    secret = keys.add_parser("webhook-secret", help="print what a key's webhooks are signed with")
+    secret.add_argument("name")
+    secret.set_defaults(run=_show_webhook_secret)
     revoke = keys.add_parser("revoke", help="make a key useless within seconds")
     revoke.add_argument("name")
     revoke.set_defaults(run=_revoke_key)
@@ -87,6 +91,15 @@ def _create_key(given: argparse.Namespace, args: AppArgs) -> int:
 def _list_keys(_: argparse.Namespace, args: AppArgs) -> int:
     for name, created_at in _store(args).keys.names():
         print(f"{name}\t{_shown(created_at)}")
+    return 0
+
+
+def _show_webhook_secret(given: argparse.Namespace, args: AppArgs) -> int:
+    if not args.webhook_keys:
+        raise ConfigurationError("There is no webhook_secret: set SOPHIA_WEBHOOK_SECRET")
+    if given.name not in dict(_store(args).keys.names()):
+        raise NotFound(f"There is no key named {given.name!r}")
+    print(shown_secret(signing_keys(args.webhook_keys, given.name)[0]))
     return 0
 
 

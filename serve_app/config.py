@@ -5,14 +5,18 @@ file serves several machines. Secrets (a database password) belong in the enviro
 named like the variable, never in the YAML.
 """
 
+import base64
 import os
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 Variant = Literal["turbo", "base", "sft"]
+
+
+_WEBHOOK_PREFIX: Final = "whsec_"
 
 
 class _Strict(BaseModel):
@@ -93,6 +97,40 @@ class QueueArgs(_Strict):
     )
 
 
+class WebhookArgs(_Strict):
+    """How clients' servers are told that a job has ended. Off until `webhook_secret` is set."""
+
+    allow_private: bool = Field(
+        False,
+        description="Send to private, loopback and other internal addresses, too. Only where every client is trusted: it lets "
+        "them reach what this machine reaches.",
+    )
+    retries_s: list[Annotated[float, Field(gt=0, le=604_800)]] = Field(
+        # about what the Standard Webhooks specification advises, over 17 hours
+        [5, 30, 120, 600, 3600, 10_800, 18_000, 28_800],
+        max_length=20,
+        description="Seconds to wait before each further attempt; after the last one the delivery has failed.",
+    )
+    timeout_s: float = Field(15, gt=0, le=60, description="Seconds that one attempt may take in all.")
+
+
+class RetentionArgs(_Strict):
+    """What is kept for how long."""
+
+    results_s: float = Field(
+        604_800, ge=0, description="Seconds after its end that a job's audio is kept; the job stays, without it."
+    )
+    rows_s: float = Field(
+        2_592_000, ge=0, description="Seconds after its end that a job is kept; then it is forgotten, with its audio."
+    )
+    orphans_s: float = Field(
+        86_400,
+        ge=0,
+        description="Age in seconds from which a file that belongs to no job is removed. After the database was restored from a "
+        "backup, what was made since then belongs to no job.",
+    )
+
+
 class BreakerArgs(_Strict):
     """When a model that cannot be loaded is left alone."""
 
@@ -135,6 +173,11 @@ class AppArgs(BaseSettings):
         None,
         description="`s3://bucket/prefix`, `gs://…`, `az://…` or `file:///folder`; `data_dir`/audio when not given.",
     )
+    webhook_secret: SecretStr | None = Field(
+        None,
+        description="Signs webhooks: `whsec_` and 24 to 64 random bytes in base64; none, no webhooks. Two of them, with a space "
+        "between, sign both, while receivers change from one to the other.",
+    )
     models: dict[str, ModelArgs] = Field(default_factory=lambda: {"ace-step": ModelArgs()}, min_length=1)
     default_model: str | None = Field(
         None, description="The model of requests that name none; the first one when not given."
@@ -142,6 +185,8 @@ class AppArgs(BaseSettings):
     api: ApiArgs = ApiArgs()
     auth: AuthArgs = AuthArgs()
     queue: QueueArgs = QueueArgs()
+    webhooks: WebhookArgs = WebhookArgs()
+    retention: RetentionArgs = RetentionArgs()
     breaker: BreakerArgs = BreakerArgs()
 
     @classmethod
@@ -164,6 +209,13 @@ class AppArgs(BaseSettings):
             raise ValueError(f"data_dir must be an absolute path or start with ~, got {str(folder)!r}")
         return folder
 
+    @field_validator("webhook_secret")
+    @classmethod
+    def _signs(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is not None:
+            _webhook_keys(secret.get_secret_value())
+        return secret
+
     @model_validator(mode="after")
     def _default_model_is_served(self) -> Self:
         if self.default_model is None:
@@ -180,9 +232,25 @@ class AppArgs(BaseSettings):
         return self.database_url.get_secret_value()
 
     @property
+    def webhook_keys(self) -> tuple[bytes, ...]:
+        """What webhooks are signed with, the current key first; empty where there are none."""
+        return _webhook_keys(self.webhook_secret.get_secret_value()) if self.webhook_secret else ()
+
+    @property
     def resolved_artifacts_url(self) -> str:
         """The artifact store's address, a folder in `data_dir` by default."""
         return self.artifacts_url or (self.data_dir / "audio").as_uri()
+
+
+def _webhook_keys(secret: str) -> tuple[bytes, ...]:
+    """The keys in `webhook_secret`. Raises ValueError, which does not repeat it."""
+    try:
+        keys = tuple(base64.b64decode(part.removeprefix(_WEBHOOK_PREFIX), validate=True) for part in secret.split())
+    except ValueError:
+        keys = ()
+    if not keys or not all(24 <= len(key) <= 64 for key in keys):  # the specification's bounds
+        raise ValueError("webhook_secret must be whsec_ followed by 24 to 64 random bytes in base64")
+    return keys
 
 
 def setting_rows(model: type[BaseModel] = AppArgs, prefix: str = "") -> list[tuple[str, str, str]]:

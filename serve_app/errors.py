@@ -51,6 +51,12 @@ class NotFound(SophiaError):
     status, code, title = 404, "not_found", "There is nothing here"
 
 
+class AudioExpired(SophiaError):
+    """The job's files were removed, as the retention time asks for; the job itself is still known."""
+
+    status, code, title = 410, "audio_expired", "The audio was kept for as long as the service keeps it, and is gone"
+
+
 class MethodNotAllowed(SophiaError):
     """The route exists, with other methods."""
 

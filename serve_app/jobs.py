@@ -84,6 +84,7 @@ class Job:
     error: Mapping[str, str] | None = None
     idempotency_key: str | None = None
     fingerprint: str | None = field(default=None, repr=False)
+    audio_gone_at: float | None = None
 
 
 def new_id() -> str:

@@ -62,6 +62,9 @@ VARIANT_DEFAULTS: Final[dict[Variant, VariantDefaults]] = {
     "sft": VariantDefaults(steps=50, guidance_scale=7.0, shift=3.0),
 }
 
+# A URL as far as a pattern can say it: scheme, a name or an address, port, path. serve_app.webhooks.check_url says the rest.
+_WEBHOOK_URL = r"^https?://([A-Za-z0-9_.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?([/?][!-~]*)?$"
+
 # No NUL: PostgreSQL's text cannot hold it, and no prompt means it.
 _Text = r"^[^\x00]*$"
 
@@ -170,6 +173,15 @@ class MusicRequest(BaseModel):
         "unless the operator set another.",
         examples=[600],
     )
+    webhook_url: str | None = Field(
+        None,
+        max_length=2000,
+        pattern=_WEBHOOK_URL,
+        description="Where to POST the job when it has ended, signed as Standard Webhooks has it (standardwebhooks.com) and tried "
+        "again for hours until it is answered with 2xx; redirects are not followed. The event's type is `job.` and the state, "
+        "its data the job. Addresses inside a network are refused unless the operator allows them.",
+        examples=["https://example.com/hooks/sophia"],
+    )
     metadata: dict[
         Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=_Text)],
         Annotated[str, StringConstraints(max_length=512, pattern=_Text)],
@@ -236,6 +248,30 @@ class JobError(BaseModel):
     )
 
 
+class WebhookAttempt(BaseModel):
+    """One attempt to tell the job's `webhook_url`."""
+
+    at: datetime = Field(description="When it was made.", examples=["2026-11-24T10:00:09Z"])
+    status: int | None = Field(description="The HTTP status of the answer; null when there was none.", examples=[503])
+    error: str | None = Field(description="Why it did not count, in words.", examples=["answered 503"])
+
+
+class WebhookView(BaseModel):
+    """How far telling the job's `webhook_url` has come."""
+
+    state: Literal["pending", "delivered", "failed"] = Field(
+        description="pending: under way or to be tried again. delivered: answered with 2xx. failed: given up.",
+        examples=["delivered"],
+    )
+    attempts: int = Field(description="How often it was tried.", examples=[1])
+    last_status: int | None = Field(description="The HTTP status of the last answer, if any.", examples=[200])
+    last_error: str | None = Field(description="Why the last attempt did not count.", examples=[None])
+    next_attempt_at: datetime | None = Field(
+        description="When it is tried again at the latest, while pending.", examples=[None]
+    )
+    history: list[WebhookAttempt] = Field(description="Every attempt that has ended, oldest first.")
+
+
 class JobLinks(BaseModel):
     """Where to go on."""
 
@@ -279,8 +315,13 @@ class JobView(BaseModel):
         examples=[["guidance_scale is ignored by turbo models"]],
     )
     audio: list[AudioFile] = Field(description="The finished files, one a variation.")
+    audio_gone_at: datetime | None = Field(
+        description="When the files were removed, since they were kept long enough; they answer 410 from then on.",
+        examples=[None],
+    )
     timing: Timing | None = Field(description="Where the time went, when finished.")
     error: JobError | None = Field(description="Why it failed or expired.")
+    webhook: WebhookView | None = Field(description="How far telling `webhook_url` has come, once the job has ended.")
     links: JobLinks = Field(description="Addresses of what belongs to this job.")
 
 

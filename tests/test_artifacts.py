@@ -97,9 +97,9 @@ def test_list_gives_keys_and_sizes_under_a_prefix(artifacts: Artifacts) -> None:
     for key, size in (("a/1/0.mp3", 1), ("a/2/0.mp3", 2), ("ab/1/0.mp3", 3)):
         artifacts.put(key, bytes(size))
 
-    assert sorted(artifacts.list()) == [("a/1/0.mp3", 1), ("a/2/0.mp3", 2), ("ab/1/0.mp3", 3)]
-    assert sorted(artifacts.list("a")) == [("a/1/0.mp3", 1), ("a/2/0.mp3", 2)]
-    assert list(artifacts.list("a/2")) == [("a/2/0.mp3", 2)]
+    assert sorted(file[:2] for file in artifacts.list()) == [("a/1/0.mp3", 1), ("a/2/0.mp3", 2), ("ab/1/0.mp3", 3)]
+    assert sorted(file[:2] for file in artifacts.list("a")) == [("a/1/0.mp3", 1), ("a/2/0.mp3", 2)]
+    assert [file[:2] for file in artifacts.list("a/2")] == [("a/2/0.mp3", 2)]
 
 
 def test_list_passes_over_files_that_are_not_ours(artifacts: Artifacts, folder: Path) -> None:
@@ -107,7 +107,7 @@ def test_list_passes_over_files_that_are_not_ours(artifacts: Artifacts, folder: 
     (folder / "notes.txt").write_text("mine")
     artifacts.put(KEY, b"0")
 
-    assert list(artifacts.list()) == [(KEY, 1)]
+    assert [file[:2] for file in artifacts.list()] == [(KEY, 1)]
 
 
 @pytest.mark.parametrize(

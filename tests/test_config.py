@@ -20,11 +20,11 @@ ROOT = Path(__file__).parents[1]
 def test_an_environment_variable_beats_the_file(monkeypatch: pytest.MonkeyPatch):
     """SOPHIA_… sets a setting whatever the YAML says, nested ones with two underscores."""
     monkeypatch.setenv("SOPHIA_API__REPLICAS", "3")
-    monkeypatch.setenv("SOPHIA_DATABASE_URL", "postgresql://u:secret@h/d")
+    monkeypatch.setenv("SOPHIA_DATABASE_URL", "postgresql://u:hunter2@h/d")
     args = AppArgs.model_validate({"api": {"replicas": 2, "num_cpus": 0.2}})
     assert (args.api.replicas, args.api.num_cpus) == (3, 0.2)
-    assert args.resolved_database_url == "postgresql://u:secret@h/d"
-    assert "secret" not in repr(args)
+    assert args.resolved_database_url == "postgresql://u:hunter2@h/d"
+    assert "hunter2" not in repr(args)
 
 
 @pytest.mark.parametrize(

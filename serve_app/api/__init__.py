@@ -1,5 +1,6 @@
 """The HTTP side of Sophia. Never imports torch, and answers pings whatever the workers do."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,11 +15,15 @@ from serve_app.api.jobs import job_routes
 from serve_app.api.middleware import RequestMiddleware
 from serve_app.api.reasons import Node
 from serve_app.api.upkeep import Upkeep
+from serve_app.api.views import Viewer
 from serve_app.api.watch import JobWatcher
 from serve_app.artifacts import Artifacts
 from serve_app.config import AppArgs
+from serve_app.janitor import Janitor
+from serve_app.jobs import Job
 from serve_app.schemas import Problem
 from serve_app.store import Store
+from serve_app.webhooks import Sender
 
 _DESCRIPTION = """
 Songs from ACE-Step 1.5: send a caption and lyrics, get stereo audio at 48 kHz.
@@ -42,11 +47,15 @@ def create_api(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         context = Context(args, store, artifacts, JobWatcher(store), commit, deployment, cluster)
         app.state.context = context
-        upkeep = Upkeep(store, args.queue)
-        upkeep.start()
+        busy: list[Upkeep | Janitor | Sender] = [Upkeep(store, args.queue), Janitor(store, artifacts, args.retention)]
+        if args.webhook_secret:
+            busy.append(Sender(store, args, lambda job: _rendered(context, job)))
+        for part in busy:
+            part.start()
         yield
         await context.watcher.close()
-        upkeep.close()
+        for part in busy:
+            await asyncio.to_thread(part.close)
         store.close()
 
     app = FastAPI(title="Sophia", version=__version__, description=_DESCRIPTION, lifespan=lifespan)
@@ -56,6 +65,10 @@ def create_api(
     app.include_router(health.router)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
     return app
+
+
+def _rendered(context: Context, job: Job) -> dict[str, Any]:
+    return Viewer(context).view(job).model_dump(mode="json")
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 
 from serve_app.api.context import Context
-from serve_app.errors import NotFound, RangeNotSatisfiable
+from serve_app.errors import AudioExpired, NotFound, RangeNotSatisfiable
 from serve_app.jobs import Job
 from serve_app.schemas import MEDIA_TYPES
 
@@ -26,7 +26,14 @@ FILE_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
 
 
 async def answer_file(request: Request, parts: Context, job: Job, index: int) -> Response:
-    """The file of one variation of a job that succeeded. Raises NotFound, RangeNotSatisfiable, ArtifactsUnavailable."""
+    """The file of one variation of a job that succeeded.
+
+    Raises NotFound, AudioExpired, RangeNotSatisfiable, ArtifactsUnavailable.
+    """
+    if job.audio_gone_at is not None:
+        raise AudioExpired(
+            f"The audio of job {job.id} is no longer kept; POST the same request again for the same song"
+        )
     if index >= len(job.audio):
         raise NotFound(f"Job {job.id} has {len(job.audio)} file(s), numbered from 0; there is no {index}")
     file = job.audio[index]

@@ -22,8 +22,10 @@ from serve_app.config import AppArgs
 from serve_app.jobs import Job, Status
 from serve_app.schemas import MAX_SEED, JobList, JobView, MusicRequest, State
 from serve_app.store.jobs import fingerprint
+from serve_app.webhooks import check_url
 
 MAX_WAIT_S: Final = 3600
+_NO_WEBHOOKS: Final = "Not here: the operator has set no `webhook_secret`."
 _PREFER_WAIT: Final = re.compile(r"(?:^|[,;\s])wait=(\d{1,6})(?:$|[,;\s])")
 
 _ALWAYS = (errors.Unauthorized, errors.InvalidRequest, errors.StoreUnavailable)
@@ -47,7 +49,14 @@ Index = Annotated[int, Path(ge=0, le=7, description="Which variation, from 0.", 
 ByteRange = Annotated[
     str | None, Header(alias="Range", description="A part of the file (RFC 9110).", examples=["bytes=0-1023"])
 ]
-_FETCH = (*_ALWAYS, errors.NotFound, errors.Conflict, errors.RangeNotSatisfiable, errors.ArtifactsUnavailable)
+_FETCH = (
+    *_ALWAYS,
+    errors.NotFound,
+    errors.AudioExpired,
+    errors.Conflict,
+    errors.RangeNotSatisfiable,
+    errors.ArtifactsUnavailable,
+)
 
 
 def _own_job(parts: Parts, owner: Owner, job_id: JobId) -> Job:
@@ -255,18 +264,26 @@ def job_routes(args: AppArgs) -> APIRouter:
 
 
 def _request_type(args: AppArgs) -> type[MusicRequest]:
-    """MusicRequest whose `model` lists the served ones, so that schema, error text and OpenAPI page agree."""
-    field = MusicRequest.model_fields["model"]
+    """MusicRequest as this service takes it, so that schema, error text and OpenAPI page agree.
+
+    `model` lists the served ones; there is no `webhook_url` where none can be signed.
+    """
     names: Any = Literal[tuple(args.models)]
-    return create_model(
-        "MusicRequest",
-        __base__=MusicRequest,
-        __doc__=MusicRequest.__doc__,
-        model=(names | None, Field(None, description=field.description, examples=[args.default_model])),
+    described = MusicRequest.model_fields["model"].description
+    fields: dict[str, Any] = {
+        "model": (names | None, Field(None, description=described, examples=[args.default_model]))
+    }
+    if not args.webhook_secret:
+        fields["webhook_url"] = (None, Field(None, description=_NO_WEBHOOKS, examples=[None]))
+    made: type[MusicRequest] = create_model(
+        "MusicRequest", __base__=MusicRequest, __doc__=MusicRequest.__doc__, **fields
     )
+    return made
 
 
 async def _submit(parts: Context, body: MusicRequest, owner: str, key: str | None) -> tuple[Job, bool]:
+    if body.webhook_url:
+        check_url(body.webhook_url, parts.args.webhooks.allow_private)
     mark = fingerprint(body.model_dump_json().encode())
     request = MusicRequest.model_validate(
         body.model_dump()

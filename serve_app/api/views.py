@@ -5,8 +5,9 @@ from datetime import UTC, datetime
 from serve_app.api.context import Context
 from serve_app.api.reasons import is_ready, living, why_waiting
 from serve_app.jobs import Job, Status
-from serve_app.schemas import AudioFile, JobError, JobLinks, JobView, Progress, Timing
+from serve_app.schemas import AudioFile, JobError, JobLinks, JobView, Progress, Timing, WebhookAttempt, WebhookView
 from serve_app.store import WorkerRow
+from serve_app.store.webhooks import Delivery
 
 
 class Viewer:
@@ -36,10 +37,18 @@ class Viewer:
             request=job.request,
             warnings=list(job.warnings),
             audio=[_file(job, index) for index in range(len(job.audio))],
+            audio_gone_at=moment(job.audio_gone_at) if job.audio_gone_at else None,
             timing=Timing.model_validate(job.timing) if job.timing else None,
             error=_error(job),
+            webhook=self._webhook(job),
             links=_links(job.id),
         )
+
+    def _webhook(self, job: Job) -> WebhookView | None:
+        if not job.request.webhook_url:
+            return None
+        delivery = self._parts.store.webhooks.latest(job.id)
+        return _delivery(delivery) if delivery else None
 
     def _queue_facts(self, job: Job) -> tuple[int, float | None, str]:
         ahead, seconds = self._parts.store.backlog.ahead(job)
@@ -70,6 +79,18 @@ def _links(job: str) -> JobLinks:
 
 def _file(job: Job, index: int) -> AudioFile:
     return AudioFile.model_validate({**job.audio[index], "url": f"/v1/jobs/{job.id}/audio/{index}"})
+
+
+def _delivery(delivery: Delivery) -> WebhookView:
+    history = [WebhookAttempt.model_validate(attempt) for attempt in delivery.history]
+    return WebhookView(
+        state=delivery.state,
+        attempts=delivery.attempts,
+        last_status=history[-1].status if history else None,
+        last_error=history[-1].error if history else None,
+        next_attempt_at=moment(delivery.due_at) if delivery.state == "pending" else None,
+        history=history,
+    )
 
 
 def _error(job: Job) -> JobError | None:

@@ -5,7 +5,10 @@ from serve_app.store.changes import Changes
 from serve_app.store.database import Database
 from serve_app.store.jobs import Beat, JobStore
 from serve_app.store.keys import KeyStore
+from serve_app.store.leases import LeaseStore
 from serve_app.store.loads import Breaker, LoadStore
+from serve_app.store.retention import RetentionStore
+from serve_app.store.webhooks import WebhookStore
 from serve_app.store.workers import WorkerRow, WorkerStore
 
 __all__ = ["Beat", "Breaker", "Store", "WorkerRow"]
@@ -22,6 +25,9 @@ class Store:
         self.workers = WorkerStore(self.database)
         self.loads = LoadStore(self.database)
         self.keys = KeyStore(self.database)
+        self.webhooks = WebhookStore(self.database)
+        self.retention = RetentionStore(self.database)
+        self.leases = LeaseStore(self.database)
         self.changes = Changes(self.database)
 
     def migrate(self) -> None:

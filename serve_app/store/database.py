@@ -114,6 +114,7 @@ def _sqlite_engine(url: sa.URL) -> sa.Engine:
     def _configure(connection: Any, _: Any) -> None:
         connection.isolation_level = None  # transactions begin below, not where the driver guesses
         connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA foreign_keys = ON")  # a job takes its webhook deliveries with it
 
     @sa.event.listens_for(engine, "begin")
     def _begin(connection: sa.Connection) -> None:

@@ -26,6 +26,7 @@ from serve_app.jobs import Job, Status, new_id, origins
 from serve_app.schemas import MusicRequest
 from serve_app.store.database import Database, now
 from serve_app.store.tables import jobs
+from serve_app.store.webhooks import enqueue
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,13 +287,16 @@ class JobStore:
 
     def _move(self, connection: sa.Connection, target: Status, *where: Any, **values: Any) -> list[Job]:
         """The one way in which a state changes: from the legal origins of `target` only."""
-        moved = connection.execute(
+        rows = connection.execute(
             jobs.update()
             .where(jobs.c.state.in_(origins(target)), *where)
             .values(state=target, version=jobs.c.version + 1, **values)
             .returning(jobs)
         )
-        return [_job(row) for row in moved]
+        moved = [_job(row) for row in rows]
+        if target.final:
+            enqueue(connection, moved)
+        return moved
 
 
 def _turn(request: MusicRequest, owner: str) -> Any:
@@ -361,4 +365,5 @@ def _job(row: Any) -> Job:
         error=row.error,
         idempotency_key=row.idempotency_key,
         fingerprint=row.fingerprint,
+        audio_gone_at=row.audio_gone_at,
     )

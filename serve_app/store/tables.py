@@ -32,6 +32,7 @@ jobs = sa.Table(
     sa.Column("timing", sa.JSON(none_as_null=True)),
     sa.Column("error", sa.JSON(none_as_null=True)),
     sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("audio_gone_at", sa.Double),  # when its files were removed, or found to be missing
 )
 
 
@@ -51,9 +52,41 @@ _partial("jobs_queue", "model", jobs.c.priority.desc(), "turn", "created_at", "i
 _partial("jobs_leases", "lease_until", where="state = 'running'")
 _partial("jobs_deadlines", "deadline_at", where="state in ('queued', 'running')")
 _partial("jobs_measured", "model", "finished_at", where="state = 'succeeded'")
+_partial("jobs_audio", "finished_at", where="state = 'succeeded' and audio_gone_at is null")
+_partial("jobs_ended", "finished_at", where="finished_at is not null")
 _partial("jobs_idempotency", "owner", "idempotency_key", where="idempotency_key is not null", unique=True)
 sa.Index("jobs_by_owner", jobs.c.owner, jobs.c.id)
 sa.Index("jobs_by_state", jobs.c.state)
+
+webhook_deliveries = sa.Table(
+    "webhook_deliveries",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("job", sa.Text, sa.ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("event", sa.Text, nullable=False),
+    sa.Column("url", sa.Text, nullable=False),
+    sa.Column("host", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("history", sa.JSON, nullable=False),
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("due_at", sa.Double, nullable=False),  # the next attempt, or the end of the sender's lease
+)
+sa.Index(
+    "webhook_deliveries_due",
+    webhook_deliveries.c.due_at,
+    sqlite_where=sa.text("state = 'pending'"),
+    postgresql_where=sa.text("state = 'pending'"),
+)
+sa.Index("webhook_deliveries_by_job", webhook_deliveries.c.job, webhook_deliveries.c.id)
+
+leases = sa.Table(
+    "leases",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("holder", sa.Text, nullable=False),
+    sa.Column("until", sa.Double, nullable=False),
+)
 
 workers = sa.Table(
     "workers",

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import threading
 import time
 from pathlib import Path
 from typing import Final
@@ -29,36 +30,47 @@ class MusicWorker:
     the autoscaling policy then asks for no workers.
     """
 
-    def __init__(self, model: str, args: AppArgs, host: str, deployment: str):
-        """`host` is where the application was built, `deployment` which build it is."""
+    async def __init__(self, model: str, args: AppArgs, host: str, deployment: str):  # type: ignore[misc]  # Serve awaits it
+        """`host` is where the application was built, `deployment` which build it is.
+
+        In a thread, so that Serve can end a replica that waits or loads.
+        """
+        self._ending = threading.Event()
+        self._worker: Worker | None = None
+        await asyncio.to_thread(self._start, model, args, host, deployment)
+
+    def _start(self, model: str, args: AppArgs, host: str, deployment: str) -> None:
         if args.database_url is None and host != this_host():
             raise ConfigurationError(
                 f"This worker's node cannot see the SQLite database of {host.split('/')[0]}. "
                 "Set SOPHIA_DATABASE_URL to a PostgreSQL address to use more than one node."
             )
-        self._store = Store(args.resolved_database_url)
-        _migrate(self._store)
+        store = Store(args.resolved_database_url)
+        _migrate(store)
         artifacts = Artifacts(args.resolved_artifacts_url)
         node = ray.util.get_node_ip_address()
-        self._worker = Worker(model, _engine(model, args), self._store, artifacts, args.queue, node)
-        _Start(self._worker, self._store, model, deployment, args).until_ready()
+        self._worker = Worker(model, _engine(model, args), store, artifacts, args.queue, node)
+        _Start(self._worker, store, model, deployment, args, self._ending).until_ready()
 
     def check_health(self) -> None:
         """Serve asks this now and then; a worker whose threads have ended is replaced."""
-        if not self._worker.alive:
+        if self._worker is None or not self._worker.alive:
             raise RuntimeError("the worker's threads have ended; the log says why")
 
     async def __del__(self) -> None:
-        if hasattr(self, "_worker"):
+        self._ending.set()
+        if self._worker is not None:
             await asyncio.to_thread(self._worker.drain)
-            self._store.close()
 
 
 class _Start:
     """The start of one worker, over as many loads as it takes."""
 
-    def __init__(self, worker: Worker, store: Store, model: str, deployment: str, args: AppArgs):
-        self._worker, self._store, self._model, self._deployment, self._args = worker, store, model, deployment, args
+    def __init__(
+        self, worker: Worker, store: Store, model: str, deployment: str, args: AppArgs, ending: threading.Event
+    ):
+        self._worker, self._store, self._model, self._deployment = worker, store, model, deployment
+        self._args, self._ending = args, ending
 
     def until_ready(self) -> None:
         self._worker.announce()
@@ -78,7 +90,8 @@ class _Start:
         self._store.bury()
         while (breaker := self._breaker()).is_open or breaker.retry_in_s > 0:
             self._worker.waits(_why(breaker))
-            time.sleep(min(max(breaker.retry_in_s, 0.1), _LOOK_S))
+            if self._ending.wait(min(max(breaker.retry_in_s, 0.1), _LOOK_S)):
+                raise LoadError(f"Ended while it waited to load {self._model}: {breaker.message}")
 
     def _breaker(self) -> Breaker:
         return self._store.loads.breaker(self._model, self._deployment, self._args.breaker, this_host())

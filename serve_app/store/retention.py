@@ -1,0 +1,77 @@
+"""What the janitor asks of the jobs' table: what is old enough to go, and which files belong to which job. A page at a time."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from serve_app.jobs import Status
+from serve_app.store.database import Database, now
+from serve_app.store.tables import jobs
+
+_FINAL = tuple(state for state in Status if state.final)
+_HAS_AUDIO = (jobs.c.state == Status.SUCCEEDED, jobs.c.audio_gone_at.is_(None))
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """A job as far as its files are concerned: `keys` are its published ones, `gone` says that they were removed."""
+
+    id: str
+    status: Status
+    attempt: int
+    keys: tuple[str, ...]
+    gone: bool
+
+
+class RetentionStore:
+    """The jobs' table as the janitor sees it."""
+
+    def __init__(self, database: Database):
+        self._database = database
+
+    def with_old_audio(self, older_s: float, limit: int) -> list[Holding]:
+        """Succeeded jobs that ended `older_s` seconds ago or earlier and still have their audio, oldest first."""
+        query = _holdings().where(*_HAS_AUDIO, jobs.c.finished_at <= now() - older_s)
+        return self._fetch(query.order_by(jobs.c.finished_at).limit(limit))
+
+    def with_audio(self, after: str, limit: int) -> list[Holding]:
+        """Succeeded jobs that still have their audio, by id, from the one after `after` on."""
+        return self._fetch(_holdings().where(*_HAS_AUDIO, jobs.c.id > after).order_by(jobs.c.id).limit(limit))
+
+    def ended_long_ago(self, older_s: float, limit: int) -> list[Holding]:
+        """Jobs that ended `older_s` seconds ago or earlier, however they ended, oldest first."""
+        return self._fetch(_holdings().where(*_ended(older_s)).order_by(jobs.c.finished_at).limit(limit))
+
+    def holdings(self, ids: Collection[str]) -> dict[str, Holding]:
+        """Those of the jobs that exist, by id."""
+        return {found.id: found for found in self._fetch(_holdings().where(jobs.c.id.in_(ids)))}
+
+    def mark_audio_gone(self, ids: Sequence[str], gone: bool = True) -> None:
+        """Say on the jobs that their audio was removed, or that it is there after all."""
+        marked = jobs.update().where(jobs.c.id.in_(ids), jobs.c.state == Status.SUCCEEDED)
+        with self._database.write("ended") as connection:
+            connection.execute(marked.values(audio_gone_at=now() if gone else None, version=jobs.c.version + 1))
+
+    def forget(self, ids: Sequence[str], older_s: float) -> int:
+        """Delete those of the jobs that still ended `older_s` seconds ago or earlier: one may have been retried meanwhile."""
+        with self._database.write("ended") as connection:
+            return connection.execute(jobs.delete().where(jobs.c.id.in_(ids), *_ended(older_s))).rowcount
+
+    def _fetch(self, query: sa.Select[Any]) -> list[Holding]:
+        with self._database.read() as connection:
+            return [_holding(row) for row in connection.execute(query)]
+
+
+def _holdings() -> sa.Select[Any]:
+    return sa.select(jobs.c.id, jobs.c.state, jobs.c.attempt, jobs.c.audio, jobs.c.audio_gone_at)
+
+
+def _ended(older_s: float) -> tuple[Any, ...]:
+    return (jobs.c.state.in_(_FINAL), jobs.c.finished_at <= now() - older_s)
+
+
+def _holding(row: Any) -> Holding:
+    keys = tuple(str(file["key"]) for file in row.audio or ())
+    return Holding(row.id, Status(row.state), row.attempt, keys, row.audio_gone_at is not None)

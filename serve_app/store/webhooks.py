@@ -1,0 +1,116 @@
+"""Webhook deliveries: made with the state change that they tell of, claimed with a lease, recorded attempt by attempt.
+
+A claim moves `due_at` to the end of its lease, so a delivery whose sender dies is due again by itself. At least once: a sender
+that dies between sending and recording sends again, under the same id, by which the receiver knows it.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import sqlalchemy as sa
+
+from serve_app.jobs import Job, new_id
+from serve_app.store.database import Database, now
+from serve_app.store.tables import webhook_deliveries as deliveries
+
+DeliveryState = Literal["pending", "delivered", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One event on its way to one address. Times are seconds since the epoch on the database's clock.
+
+    `history` has an entry {at, status, error} for each recorded attempt; `due_at` is the next attempt while it is pending.
+    """
+
+    id: str
+    job: str
+    event: str
+    url: str
+    host: str
+    state: DeliveryState
+    attempts: int
+    history: tuple[Mapping[str, Any], ...]
+    created_at: float
+    due_at: float
+    claimed_at: float | None = None
+
+
+def enqueue(connection: sa.Connection, ended: Sequence[Job]) -> None:
+    """Make a delivery for each job that asks for one, in the transaction that ended it: either both are kept or neither."""
+    rows = [_row(job, job.request.webhook_url) for job in ended if job.request.webhook_url]
+    if rows:
+        connection.execute(deliveries.insert().values(rows))
+
+
+def _row(job: Job, url: str) -> dict[str, Any]:
+    return {
+        "id": new_id(),
+        "job": job.id,
+        "event": f"job.{job.status}",
+        "url": url,
+        "host": urlsplit(url).netloc.lower(),
+        "state": "pending",
+        "attempts": 0,
+        "history": [],
+        "created_at": now(),
+        "due_at": now(),
+    }
+
+
+class WebhookStore:
+    """The table of deliveries."""
+
+    def __init__(self, database: Database):
+        self._database = database
+
+    def claim(self, lease_s: float, busy_hosts: Collection[str] = ()) -> Delivery | None:
+        """Take the delivery that is due longest, but none to `busy_hosts`. None when there is none."""
+        due = sa.select(deliveries.c.id).where(
+            deliveries.c.state == "pending", deliveries.c.due_at <= now(), deliveries.c.host.not_in(busy_hosts)
+        )
+        with self._database.read() as connection:  # nearly always nothing: no write lock for that
+            if connection.execute(due.limit(1)).one_or_none() is None:
+                return None
+        first = due.order_by(deliveries.c.due_at).limit(1).with_for_update(skip_locked=True).scalar_subquery()
+        with self._database.write(durable=False) as connection:
+            claimed = connection.execute(
+                deliveries.update()
+                .where(deliveries.c.id == first)
+                .values(attempts=deliveries.c.attempts + 1, due_at=now() + lease_s)
+                .returning(deliveries, now().label("claimed_at"))
+            ).one_or_none()
+        return _delivery(claimed) if claimed else None
+
+    def record(
+        self,
+        delivery: Delivery,
+        state: DeliveryState,
+        *,
+        status: int | None = None,
+        error: str | None = None,
+        retry_in_s: float = 0.0,
+    ) -> bool:
+        """Write what became of the claimed attempt. False when the claim is gone, and nothing changes."""
+        attempt = {"at": delivery.claimed_at, "status": status, "error": error}
+        with self._database.write() as connection:
+            written = connection.execute(
+                deliveries.update()
+                .where(deliveries.c.id == delivery.id, deliveries.c.attempts == delivery.attempts)
+                .values(state=state, history=[*delivery.history, attempt], due_at=now() + retry_in_s)
+            )
+        return written.rowcount == 1
+
+    def latest(self, job: str) -> Delivery | None:
+        """The newest delivery of a job; a job that was retried has several."""
+        query = sa.select(deliveries).where(deliveries.c.job == job).order_by(deliveries.c.id.desc()).limit(1)
+        with self._database.read() as connection:
+            row = connection.execute(query).one_or_none()
+        return _delivery(row) if row else None
+
+
+def _delivery(row: Any) -> Delivery:
+    values = dict(row._mapping)
+    return Delivery(**values | {"history": tuple(values["history"])})
