@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: serve test long check format lock clean
+.PHONY: serve test long chaos check format lock clean
 
 # Without the variable a second copy would share the port with the first, and each would get half of the requests.
 serve: .venv/installed
@@ -13,6 +13,10 @@ test: .venv/installed
 
 long: .venv/installed
 	$(BIN)/pytest -m long -s
+
+chaos: .venv/installed
+	$(BIN)/python -m tests.chaos --database sqlite
+	$(BIN)/python -m tests.chaos --database postgresql
 
 check: .venv/installed
 	$(BIN)/ruff format --check .

@@ -190,9 +190,8 @@ def _break_things(plan: Plan, server: Any, store: Any, outcome: Outcome, submitt
         time.sleep(dice.uniform(*plan.pause_s))
         if kind == "database":
             _kill_database(server)
-        elif (victim := _victim(kind, dice)) is None:
-            continue
         else:
+            victim = eventually(lambda kind=kind: _victim(kind, dice), 60)  # type: ignore[misc]
             if kind == "worker":
                 watchers += _watch_recovery(store, victim.pid, outcome)
             victim.send_signal(signal.SIGKILL)
@@ -299,9 +298,8 @@ def _is_playable(client: httpx.Client, job: dict[str, Any]) -> bool:
 
 def _files_without_a_job(folder: Path, store: Any) -> list[str]:
     """Files that no job names, after the janitor has been."""
-    from serve_app.janitor import sweep_files
-
     from serve_app.artifacts import Artifacts
+    from serve_app.janitor import sweep_files
 
     artifacts = Artifacts((folder / "audio").as_uri())
     sweep_files(store, artifacts, grace_s=0)

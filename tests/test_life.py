@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -131,6 +132,26 @@ def test_a_rolling_update_under_load_loses_no_request_and_cuts_no_job(cluster: h
 
 def _ids(client: httpx.Client) -> set[str]:
     return {worker["id"] for worker in (_get(client, "/v1/health") or {}).get("workers", [])}
+
+
+def test_a_killed_workers_job_runs_again_within_the_lease_and_one_start_up(cluster: httpx.Client, deploy: Deploy):
+    """The only worker is killed in the middle of a job: its successor plays it."""
+    began = time.monotonic()
+    store = deploy(simulated={"step_s": STEP_S, "load_s": 2})
+    eventually(lambda: _get(cluster, "/readyz") == {"ready": True, "reason": "1 workers can generate"})
+    start_up_s, lease_s = time.monotonic() - began, AppArgs().queue.lease_s
+    job = _submit(cluster, steps=60)
+    eventually(lambda: (store.jobs.get(job).progress or {}).get("step", 0) >= 3)
+    (worker,) = store.workers.seen()
+    os.kill(worker.process.pid, signal.SIGKILL)
+    killed = time.monotonic()
+    eventually(lambda: store.jobs.get(job).attempt == 2, 120)
+    recovery_s = time.monotonic() - killed
+    print(
+        f"a killed worker's job ran again after {recovery_s:.1f} s; lease {lease_s:g} s, a start-up {start_up_s:.1f} s"
+    )
+    assert recovery_s <= lease_s + start_up_s
+    assert _ended(cluster, job)["state"] == "succeeded"
 
 
 def test_deleting_the_application_ends_the_running_job_first(cluster: httpx.Client, deploy: Deploy):
