@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: serve test long chaos check format lock clean
+.PHONY: serve test long chaos manifests check format lock clean
 
 # Without the variable a second copy would share the port with the first, and each would get half of the requests.
 serve: .venv/installed
@@ -17,6 +17,15 @@ long: .venv/installed
 chaos: .venv/installed
 	$(BIN)/python -m tests.chaos --database sqlite
 	$(BIN)/python -m tests.chaos --database postgresql
+
+manifests: .venv/installed .venv-skypilot/installed
+	$(BIN)/pytest tests/test_manifests.py tests/test_operations.py
+
+# SkyPilot wants older versions of what Ray needs, so it has an environment of its own.
+.venv-skypilot/installed:
+	$(PYTHON) -m venv .venv-skypilot
+	.venv-skypilot/bin/pip install --quiet --disable-pip-version-check 'skypilot==0.14.1'
+	@touch $@
 
 check: .venv/installed
 	$(BIN)/ruff format --check .

@@ -56,6 +56,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_keys(commands)
     _add_jobs(commands)
+    reset = commands.add_parser("reset", help="close a model's crash breaker: forget its failed loads and try again")
+    reset.add_argument("model", help="the model's name in the configuration")
+    reset.set_defaults(run=_reset)
     return parser
 
 
@@ -112,6 +115,13 @@ def _list_jobs(given: argparse.Namespace, args: AppArgs) -> int:
     for job in _store(args).jobs.page(states=given.state, limit=given.limit):
         reason = f"\t{job.error['code']}" if job.error else ""
         print(f"{job.id}\t{job.status}\t{_shown(job.created_at)}\t{job.model}\t{job.request.prompt[:40]!r}{reason}")
+    return 0
+
+
+def _reset(given: argparse.Namespace, args: AppArgs) -> int:
+    if given.model not in args.models:
+        raise NotFound(f"There is no model {given.model!r}; there are {', '.join(args.models)}")
+    print(f"{_store(args).loads.reset(given.model)} failed loads of {given.model} are forgotten; workers try again")
     return 0
 
 

@@ -57,6 +57,11 @@ class ModelArgs(_Strict):
         description="Ray node labels that a worker's node must have, e.g. `ray.io/accelerator-type: GeForce-RTX-4090`.",
     )
     num_cpus: float = Field(0.5, gt=0, description="Ray CPUs that a worker reserves.")
+    price_per_hour: float = Field(
+        0.0,
+        ge=0,
+        description="What a worker's device costs an hour, in your currency; metrics tell what songs cost from it.",
+    )
     simulated: SimulatedArgs = SimulatedArgs()
 
 

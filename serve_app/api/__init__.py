@@ -47,7 +47,7 @@ def create_api(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         context = Context(args, store, artifacts, JobWatcher(store), commit, deployment, cluster)
         app.state.context = context
-        busy: list[Upkeep | Janitor | Sender] = [Upkeep(store, args.queue), Janitor(store, artifacts, args.retention)]
+        busy: list[Upkeep | Janitor | Sender] = [Upkeep(context), Janitor(store, artifacts, args.retention)]
         if args.webhook_secret:
             busy.append(Sender(store, args, lambda job: _rendered(context, job)))
         for part in busy:

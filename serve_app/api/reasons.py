@@ -7,10 +7,10 @@ from typing import Final
 
 from serve_app.api.context import Context
 from serve_app.config import ModelArgs
+from serve_app.metrics import STARTING_PHASES
 from serve_app.store import Breaker, WorkerRow
 
 _READY: Final = ("idle", "generating")
-_COMING: Final = ("starting", "preflight", "download", "load", "warm_up")
 CARD_LABEL: Final = "ray.io/accelerator-type"
 
 
@@ -35,7 +35,7 @@ def is_ready(worker: WorkerRow) -> bool:
 
 def is_coming(worker: WorkerRow) -> bool:
     """Whether it is on its way to being ready."""
-    return worker.phase in _COMING
+    return worker.phase in STARTING_PHASES
 
 
 def breaker_of(parts: Context, model: str) -> Breaker:

@@ -1,25 +1,30 @@
-"""What time asks of the queue, done by every API process: deadlines, run limits, lost leases, the work of the dead."""
+"""What time asks of the queue, done by every API process: deadlines, run limits, lost leases, the work of the dead; and metrics."""
 
 import logging
 import threading
 import time
 from typing import Final
 
-from serve_app.config import QueueArgs
+from serve_app import metrics
+from serve_app.api.context import Context
+from serve_app.api.reasons import breaker_of, living
 from serve_app.errors import StoreUnavailable
-from serve_app.store import Store
+from serve_app.store import WorkerRow
 
 logger = logging.getLogger("ray.serve.sophia")
 
 EVERY_S: Final = 1.0
+TELL_EVERY_S: Final = 5.0
+"""Metrics are told so often; Ray exports them every 10 s."""
 
 
 class Upkeep:
     """A thread that brings the schema up to date, then sweeps the queue once a second."""
 
-    def __init__(self, store: Store, queue: QueueArgs):
-        self._store, self._queue = store, queue
-        self._deaf_until = 0.0
+    def __init__(self, parts: Context):
+        self._parts, self._store, self._queue = parts, parts.store, parts.args.queue
+        self._deaf_until = self._told_at = 0.0
+        self._board = metrics.Board()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
 
@@ -40,6 +45,7 @@ class Upkeep:
                     self._store.migrate()
                     migrated = True
                 self._sweep()
+                self._tell()
             except StoreUnavailable as error:
                 logger.warning("upkeep waits: %s", error)
                 # While the database was away no worker could be heard: give them a lease's time to speak up again.
@@ -51,3 +57,23 @@ class Upkeep:
         heard = time.monotonic() >= self._deaf_until
         if moved := self._store.jobs.sweep(self._queue.run_limit_s, give_up_leases=heard):
             logger.info("swept %s jobs: lost leases, deadlines or run limits", moved)
+
+    def _tell(self) -> None:
+        if time.monotonic() < self._told_at + TELL_EVERY_S:
+            return
+        self._told_at = time.monotonic()
+        models = self._parts.args.models
+        seen = [_seen(row) for row in living(self._parts)]
+        open_breakers = {name: breaker_of(self._parts, name).is_open for name in models}
+        wanted = {name: model.replicas for name, model in models.items()}
+        self._board.tell(
+            {
+                **metrics.queue(self._store.backlog.counts(), self._store.backlog.oldest_wait_s()),
+                **metrics.fleet(seen, wanted, open_breakers),
+            }
+        )
+
+
+def _seen(row: WorkerRow) -> metrics.Seen:
+    phase_s = row.seen_at - row.phase_since + row.age_s
+    return metrics.Seen(row.model, row.phase, phase_s, row.error["code"] if row.error else "")

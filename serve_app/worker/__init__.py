@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any, Final, Protocol, TypeVar
 
+from serve_app import metrics
 from serve_app.artifacts import Artifacts
 from serve_app.audio import Song, Tags, encode
 from serve_app.config import QueueArgs
@@ -61,11 +62,18 @@ class Worker:
     """One engine at work on one model's jobs. Plain threads, no Ray: `MusicWorker` is its Serve deployment."""
 
     def __init__(
-        self, model: str, engine: Engine, store: Store, artifacts: Artifacts, queue: QueueArgs, node: str = "local"
+        self,
+        model: str,
+        engine: Engine,
+        store: Store,
+        artifacts: Artifacts,
+        queue: QueueArgs,
+        node: str = "local",
+        price_per_hour: float = 0.0,
     ):
         self._engine, self._store, self._artifacts, self._queue = engine, store, artifacts, queue
         row = WorkerRow(id=new_id(), model=model, node=node, process=Process.this(), device="", phase="starting")
-        self._heart = Heartbeat(store, row, queue.lease_s)
+        self._heart = Heartbeat(store, row, queue.lease_s, price_per_hour)
         self._stopping = threading.Event()
         self._room = threading.BoundedSemaphore(SONGS_IN_FLIGHT)
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")
@@ -157,14 +165,16 @@ class Worker:
 
     def _run(self, job: Job) -> None:
         claim = self._heart.claims[job.id] = Claim(job)
+        metrics.job_started(self.model, (job.started_at or job.created_at) - job.created_at)
         self._heart.say(phase="generating", detail=f"job {job.id}, attempt {job.attempt}", job=job.id)
         try:
             self._generate(claim)
         except Stopped:
-            logger.info("job %s is no longer worker %s's: stopped", job.id, self.id)
+            logger.info("job %s is no longer worker %s's: stopped", job.id, self.id, extra={"job": job.id})
+            metrics.job_ended(self.model, "stopped")
             self._heart.claims.pop(job.id, None)
         except Exception as error:
-            logger.exception("job %s failed on worker %s", job.id, self.id)
+            logger.exception("job %s failed on worker %s", job.id, self.id, extra={"job": job.id})
             if isinstance(error, DeviceLost):  # no later job could run here: Serve will see that the thread has ended
                 self._stopping.set()
             self._give_up(claim, error)
@@ -230,11 +240,14 @@ class Worker:
             published = self._until_it_works(
                 claim, lambda: self._store.jobs.finish(job, audio=audio, timing=timing, warnings=warnings)
             )
-            logger.info("job %s %s in %.2f s", job.id, "succeeded" if published else "was taken away", total_s)
+            outcome = "succeeded" if published else "was taken away"
+            logger.info("job %s %s in %.2f s", job.id, outcome, total_s, extra={"job": job.id})
+            if published:
+                metrics.song_published(self.model, timing, sum(file["seconds"] for file in audio))
         except Stopped:
             logger.info("job %s is no longer worker %s's: not published", job.id, self.id)
         except Exception as error:
-            logger.exception("job %s could not be published", job.id)
+            logger.exception("job %s could not be published", job.id, extra={"job": job.id})
             self._give_up(claim, error)
         finally:
             self._heart.claims.pop(job.id, None)
@@ -251,6 +264,7 @@ class Worker:
 
     def _give_up(self, claim: Claim, error: Exception) -> None:
         ours = error if isinstance(error, SophiaError) else GenerationError(f"{type(error).__name__}: {error}")
+        metrics.job_ended(self.model, "failed", ours.code)
         try:
             self._until_it_works(claim, lambda: self._store.jobs.fail(claim.job, ours))
         except Stopped:

@@ -1,10 +1,12 @@
 """A job in a worker's hands, and how far it is."""
 
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from serve_app import metrics
 from serve_app.jobs import Job
 from serve_app.store import Beat
 
@@ -25,11 +27,15 @@ class Claim:
     gone: threading.Event = field(default_factory=threading.Event)
     progress: Mapping[str, Any] | None = None
     told: Mapping[str, Any] | None = None
+    _moved_at: float = field(default_factory=time.monotonic)
 
     def on_step(self, stage: str, step: int, steps: int) -> None:
         """Remember how far it is; the heartbeat tells it."""
         begin, end = _STAGES[stage]
         fraction = begin + (end - begin) * step / max(steps, 1)
+        if stage == "denoising":
+            metrics.step(self.job.model, time.monotonic() - self._moved_at)
+        self._moved_at = time.monotonic()
         self.progress = {"stage": stage, "step": step, "steps": steps, "fraction": round(fraction, 4)}
 
     @property

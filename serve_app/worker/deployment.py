@@ -49,7 +49,8 @@ class MusicWorker:
         _migrate(store)
         artifacts = Artifacts(args.resolved_artifacts_url)
         node = ray.util.get_node_ip_address()
-        self._worker = Worker(model, _engine(model, args), store, artifacts, args.queue, node)
+        price = args.models[model].price_per_hour
+        self._worker = Worker(model, _engine(model, args), store, artifacts, args.queue, node, price)
         _Start(self._worker, store, model, deployment, args, self._ending).until_ready()
 
     def check_health(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
+from serve_app import metrics
 from serve_app.errors import StoreUnavailable
 from serve_app.store import Store, WorkerRow
 from serve_app.worker.claims import Claim
@@ -25,9 +26,10 @@ _RETRY_S: Final = 1.0
 class Heartbeat:
     """A thread that speaks for a worker. `row` is what the worker says of itself, `claims` the jobs in its hands."""
 
-    def __init__(self, store: Store, row: WorkerRow, lease_s: float):
-        self._store, self._lease_s = store, lease_s
+    def __init__(self, store: Store, row: WorkerRow, lease_s: float, price_per_hour: float = 0.0):
+        self._store, self._lease_s, self._price = store, lease_s, price_per_hour
         self.row = row
+        self._phase_at = self._counted_at = time.monotonic()
         self.claims: dict[str, Claim] = {}
         self._row_changed = threading.Event()
         self._done = threading.Event()
@@ -54,14 +56,34 @@ class Heartbeat:
 
     def say(self, **values: Any) -> None:
         """Change what the worker says of itself."""
+        if (phase := values.get("phase", self.row.phase)) != self.row.phase:
+            self._phase_ends(self.row.phase, phase)
         self.row = replace(self.row, **values)
         self._row_changed.set()
+        self._store.changes.notify("revoked")  # the thread may be in a long sleep
 
     def report(self, phase: str, progress: float | None, detail: str) -> None:
         """Tell a start-up phase, its progress (0 to 1) and words."""
         if phase != self.row.phase:
             logger.info("worker %s of %s: %s: %s", self.row.id, self.row.model, phase, detail)
         self.say(phase=phase, progress=progress, detail=detail)
+
+    def _phase_ends(self, phase: str, following: str) -> None:
+        if phase in metrics.STARTING_PHASES and following != "failed":
+            metrics.phase_ended(self.row.model, phase, time.monotonic() - self._phase_at)
+        self._phase_at = time.monotonic()
+        self._count_device_time()
+
+    def _count_device_time(self) -> None:
+        use: metrics.Use = (
+            "generating"
+            if self.row.phase == "generating"
+            else "loading"
+            if self.row.phase in metrics.STARTING_PHASES
+            else "idle"
+        )
+        began, self._counted_at = self._counted_at, time.monotonic()
+        metrics.device_time(self.row.model, use, self._counted_at - began, self._price)
 
     def _run(self) -> None:
         due = 0.0
@@ -80,6 +102,7 @@ class Heartbeat:
 
     def _beat(self, full: bool, claims: Sequence[Claim]) -> None:
         if full:
+            self._count_device_time()
             self._row_changed.clear()
             self._store.workers.report(self.row)
         told = claims if full else [claim for claim in claims if claim.has_news]

@@ -1,0 +1,16 @@
+#!/bin/sh
+# One more machine in one command, run on a machine of the cluster as root:  ./join.sh root@NEW_MACHINE NEW_IP
+# It copies code, settings and the Ray token over ssh, sets the new machine's address, and starts its units.
+set -eu
+machine=${1:?the new machine, as ssh knows it} address=${2:?the new machine's address in the cluster\'s network}
+here=$(dirname "$0")
+ssh "$machine" 'id sophia >/dev/null 2>&1 || useradd --system --home-dir /var/lib/sophia --create-home sophia
+    install -d -m 755 /opt/sophia && install -d -m 750 -g sophia /etc/sophia'
+rsync -a --delete --exclude .git --exclude .venv "$here/../../" "$machine:/opt/sophia/"
+rsync -a /etc/sophia/ "$machine:/etc/sophia/"
+ssh "$machine" "sed -i 's/^SOPHIA_NODE_IP=.*/SOPHIA_NODE_IP=$address/' /etc/sophia/sophia.env
+    make -C /opt/sophia .venv/installed
+    cp /opt/sophia/cluster/onprem/*.service /opt/sophia/cluster/onprem/*.timer /etc/systemd/system/
+    nft -f /etc/sophia/sophia.nft
+    systemctl daemon-reload
+    systemctl enable --now sophia-weights.timer sophia-ray-worker.service"
