@@ -10,6 +10,7 @@ from typing import Any, Final
 import ray
 from fastapi import FastAPI
 from ray import serve
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
@@ -20,6 +21,7 @@ from serve_app.config import AppArgs, ModelArgs
 from serve_app.errors import AuthNotConfigured, StoreUnavailable
 from serve_app.jobs import new_id
 from serve_app.processes import this_host
+from serve_app.scaling import FleetPolicy
 from serve_app.store import Store
 from serve_app.weights import DEFAULT_REPOSITORY, DEFAULT_REVISION
 from serve_app.worker.deployment import MusicWorker
@@ -36,7 +38,7 @@ def build(args: AppArgs) -> serve.Application:
     models = {name: _resolved(name, model, cluster_has_gpu) for name, model in args.models.items()}
     args = args.model_copy(update={"models": models})
     deployment = new_id()  # a new build is a new chance: the crash breaker begins afresh
-    workers = [_workers(name, args).bind(name, args, this_host(), deployment) for name in models]
+    workers = [_workers(name, args, deployment).bind(name, args, this_host(), deployment) for name in models]
     api = serve.deployment(Api).options(
         name="Api",
         num_replicas=args.api.replicas,
@@ -67,7 +69,7 @@ def _resolved(name: str, model: ModelArgs, cluster_has_gpu: bool) -> ModelArgs:
     return model.model_copy(update={"device": device, "source": "embedded"})
 
 
-def _workers(name: str, args: AppArgs) -> serve.Deployment:
+def _workers(name: str, args: AppArgs, deployment: str) -> serve.Deployment:
     model = args.models[name]
     options: dict[str, Any] = {"num_cpus": model.num_cpus}
     if model.device == "cuda":
@@ -76,10 +78,30 @@ def _workers(name: str, args: AppArgs) -> serve.Deployment:
         options["label_selector"] = model.label_selector
     return serve.deployment(MusicWorker).options(
         name=f"MusicWorker-{name}",
-        num_replicas=model.replicas,
+        autoscaling_config=_scaling(name, args, deployment),
         ray_actor_options=options,
         graceful_shutdown_timeout_s=args.queue.run_limit_s + DRAIN_GRACE_S,
         health_check_period_s=5,
+    )
+
+
+def _scaling(name: str, args: AppArgs, deployment: str) -> AutoscalingConfig:
+    replicas = args.models[name].replicas
+    told = {
+        "model": name,
+        "deployment": deployment,
+        "replicas": replicas,
+        "database_url": args.resolved_database_url,
+        "breaker": args.breaker.model_dump(),
+    }
+    return AutoscalingConfig(
+        min_replicas=0,
+        initial_replicas=replicas,
+        max_replicas=max(replicas, 1),
+        upscale_delay_s=0,  # the policy decides when, too
+        downscale_delay_s=0,
+        downscale_to_zero_delay_s=0,
+        policy=AutoscalingPolicy(policy_function=FleetPolicy, policy_kwargs=told),
     )
 
 

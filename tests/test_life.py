@@ -185,7 +185,16 @@ def test_a_model_that_cannot_be_loaded_stops_being_tried_and_says_why(
     ready = cluster.get("/readyz")
     assert (ready.status_code, "cannot be loaded" in ready.json()["reason"]) == (503, True)
     assert cluster.get("/ping").status_code == 200
+    eventually(lambda: not _replicas(), 60)
+    scale = cluster.get("/v1/health").json()["scale"]["m"]
+    assert (scale["wanted"], "breaker is open" in scale["reason"]) == (0, True)
     store.loads.reset("m")
-    eventually(lambda: cluster.get("/v1/health").json()["breakers"]["m"]["open"], 60)
+    eventually(lambda: (_get(cluster, "/v1/health") or {})["breakers"]["m"]["open"], 60)
     with store.database.read() as connection:
         assert len(connection.execute(loads.select()).all()) == 2
+    eventually(lambda: not _replicas(), 60)
+
+
+def _replicas() -> int:
+    found = serve.status().applications["sophia"].deployments["MusicWorker-m"].replica_states
+    return sum(found.values())

@@ -27,6 +27,7 @@ from serve_app.schemas import (
     bounds_of,
 )
 from serve_app.store import WorkerRow
+from serve_app.store.decisions import Decision
 
 router = APIRouter()
 
@@ -76,9 +77,10 @@ async def readyz(parts: Parts, response: Response) -> Ready:
 def health(parts: Parts, owner: Owner) -> Health:
     """Jobs by state, oldest wait, each worker's phase with its progress and last error, scale and why."""
     workers = living(parts)
-    scale = {name: _scale(workers, name, model) for name, model in parts.args.models.items()}
+    decisions = parts.store.decisions.all()
+    scale = {name: _scale(workers, name, model, decisions.get(name)) for name, model in parts.args.models.items()}
     return Health(
-        status=_status(scale),
+        status=_status(scale, parts.args.models),
         version=__version__,
         commit=parts.commit,
         jobs=parts.store.backlog.counts(),  # type: ignore[arg-type]  # the keys are the states
@@ -115,17 +117,18 @@ def _why_not(parts: Context, workers: list[WorkerRow], model: str) -> str:
     return f"{model}: {why_not_ready(parts, model, [worker for worker in workers if worker.model == model])}"
 
 
-def _scale(workers: list[WorkerRow], name: str, model: ModelArgs) -> ScaleView:
+def _scale(workers: list[WorkerRow], name: str, model: ModelArgs, decision: Decision | None) -> ScaleView:
+    decision = decision or Decision(model.replicas, f"models.{name}.replicas is {model.replicas}")
     return ScaleView(
         ready=len(_ready(workers, name)),
         starting=len([worker for worker in workers if worker.model == name and is_coming(worker)]),
-        wanted=model.replicas,
-        reason=f"models.{name}.replicas is {model.replicas}",
+        wanted=decision.target,
+        reason=decision.reason,
     )
 
 
-def _status(scale: dict[str, ScaleView]) -> Any:
-    lacking = [view for view in scale.values() if view.wanted and not view.ready]
+def _status(scale: dict[str, ScaleView], models: dict[str, ModelArgs]) -> Any:
+    lacking = [view for name, view in scale.items() if models[name].replicas and not view.ready]
     if not lacking:
         return "ok"
     return "starting" if all(view.starting for view in lacking) else "degraded"

@@ -65,7 +65,7 @@ class Upkeep:
         models = self._parts.args.models
         seen = [_seen(row) for row in living(self._parts)]
         open_breakers = {name: breaker_of(self._parts, name).is_open for name in models}
-        wanted = {name: model.replicas for name, model in models.items()}
+        wanted = {name: decision.target for name, decision in self._store.decisions.all().items()}
         self._board.tell(
             {
                 **metrics.queue(self._store.backlog.counts(), self._store.backlog.oldest_wait_s()),

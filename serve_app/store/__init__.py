@@ -3,6 +3,7 @@
 from serve_app.store.backlog import Backlog
 from serve_app.store.changes import Changes
 from serve_app.store.database import Database
+from serve_app.store.decisions import DecisionStore
 from serve_app.store.jobs import Beat, JobStore
 from serve_app.store.keys import KeyStore
 from serve_app.store.leases import LeaseStore
@@ -24,6 +25,7 @@ class Store:
         self.backlog = Backlog(self.database)
         self.workers = WorkerStore(self.database)
         self.loads = LoadStore(self.database)
+        self.decisions = DecisionStore(self.database)
         self.keys = KeyStore(self.database)
         self.webhooks = WebhookStore(self.database)
         self.retention = RetentionStore(self.database)
