@@ -1,6 +1,5 @@
 """`serve run serve_config.yaml` calls `build`: the only place where the parts of Sophia are joined."""
 
-import ipaddress
 import logging
 import os
 import subprocess
@@ -18,7 +17,7 @@ from serve_app.api import create_api
 from serve_app.api.reasons import Node
 from serve_app.artifacts import Artifacts
 from serve_app.config import AppArgs, ModelArgs
-from serve_app.errors import AuthNotConfigured, StoreUnavailable
+from serve_app.exposure import require_keys_beyond_loopback
 from serve_app.jobs import new_id
 from serve_app.processes import this_host
 from serve_app.scaling import FleetPolicy
@@ -127,30 +126,6 @@ def living_nodes() -> list[Node]:
         for node in ray.nodes()
         if node["Alive"]
     ]
-
-
-def require_keys_beyond_loopback(args: AppArgs, store: Store, http_host: str) -> None:
-    """Raise AuthNotConfigured when anybody who reaches `http_host` could use Sophia without being meant to."""
-    if args.auth.mode == "none" or (args.auth.mode == "auto" and _is_loopback(http_host)):
-        return
-    try:
-        store.migrate()
-        if store.keys.names():
-            return
-    except StoreUnavailable as error:  # closed until it is back: without the table no key is accepted
-        logger.warning("cannot see yet whether there are API keys: %s", error)
-        return
-    raise AuthNotConfigured(
-        f"Sophia listens on {http_host} and there is no API key. Make one with 'sophia keys create NAME', or listen on "
-        "127.0.0.1 (http_options: host), or say that everybody may use it (args: auth: {mode: none})."
-    )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _commit() -> str:

@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from serve_app import __version__
-from serve_app.config import AppArgs
+from serve_app.config import AppArgs, ModelArgs
 from serve_app.errors import ConfigurationError, NotFound, SophiaError
 from serve_app.store import Store
 from serve_app.webhooks import shown_secret, signing_keys
@@ -56,6 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_keys(commands)
     _add_jobs(commands)
+    _add_weights(commands)
+    _add_doctor(commands)
     reset = commands.add_parser("reset", help="close a model's crash breaker: forget its failed loads and try again")
     reset.add_argument("model", help="the model's name in the configuration")
     reset.set_defaults(run=_reset)
@@ -83,6 +85,25 @@ def _add_jobs(commands: Any) -> None:
     jobs.add_argument("--state", action="append", default=[], help="only jobs in this state; may be repeated")
     jobs.add_argument("--limit", type=int, default=20, help="how many (default: 20)")
     jobs.set_defaults(run=_list_jobs)
+
+
+def _add_weights(commands: Any) -> None:
+    actions = commands.add_parser("weights", help="fetch and check checkpoints").add_subparsers(
+        required=True, metavar="ACTION"
+    )
+    pull = actions.add_parser(
+        "pull", help="fetch a model's checkpoint into this node's cache, where all its workers find it"
+    )
+    verify = actions.add_parser("verify", help="read every file of a cached checkpoint and compare its hash")
+    for action, run in ((pull, _pull_weights), (verify, _verify_weights)):
+        action.add_argument("model", help="the model's name in the configuration")
+        action.set_defaults(run=run)
+
+
+def _add_doctor(commands: Any) -> None:
+    doctor = commands.add_parser("doctor", help="find what would stop a deploy; exit status 1 when anything would")
+    doctor.add_argument("--load", action="store_true", help="also load every model and play on it")
+    doctor.set_defaults(run=_doctor)
 
 
 def _create_key(given: argparse.Namespace, args: AppArgs) -> int:
@@ -133,3 +154,49 @@ def _store(args: AppArgs) -> Store:
 
 def _shown(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+def _pull_weights(given: argparse.Namespace, args: AppArgs) -> int:
+    from serve_app import weights
+
+    model = _model(given.model, args)
+    folder = weights.resolve(given.model, model, args.data_dir / "weights", _show_progress)
+    facts = weights.verify(folder, model)
+    print(f"{folder}: {facts.variant}, {facts.bytes / 1e9:.2f} GB")
+    return 0
+
+
+def _verify_weights(given: argparse.Namespace, args: AppArgs) -> int:
+    from serve_app import weights
+
+    folder = weights.resolve(
+        given.model, _model(given.model, args), args.data_dir / "weights", _show_progress, online=False
+    )
+    print(f"{folder}: {weights.check_hashes(folder, _show_progress) / 1e9:.2f} GB are as the manifest says")
+    return 0
+
+
+def _model(name: str, args: AppArgs) -> ModelArgs:
+    from serve_app.doctor import settled
+
+    if name not in args.models:
+        raise ConfigurationError(f"there is no model {name!r}; there are {', '.join(sorted(args.models))}")
+    return settled(name, args.models[name])
+
+
+def _show_progress(phase: str, fraction: float | None, words: str) -> None:
+    print(words, file=sys.stderr)
+
+
+def _doctor(given: argparse.Namespace, args: AppArgs) -> int:
+    from serve_app import doctor
+
+    return doctor.run(args, _http_host(given.config), given.load)
+
+
+def _http_host(config: Path | None) -> str | None:
+    """Where a Serve config says that Serve listens; Serve's own default is loopback."""
+    if config is None:
+        return None
+    options = yaml.safe_load(config.read_text()).get("http_options") or {}
+    return str(options.get("host", "127.0.0.1"))

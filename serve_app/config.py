@@ -36,7 +36,8 @@ class ModelArgs(_Strict):
     source: str = Field(
         "auto",
         min_length=1,
-        description="A Hugging Face repository id, a local folder, `embedded` (tiny random weights: noise, for trying Sophia "
+        description="A Hugging Face repository id, an object store (`s3://bucket/prefix`, `gs://…`, `az://…`; fetched into the "
+        "node's cache), a local folder (used in place), `embedded` (tiny random weights: noise, for trying Sophia "
         "out), `simulated` (sleeps; tests only), or `auto`: the released checkpoint when the cluster has a GPU, else `embedded`.",
     )
     revision: str | None = Field(

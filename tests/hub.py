@@ -3,6 +3,7 @@
 Large files are redirected to a storage host, as the hub does; here that is the same server under another host name.
 """
 
+import hashlib
 import json
 import re
 import sys
@@ -29,6 +30,10 @@ class Hub:
         self.cuts: dict[str, list[int]] = {}
         """File -> after how many bytes its next connections break, one entry a connection."""
         self.claimed_sizes: dict[str, int] = {}
+        self.flipped: dict[str, int] = {}
+        """File -> the byte of it that is sent wrong, the next `flips` times."""
+        self.flips = 1_000_000
+        self._hashes: dict[str, str] = {}
         self.gated = False
         self.served: Counter[str] = Counter()
         """File -> bytes of it that were sent, over all connections."""
@@ -43,6 +48,28 @@ class Hub:
         files = [file for file in self.folder.rglob("*") if file.is_file()]
         real = {str(file.relative_to(self.folder)): file.stat().st_size for file in files}
         return real | self.claimed_sizes
+
+    def siblings(self) -> list[dict[str, Any]]:
+        """The files as the hub lists them: what lies in its large storage has a hash."""
+        return [{"rfilename": name, "size": size, **self._lfs(name, size)} for name, size in self.sizes.items()]
+
+    def _lfs(self, name: str, size: int) -> dict[str, Any]:
+        file = self.folder / name
+        if not name.endswith(".safetensors") or not file.exists():
+            return {}
+        if name not in self._hashes:
+            self._hashes[name] = hashlib.sha256(file.read_bytes()).hexdigest()
+        return {"lfs": {"size": size, "sha256": self._hashes[name], "pointerSize": 134}}
+
+    def sent(self, name: str) -> bytes | bytearray:
+        """What is sent for a file."""
+        content = (self.folder / name).read_bytes()
+        if name not in self.flipped or not self.flips:
+            return content
+        self.flips -= 1
+        wrong = bytearray(content)
+        wrong[self.flipped[name]] ^= 1
+        return wrong
 
 
 @contextmanager
@@ -95,8 +122,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif revision not in ("main", COMMIT):
             self._refuse(404, "RevisionNotFound")
         else:
-            siblings = [{"rfilename": name, "size": size} for name, size in self.hub.sizes.items()]
-            self._json({"id": repository, "sha": COMMIT, "siblings": siblings})
+            self._json({"id": repository, "sha": COMMIT, "siblings": self.hub.siblings()})
 
     def _resolve(self, name: str) -> None:
         if not name.endswith(".safetensors"):
@@ -108,7 +134,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def _file(self, name: str) -> None:
-        content = (self.hub.folder / name).read_bytes()
+        content = self.hub.sent(name)
         start = int(re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "bytes=0-"))[1])
         self.send_response(206 if "Range" in self.headers else 200)
         self.send_header("Content-Length", str(len(content) - start))
@@ -122,7 +148,7 @@ class _Handler(BaseHTTPRequestHandler):
         if end < len(content):
             self.close_connection = True
 
-    def _send(self, name: str, content: bytes) -> None:
+    def _send(self, name: str, content: bytes | bytearray) -> None:
         for at in range(0, len(content), _BLOCK):
             block = content[at : at + _BLOCK]
             try:

@@ -7,10 +7,10 @@ import yaml
 from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
 
-from serve_app.app import require_keys_beyond_loopback
 from serve_app.cli import load_args
 from serve_app.config import AppArgs
 from serve_app.errors import AuthNotConfigured, ConfigurationError
+from serve_app.exposure import require_keys_beyond_loopback
 from serve_app.store import Store
 from tests import settings_table
 

@@ -1,8 +1,6 @@
 """The real pipeline with the embedded checkpoint: songs, progress, stopping, faults, memory."""
 
 import hashlib
-import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +15,7 @@ from serve_app.audio import Song
 from serve_app.config import ModelArgs
 from serve_app.engine import AceStepEngine
 from serve_app.schemas import SAMPLE_RATE, MusicRequest
+from tests.checkpoints import changed
 
 EMBEDDED = ModelArgs(source="embedded", device="cpu")
 Steps = list[tuple[str, int, int]]
@@ -236,7 +235,7 @@ def test_settings_that_do_nothing_are_told(engine: AceStepEngine):
 @pytest.mark.parametrize(("value", "expected"), [(0.0, "silence"), (float("nan"), "values that are not finite")])
 def test_a_model_that_gives_no_audio_fails_its_self_test(value: float, expected: str, checkpoint: Path, tmp_path: Path):
     """Weights that give silence or NaN are found while loading, before any job is taken."""
-    broken = _changed(
+    broken = changed(
         checkpoint, tmp_path / "broken", "vae", lambda tensors: tensors["decoder.conv2.weight_g"].fill(value)
     )
     engine = AceStepEngine("m", ModelArgs(source=str(broken), device="cpu"), tmp_path)
@@ -248,7 +247,7 @@ def test_a_model_that_gives_no_audio_fails_its_self_test(value: float, expected:
 @pytest.mark.parametrize("part", ["transformer", "text_encoder"])
 def test_weights_that_lack_a_tensor_are_refused(part: str, checkpoint: Path, tmp_path: Path):
     """A weight file without one of its tensors is refused, where the libraries would fill in random numbers."""
-    broken = _changed(checkpoint, tmp_path / "broken", part, lambda tensors: tensors.pop(sorted(tensors)[3]))
+    broken = changed(checkpoint, tmp_path / "broken", part, lambda tensors: tensors.pop(sorted(tensors)[3]))
     engine = AceStepEngine("m", ModelArgs(source=str(broken), device="cpu"), tmp_path)
 
     with pytest.raises(errors.CorruptFile, match=r"weights .*/broken lack "):
@@ -263,7 +262,7 @@ def test_weights_of_another_shape_are_refused(part: str, checkpoint: Path, tmp_p
         name = sorted(tensors)[3]
         tensors[name] = tensors[name].repeat(2, axis=0)
 
-    broken = _changed(checkpoint, tmp_path / "broken", part, double)
+    broken = changed(checkpoint, tmp_path / "broken", part, double)
     engine = AceStepEngine("m", ModelArgs(source=str(broken), device="cpu"), tmp_path)
 
     with pytest.raises(errors.CorruptFile, match="or do not fit their configuration"):
@@ -280,22 +279,6 @@ def test_a_song_without_audio_names_seed_and_steps(engine: AceStepEngine):
             _play(engine)
     finally:
         last.copy_(kept)
-
-
-def test_a_device_that_is_not_there_is_refused(cache: Path):
-    """device: cuda on a node without CUDA is refused before anything is fetched, and says what there is."""
-    import torch
-
-    if torch.cuda.is_available():
-        pytest.skip("this machine has a CUDA device")
-    phases: list[str] = []
-
-    with pytest.raises(errors.DeviceUnavailable, match=r"models\.m\.device is cuda, but this node offers only the CPU"):
-        AceStepEngine("m", ModelArgs(source="embedded", device="cuda"), cache).load(
-            lambda phase, fraction, detail: phases.append(phase)
-        )
-
-    assert phases == ["preflight"]
 
 
 def test_a_request_that_does_not_fit_leaves_the_engine_usable(checkpoint: Path, cache: Path):
@@ -340,29 +323,6 @@ def test_the_longest_song_keeps_memory_bounded(checkpoint: Path, cache: Path):
     assert kilobytes < 2_500_000
 
 
-def test_a_missing_package_is_named(tmp_path: Path):
-    """A package that is not installed is an error with the command that installs it."""
-    output = _load_beside(tmp_path, "sys.modules['diffusers'] = None")
-
-    assert output.startswith("PackageMissing diffusers cannot be imported")
-    assert "pip install diffusers" in output
-
-
-def test_packages_of_different_builds_are_recognised(tmp_path: Path):
-    """A CUDA torchaudio beside a CPU torch is told by name, with what to do."""
-    package = tmp_path / "torchaudio"
-    package.mkdir()
-    (package / "__init__.py").write_text("import ctypes\nctypes.CDLL('libc10_cuda.so')\n")
-    info = tmp_path / "torchaudio-2.11.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torchaudio\nVersion: 2.11.0\n")
-
-    output = _load_beside(tmp_path, f"sys.path.insert(0, {str(tmp_path)!r})")
-
-    assert output.startswith("PackageMismatch torch ")
-    assert "pip uninstall torchaudio" in output
-
-
 def _play(
     engine: AceStepEngine,
     on_step: Callable[[str, int, int], None] = lambda stage, step, steps: None,
@@ -376,18 +336,6 @@ def _play(
 
 def _digests(songs: list[Song]) -> list[str]:
     return [hashlib.sha256(song.samples.tobytes()).hexdigest() for song in songs]
-
-
-def _changed(checkpoint: Path, folder: Path, part: str, change: Callable[[dict[str, np.ndarray]], object]) -> Path:
-    """A copy of the checkpoint in which `change` was applied to the tensors of one component."""
-    from safetensors.numpy import load_file, save_file
-
-    shutil.copytree(checkpoint, folder)
-    [file] = (folder / part).glob("*.safetensors")
-    tensors = load_file(file)
-    change(tensors)
-    save_file(tensors, file)
-    return folder
 
 
 def _run_with_engine(cache: Path, code: str) -> str:
@@ -408,20 +356,3 @@ def _run_with_engine(cache: Path, code: str) -> str:
     """
     program = "\n".join(line[8:] for line in (setup + code).splitlines())
     return subprocess.check_output([sys.executable, "-c", program], text=True, timeout=200)
-
-
-def _load_beside(folder: Path, change: str) -> str:
-    """The kind and message of the error that a load ends with in a process where `change` was made first."""
-    program = f"""
-import sys
-from pathlib import Path
-{change}
-from serve_app import errors
-from serve_app.config import ModelArgs
-from serve_app.engine import AceStepEngine
-try:
-    AceStepEngine("m", ModelArgs(source="embedded", device="cpu"), Path({str(folder / "cache")!r})).load(lambda *a: None)
-except errors.LoadError as error:
-    print(type(error).__name__, error.message)
-"""
-    return subprocess.check_output([sys.executable, "-c", program], text=True, timeout=100, env=os.environ)

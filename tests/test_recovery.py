@@ -16,6 +16,7 @@ from serve_app.jobs import Status
 from serve_app.processes import Process
 from serve_app.store import Store
 from serve_app.store.tables import jobs, loads
+from tests.failure_codes import provoked
 from tests.helpers import eventually
 from tests.running import Service, running, simulated
 from tests.test_store import LEASE_S, claim, submit
@@ -86,7 +87,9 @@ def test_a_run_beyond_its_limit_fails_and_says_which_limit(store: Store):
         connection.execute(jobs.update().where(jobs.c.id == job.id).values(started_at=job.created_at - 100))
     assert store.jobs.sweep(run_limit_s=50) == 1
     ended = store.jobs.get(job.id)
-    assert (ended.status, ended.error and ended.error["code"]) == (Status.FAILED, "run_limit_exceeded")
+    assert ended.error is not None
+    assert (ended.status, ended.error["code"]) == (Status.FAILED, "run_limit_exceeded")
+    provoked("run_limit_exceeded", "one attempt runs longer than `queue.run_limit_s`", ended.error["message"])
 
 
 def test_an_expired_job_says_that_it_was_its_deadline(store: Store):
@@ -94,7 +97,9 @@ def test_an_expired_job_says_that_it_was_its_deadline(store: Store):
     job = submit(store, deadline_s=0.0)
     store.jobs.sweep(RUN_LIMIT_S)
     ended = store.jobs.get(job.id)
-    assert (ended.status, ended.error and ended.error["code"]) == (Status.EXPIRED, "deadline_exceeded")
+    assert ended.error is not None
+    assert (ended.status, ended.error["code"]) == (Status.EXPIRED, "deadline_exceeded")
+    provoked("deadline_exceeded", "a job does not end in its `deadline_s`", ended.error["message"])
 
 
 def test_a_retried_job_has_its_deadline_and_attempts_anew(store: Store):
@@ -193,7 +198,9 @@ def test_a_process_that_dies_while_loading_has_failed(store: Store):
     store.loads.begin("m", "d", Process(me.host, me.pid, me.born - 1))
     store.loads.begin("m", "d", me)
     assert store.loads.bury() == 1
-    assert store.loads.breaker("m", "d", BREAKER).code == "load_crashed"
+    found = store.loads.breaker("m", "d", BREAKER)
+    assert found.code == "load_crashed"
+    provoked("load_crashed", "the process dies while it loads", found.message, found.phase)
 
 
 def test_the_start_up_time_is_measured(store: Store):

@@ -28,6 +28,7 @@ from serve_app.store import Beat, Store, WorkerRow
 from serve_app.store.database import Database
 from serve_app.store.keys import owner_of
 from serve_app.store.tables import jobs, metadata
+from tests.failure_codes import provoked
 from tests.helpers import eventually
 
 LEASE_S = 60.0
@@ -196,6 +197,7 @@ def test_a_job_is_not_tried_for_ever(store: Store):
     assert (job.status, job.attempt) == (Status.FAILED, 2)
     assert job.error is not None
     assert job.error["code"] == "worker_lost"
+    provoked("worker_lost", "the worker dies at each of the job's attempts", job.error["message"])
 
 
 def test_a_retryable_error_is_tried_again_and_another_is_not(store: Store):

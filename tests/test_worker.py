@@ -157,6 +157,17 @@ def test_an_unforeseen_failure_ends_the_job_and_not_the_worker(bench: Bench):
     assert good.status is Status.SUCCEEDED
 
 
+def test_a_worker_whose_device_is_lost_takes_no_other_job(bench: Bench):
+    """The job goes back into the queue for another worker, and this one is no longer alive, so that Serve replaces it."""
+    lost = errors.DeviceLost("cuda:0 failed: an illegal memory access was encountered")
+    worker = bench.start(Faulty(raiser(lost)))
+    job = bench.submit()
+    eventually(lambda: not worker.alive)
+    assert (bench.store.jobs.get(job.id).status, bench.store.jobs.get(job.id).attempt) == (Status.QUEUED, 1)
+    bench.start()
+    assert bench.ended(job).status is Status.SUCCEEDED
+
+
 def test_a_cancelled_job_publishes_nothing(bench: Bench):
     """After cancelling, no file and no result appear, and the next job is played."""
     worker = bench.start(step_s=0.1)

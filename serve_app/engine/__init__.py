@@ -26,7 +26,7 @@ from serve_app.engine.device import (
     need_memory,
 )
 from serve_app.engine.generating import OnStep, Tiles, finished, metas, seeds, settings, stop_if
-from serve_app.engine.loading import import_errors, import_packages, load_pipeline
+from serve_app.engine.loading import import_errors, import_packages, load_pipeline, unforeseen
 from serve_app.schemas import MAX_LYRICS_TOKENS, MAX_PROMPT_TOKENS, SAMPLE_RATE, TASKS, MusicRequest, TaskType
 
 if TYPE_CHECKING:
@@ -64,11 +64,20 @@ class AceStepEngine:
         """Makes the engine ready, through the phases preflight, download, load and warm_up, told to `report`.
 
         Raises:
-            LoadError: one of its subclasses, which names the cause and what to do.
+            LoadError: one of its subclasses, which names the cause and what to do; itself for a cause that has none.
         """
+        self._pipe = None  # of a load that failed before
+        try:
+            with import_errors():
+                return self._load(report)
+        except errors.LoadError:
+            raise
+        except Exception as error:
+            raise unforeseen(self._name, error) from error
+
+    def _load(self, report: weights.Report) -> EngineFacts:
         report("preflight", None, "importing packages and looking for the device")
-        with import_errors():
-            versions = import_packages()
+        versions = import_packages()
         device = choose_device(self._name, self._args)
         dtype = choose_dtype(self._args, device)
 
@@ -77,15 +86,17 @@ class AceStepEngine:
 
         report("load", None, f"checking {folder}")
         checkpoint = weights.verify(folder, self._args)
-        need_memory(device, checkpoint.parameters * dtype.itemsize)
+        needed = checkpoint.parameters * dtype.itemsize
+        empty_cache(device)
+        need_memory(device, needed)
         report("load", None, f"loading {checkpoint.bytes / 1e9:.2f} GB to {device}")
-        with import_errors(), memory_errors(device, checkpoint.parameters * dtype.itemsize):
+        with memory_errors(device, needed):
             self._pipe = load_pipeline(checkpoint, device, dtype)
         self._variant = checkpoint.variant
         self._pipe.is_turbo = self._variant == "turbo"  # `variant` in the configuration beats the checkpoint's word
 
         report("warm_up", None, "playing a first short song")
-        with memory_errors(device, checkpoint.parameters * dtype.itemsize):
+        with memory_errors(device, needed):
             self._self_test(report)
         return EngineFacts(
             variant=self._variant,
@@ -120,12 +131,13 @@ class AceStepEngine:
             Stopped: `stopped` said so; the engine can go on with the next request.
             BadAudio: the model gave NaN, infinity or silence.
             OutOfDeviceMemory: the request does not fit.
+            DeviceLost: the device failed; this process can compute nothing more.
         """
-        with self._out_of_memory(request):
+        with self._device_errors(request):
             latents = self._denoise(request, on_step, stopped)
         tiles = Tiles(self._pipe.vae, latents, on_step, stopped)
         for i, seed in enumerate(seeds(request)):
-            with self._out_of_memory(request):
+            with self._device_errors(request):
                 song = Song(seed=seed, samples=finished(self._decode(latents[i : i + 1], tiles), request, seed))
             yield song
             del song  # up to 230 MB, which the caller may have let go of by now
@@ -181,8 +193,8 @@ class AceStepEngine:
             songs = list(self.generate(request, on_step, lambda: False))
         except errors.BadAudio as error:
             raise errors.SelfTestFailed(
-                f"The self-test of {self._name} failed: {error.message} The checkpoint may be damaged or of another "
-                "kind: fetch it again; with dtype bfloat16, try float32."
+                f"The self-test of {self._name} failed: {error.message.removesuffix(' Try another seed.')} The checkpoint may "
+                "be damaged or of another kind: fetch it again; with dtype bfloat16, try float32."
             ) from error
         if [song.samples.shape for song in songs] != [(SAMPLE_RATE, 2)]:
             raise errors.SelfTestFailed(
@@ -213,10 +225,16 @@ class AceStepEngine:
             yield f"{field} was cut: the model reads {limit} of its {len(starts)} tokens{note}. Lost from: {lost!r}."
 
     @contextlib.contextmanager
-    def _out_of_memory(self, request: MusicRequest) -> Iterator[None]:
+    def _device_errors(self, request: MusicRequest) -> Iterator[None]:
+        import torch
+
+        lost = False
         try:
             yield
         except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's allocator raises a plain one
+            lost = isinstance(error, torch.AcceleratorError)
+            if lost:  # the process's CUDA context is gone with it: nothing can be computed here any more
+                raise errors.DeviceLost(f"{device_name(self._pipe.device)} failed: {error}") from error
             if not is_out_of_memory(error):
                 raise
             raise errors.OutOfDeviceMemory(
@@ -224,7 +242,8 @@ class AceStepEngine:
                 f"{device_name(self._pipe.device)}. Ask for fewer variations or a shorter duration."
             ) from None  # the traceback would hold the tensors
         finally:
-            empty_cache(self._pipe.device)
+            if not lost:
+                empty_cache(self._pipe.device)
 
 
 def _revision(args: ModelArgs, folder: Path) -> str | None:

@@ -2,7 +2,10 @@
 
 import contextlib
 import gc
+import re
+import resource
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from serve_app import errors
@@ -42,20 +45,33 @@ def device_name(device: "torch.device") -> str:
 
 
 def need_memory(device: "torch.device", needed: int) -> None:
-    """Refuses to load `needed` bytes of weights onto a GPU that has less free. Raises DeviceMemory."""
-    import torch
+    """Refuses to load `needed` bytes of weights where less is free: on the CPU, the kernel would kill the process.
 
-    if device.type == "cuda" and needed > torch.cuda.mem_get_info(device)[0]:
+    Raises:
+        DeviceMemory
+    """
+    if needed > free_memory(device):
         raise errors.DeviceMemory(_too_little(device, needed))
 
 
-def _too_little(device: "torch.device", needed: int) -> str:
+def free_memory(device: "torch.device") -> int:
+    """Free bytes of the device; for the CPU what Linux calls available, within this process's own limit."""
     import torch
 
-    free = f"{torch.cuda.mem_get_info(device)[0] / 1e9:.1f} GB are free" if device.type == "cuda" else "there is less"
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    available = 1024 * int(re.findall(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())[0])
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY:
+        return available
+    used = resource.getpagesize() * int(Path("/proc/self/statm").read_text().split()[0])
+    return max(min(available, limit - used), 0)
+
+
+def _too_little(device: "torch.device", needed: int) -> str:
     return (
-        f"The weights need {needed / 1e9:.1f} GB on {device_name(device)}, where {free}. End what else runs there, or take "
-        "a smaller model."
+        f"The weights need {needed / 1e9:.2f} GB on {device_name(device)}, where {free_memory(device) / 1e9:.2f} GB are free. "
+        "End what else runs there, or take a smaller model."
     )
 
 
@@ -64,17 +80,19 @@ def memory_errors(device: "torch.device", needed: int) -> Iterator[None]:
     """An allocation that fails while `needed` bytes of weights are loaded is DeviceMemory."""
     try:
         yield
-    except (RuntimeError, errors.OutOfDeviceMemory) as error:
+    except Exception as error:
         if not isinstance(error, errors.OutOfDeviceMemory) and not is_out_of_memory(error):
             raise
         raise errors.DeviceMemory(_too_little(device, needed)) from error
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an allocation failed: torch has a class for it on CUDA, and a plain RuntimeError on the CPU."""
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: torch has a class for it on CUDA and a RuntimeError on the CPU, safetensors an OSError."""
     import torch
 
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return "can't allocate memory" in str(error) or "Cannot allocate memory" in str(error)
 
 
 def memory_facts(device: "torch.device") -> dict[str, int]:

@@ -1,10 +1,11 @@
 """From a checked checkpoint to a pipeline on its device, and what can be wrong with packages and weights."""
 
 import contextlib
+import importlib
 import re
 from collections.abc import Iterator
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from serve_app import errors, weights
 
@@ -12,15 +13,24 @@ if TYPE_CHECKING:
     import torch
 
 
+_PACKAGES: Final = ("torch", "safetensors", "tokenizers", "accelerate", "transformers", "diffusers")
+"""What loading and generation import sooner or later; diffusers and transformers hide or disguise what is missing."""
+
+_UNFIT: Final = re.compile(r"libc10_cuda|torchaudio|torchvision::nms")
+"""What torchaudio and torchvision say when they were built for another torch."""
+
+
 def import_packages() -> dict[str, str]:
     """Imports what generation needs, so that nothing is missing later, and tells the versions."""
     with weights.quiet_libraries():
-        import diffusers
-        import torch
-        import transformers
-
+        for package in _PACKAGES:
+            importlib.import_module(package)
         # diffusers imports this lazily; here is where a broken package shows.
         from diffusers import AceStepPipeline  # noqa: F401
+
+    import diffusers
+    import torch
+    import transformers
 
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
@@ -35,19 +45,17 @@ def import_errors() -> Iterator[None]:
     try:
         yield
     except (ImportError, OSError, RuntimeError) as error:
-        said = " ".join(str(cause) for cause in _causes(error))
-        if "libc10_cuda" in said or "torchaudio" in said or "torchvision::nms" in said:
+        causes = list(_causes(error))
+        if unfit := next((cause for cause in reversed(causes) if _UNFIT.search(str(cause))), None):
             raise errors.PackageMismatch(
-                f"torch {version('torch')} and torchaudio or torchvision are of different builds ({_first_line(said)}). "
+                f"torch {version('torch')} and torchaudio or torchvision are of different builds ({_first_line(str(unfit))}). "
                 "Sophia needs neither of the two: pip uninstall torchaudio torchvision."
             ) from error
         if isinstance(error, ImportError):
-            missing = next(
-                (cause.name for cause in _causes(error) if isinstance(cause, ImportError) and cause.name), ""
-            )
+            missing = next((cause.name for cause in causes if isinstance(cause, ImportError) and cause.name), "")
             package = missing.split(".")[0] or "a package"
             raise errors.PackageMissing(
-                f"{package} cannot be imported ({_first_line(said)}). Install it: pip install {package}"
+                f"{package} cannot be imported ({_first_line(str(error))}). Install it: pip install {package}"
             ) from error
         raise
 
@@ -56,6 +64,13 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
+
+
+def unforeseen(name: str, error: Exception) -> errors.LoadError:
+    """A fault of loading model `name` that none of our own errors describes."""
+    return errors.LoadError(
+        f"Loading {name} ended in {type(error).__name__}: {_first_line(str(error))}. The worker's log has the traceback."
+    )
 
 
 def _first_line(text: str) -> str:

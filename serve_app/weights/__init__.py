@@ -12,7 +12,7 @@ from pathlib import Path
 from serve_app import errors
 from serve_app.config import ModelArgs
 from serve_app.weights import bucket, embedded, hub
-from serve_app.weights.cache import is_disk_full
+from serve_app.weights.cache import Plan, fetch, is_disk_full
 from serve_app.weights.check import CheckpointFacts, verify
 from serve_app.weights.embedded import quiet_libraries
 from serve_app.weights.hub import DEFAULT_REPOSITORY, DEFAULT_REVISION
@@ -26,6 +26,7 @@ __all__ = [
     "Report",
     "check_hashes",
     "is_local",
+    "missing_bytes",
     "quiet_libraries",
     "resolve",
     "verify",
@@ -43,20 +44,35 @@ def resolve(name: str, args: ModelArgs, cache: Path, report: Report, online: boo
         MissingFile: the local folder does not exist.
         UnknownRepository, UnknownRevision, HubUnreachable, DiskFull, CorruptFile, WrongLayout: see `errors`.
     """
-    online = _online() if online is None else online
     with _disk_errors(cache):
         if args.source == "embedded":
             return embedded.build(cache, report)
         if is_local(args.source):
             return _local(name, Path(args.source).expanduser())
-        if args.source.startswith(bucket.SCHEMES):
-            return bucket.resolve(name, args.source, cache / "buckets", online, report)
-        return hub.resolve(name, args.source, args.revision, cache / "hub", online, report)
+        return fetch(_planned(name, args, cache, online), report)
+
+
+def missing_bytes(name: str, args: ModelArgs, cache: Path) -> int:
+    """How much `resolve` would fetch, asked from where it would; nothing for what is here or built here.
+
+    Raises:
+        LoadError: as `resolve`.
+    """
+    if args.source == "embedded" or is_local(args.source):
+        return 0
+    return _planned(name, args, cache, None).missing_bytes
 
 
 def is_local(source: str) -> bool:
     """Whether a model's source is a folder, which is used in place."""
     return source.startswith(("/", "~"))
+
+
+def _planned(name: str, args: ModelArgs, cache: Path, online: bool | None) -> Plan:
+    online = _online() if online is None else online
+    if args.source.startswith(bucket.SCHEMES):
+        return bucket.planned(name, args.source, cache / "buckets", online)
+    return hub.planned(name, args.source, args.revision, cache / "hub", online)
 
 
 def _online() -> bool:

@@ -6,6 +6,7 @@ the bucket: copy a folder of the cache there as it is.
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from datetime import timedelta
 from functools import partial
@@ -15,9 +16,8 @@ from urllib.parse import quote
 
 from serve_app import errors
 from serve_app.weights import manifest
-from serve_app.weights.cache import Interrupted, Remote, RemoteFile, fetched, offline
+from serve_app.weights.cache import Interrupted, Plan, Remote, RemoteFile, offline, plan
 from serve_app.weights.layout import is_wanted, wrong_layout
-from serve_app.weights.progress import Report
 
 SCHEMES: Final = ("s3://", "gs://", "az://")
 
@@ -27,16 +27,18 @@ _PIECE_BYTES: Final = 8 << 20
 _RETRY_S: Final = 10
 """How long obstore tries a request again by itself; the cache has patience of its own."""
 
+_REFUSED: Final = re.compile(r"status: 40[0134]")
+"""The provider answered and said no. obstore has no exception of its own for a bucket that does not exist."""
 
-def resolve(name: str, url: str, cache: Path, online: bool, report: Report) -> Path:
-    """The folder with the checkpoint below `url` (`s3://bucket/prefix`), fetched where it is not cached.
+
+def planned(name: str, url: str, cache: Path, online: bool) -> Plan:
+    """Where the checkpoint below `url` (`s3://bucket/prefix`) is or will be.
 
     Raises:
-        ConfigurationError: `url` cannot be read.
-        UnknownRepository, HubUnreachable, DiskFull, CorruptFile, MissingFile, WrongLayout.
+        UnknownRepository: also when `url` cannot be read.
+        HubUnreachable, MissingFile, WrongLayout.
     """
-    home = cache / quote(url, safe="")
-    return fetched(home, "latest", None, partial(_remote, name, url, online), report)
+    return plan(cache / quote(url, safe=""), "latest", None, partial(_remote, name, url, online))
 
 
 def _remote(name: str, url: str, online: bool) -> Remote:
@@ -60,7 +62,7 @@ def _open(name: str, url: str) -> Any:
     try:
         return from_url(url, retry_config={"retry_timeout": timedelta(seconds=_RETRY_S)})
     except (BaseError, ValueError) as error:
-        raise errors.ConfigurationError(
+        raise errors.UnknownRepository(
             f"models.{name}.source: {url} cannot be used ({type(error).__name__}): check its spelling and the provider's "
             "variables in the environment."
         ) from error
@@ -69,16 +71,16 @@ def _open(name: str, url: str) -> Any:
 def _listed(name: str, url: str, store: Any) -> dict[str, Any]:
     """Every object below the prefix, by its key from there on. The messages never quote the answers: they may hold keys."""
     import obstore
-    from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
+    from obstore.exceptions import BaseError
 
     try:
         listed = {item["path"]: item for page in obstore.list(store) for item in page}
-    except (FileNotFoundError, PermissionDeniedError, UnauthenticatedError) as error:
-        raise errors.UnknownRepository(
-            f"models.{name}.source: {url} is not there or may not be read ({type(error).__name__}): check the bucket's name "
-            "and this node's credentials."
-        ) from error
     except (BaseError, OSError) as error:
+        if _REFUSED.search(str(error)):
+            raise errors.UnknownRepository(
+                f"models.{name}.source: {url} is not there or may not be read ({type(error).__name__}): check the bucket's "
+                "name and this node's credentials."
+            ) from error
         raise errors.HubUnreachable(
             f"{url} did not answer ({type(error).__name__}) and is not in the cache. Check this node's network and the "
             "provider's variables in the environment."

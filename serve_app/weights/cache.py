@@ -50,30 +50,51 @@ class Interrupted(Exception):
     """The other side stopped sending; another connection may bring more."""
 
 
-def fetched(home: Path, revision: str, commit: str | None, ask: Callable[[], Remote], report: Report) -> Path:
-    """The folder below `home` that holds what `revision` means: `commit` where that is known, else what `ask` says.
+@dataclass(frozen=True)
+class Plan:
+    """The folder where a checkpoint is or will be, and from where it is to be filled, if at all."""
+
+    folder: Path
+    remote: Remote | None
+    ref: Path
+    """Holds the commit that the revision had when it was fetched last."""
+
+    @property
+    def missing_bytes(self) -> int:
+        """What is still to be fetched."""
+        return _missing_bytes(self.folder, self.remote) if self.remote else 0
+
+
+def plan(home: Path, revision: str, commit: str | None, ask: Callable[[], Remote]) -> Plan:
+    """Where below `home` lies what `revision` means: `commit` where that is known, else what `ask` says.
 
     Where `ask` gets no answer, that is the state which the revision had when it was fetched last.
 
     Raises:
-        LoadError: what `ask` raises, HubUnreachable, DiskFull, CorruptFile.
+        LoadError: what `ask` raises.
     """
-    if commit and manifest.is_complete(home / commit):
-        return home / commit
     ref = home / "refs" / quote(revision, safe="")
+    if commit and manifest.is_complete(home / commit):
+        return Plan(home / commit, None, ref)
     try:
         remote = ask()
     except errors.HubUnreachable:
         kept = home / ref.read_text() if ref.exists() else None
         if kept is None or not manifest.is_complete(kept):
             raise
-        return kept
-    folder = home / remote.commit
-    if not manifest.is_complete(folder):
-        _fill(folder, remote, report)
-    if not ref.exists() or ref.read_text() != remote.commit:
-        manifest.write_whole(ref, remote.commit)
-    return folder
+        return Plan(kept, None, ref)
+    return Plan(home / remote.commit, remote, ref)
+
+
+def fetch(planned: Plan, report: Report) -> Path:
+    """The folder, filled. Raises HubUnreachable, DiskFull, CorruptFile."""
+    if planned.remote is None:
+        return planned.folder
+    if not manifest.is_complete(planned.folder):
+        _fill(planned.folder, planned.remote, report)
+    if not planned.ref.exists() or planned.ref.read_text() != planned.remote.commit:
+        manifest.write_whole(planned.ref, planned.remote.commit)
+    return planned.folder
 
 
 def offline(name: str, title: str) -> errors.HubUnreachable:
@@ -90,7 +111,7 @@ def _fill(folder: Path, remote: Remote, report: Report) -> None:
     with _locked(folder, report):
         if manifest.is_complete(folder):  # by the process that had the lock before
             return
-        _check_space(folder, remote)
+        check_space(folder, remote)
         there = sum(_bytes_there(folder / name, file.size) for name, file in remote.files.items())
         progress = Progress(report, "download", there, sum(file.size for file in remote.files.values()))
         with _failures(remote, progress), ThreadPoolExecutor(4) as pool:
@@ -116,14 +137,19 @@ def _try_lock(lock: IO[str]) -> bool:
     return True
 
 
-def _check_space(folder: Path, remote: Remote) -> None:
-    needed = sum(file.size - _bytes_there(folder / name, file.size) for name, file in remote.files.items())
+def check_space(folder: Path, remote: Remote) -> None:
+    """Raises DiskFull where the disk of `folder`, which exists, has less room than what is missing takes."""
+    needed = _missing_bytes(folder, remote)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise errors.DiskFull(
             f"{remote.title} needs {shown_size(needed)} more in {folder}, where {shown_size(free)} are free. Make room or "
             "set data_dir."
         )
+
+
+def _missing_bytes(folder: Path, remote: Remote) -> int:
+    return sum(file.size - _bytes_there(folder / name, file.size) for name, file in remote.files.items())
 
 
 def _bytes_there(target: Path, size: int) -> int:

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Final, cast
 from urllib.parse import urlsplit
 
 from serve_app import errors
-from serve_app.weights.cache import Interrupted, Remote, RemoteFile, fetched, offline
+from serve_app.weights.cache import Interrupted, Plan, Remote, RemoteFile, offline, plan
 from serve_app.weights.layout import is_wanted, wrong_layout
-from serve_app.weights.progress import Report
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
@@ -25,16 +24,16 @@ DEFAULT_REVISION: Final = "200ba991ae448051e14b0183157e35c2d27c9fb0"
 """The released checkpoint that `auto` means on a GPU, pinned to the commit that its users pin."""
 
 
-def resolve(name: str, repository: str, revision: str | None, cache: Path, online: bool, report: Report) -> Path:
-    """The folder with `repository` at `revision` (when None, the pinned one or `main`), fetched where it is not cached.
+def planned(name: str, repository: str, revision: str | None, cache: Path, online: bool) -> Plan:
+    """Where `repository` at `revision` (when None, the pinned one or `main`) is or will be.
 
     Raises:
-        UnknownRepository, UnknownRevision, HubUnreachable, DiskFull, CorruptFile, MissingFile, WrongLayout.
+        UnknownRepository, UnknownRevision, HubUnreachable, MissingFile, WrongLayout.
     """
     revision = revision or (DEFAULT_REVISION if repository == DEFAULT_REPOSITORY else "main")
     commit = revision if re.fullmatch(r"[0-9a-f]{40}", revision) else None
     home = cache / repository.replace("/", "--")
-    return fetched(home, revision, commit, partial(_remote, name, repository, revision, online), report)
+    return plan(home, revision, commit, partial(_remote, name, repository, revision, online))
 
 
 def _remote(name: str, repository: str, revision: str, online: bool) -> Remote:

@@ -1,0 +1,135 @@
+"""Where a worker's start goes, on a node that has everything, beside what no start can do without.
+
+`python -m benchmarks.startup [CHECKPOINT]` prints a table; without a checkpoint it takes the embedded one, made larger. Each
+run starts two processes: a worker's load through AceStepEngine, and a bare one that imports the same modules in the same order
+and reads the same files. The checkpoint's files are dropped from the page cache before each. Medians over the runs.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+RUNS: Final = 3
+MEGABYTES: Final = 400
+
+WORKER: Final = """
+import json, sys, time
+started = time.time()
+from pathlib import Path
+from serve_app.config import ModelArgs
+from serve_app.engine import AceStepEngine
+
+times = [("process", float(sys.argv[2])), ("imports", started)]
+names = {"download": "look up", "load": "read", "warm_up": "warm-up"}
+
+def report(phase, fraction, words):
+    if phase in names and names[phase] != times[-1][0]:
+        times.append((names[phase], time.time()))
+
+AceStepEngine("m", ModelArgs(source=sys.argv[1], device="auto"), Path("/nowhere")).load(report)
+times.append(("end", time.time()))
+modules = [name for name, module in sys.modules.items() if "site-packages" in str(getattr(module, "__file__", ""))]
+print(json.dumps({"seconds": {a[0]: b[1] - a[1] for a, b in zip(times, times[1:])}, "modules": modules}))
+"""
+
+BARE: Final = """
+import contextlib, importlib, json, sys, time, warnings
+warnings.simplefilter("ignore")
+started = time.time()
+for name in json.load(sys.stdin):
+    with contextlib.suppress(Exception):  # a few can only be imported by their parent
+        importlib.import_module(name)
+imported = time.time()
+for file in sys.argv[1:]:
+    with open(file, "rb", buffering=0) as stream:
+        while stream.read(1 << 24):
+            pass
+print(json.dumps({"imports": imported - started, "read": time.time() - imported}))
+"""
+
+
+@dataclass(frozen=True)
+class Startup:
+    """Medians in seconds."""
+
+    worker: dict[str, float]
+    """process, imports, look up, read (memory-mapped, straight to the device), warm-up."""
+    bare: dict[str, float]
+    """imports and read."""
+
+    @property
+    def ratio(self) -> float:
+        """Imports and read of a worker, in units of the bare ones."""
+        return (self.worker["imports"] + self.worker["read"]) / (self.bare["imports"] + self.bare["read"])
+
+
+def measure(checkpoint: Path, runs: int = RUNS) -> Startup:
+    """Starts `runs` workers and as many bare processes in turn."""
+    workers, bares = zip(*(_once(checkpoint) for _ in range(runs)), strict=True)
+    return Startup(_medians(workers), _medians(bares))
+
+
+def table(startup: Startup) -> str:
+    """The figures for people."""
+    lines = ["phase      worker    bare", "-" * 25]
+    lines += [f"{name:9} {seconds:6.2f} s {_shown(startup.bare.get(name))}" for name, seconds in startup.worker.items()]
+    return "\n".join([*lines, f"imports and read: {startup.ratio:.2f} times the bare ones"])
+
+
+def _once(checkpoint: Path) -> tuple[dict[str, float], dict[str, float]]:
+    files = sorted(str(file) for file in checkpoint.rglob("*") if file.is_file())
+    _forget(files)
+    worker = _run([sys.executable, "-c", WORKER, str(checkpoint), str(time.time())], "")
+    _forget(files)
+    bare = _run([sys.executable, "-c", BARE, *files], json.dumps(worker["modules"]))
+    return worker["seconds"], bare
+
+
+def _run(command: list[str], given: str) -> Any:
+    ran = subprocess.run(command, input=given, capture_output=True, text=True, check=True)
+    return json.loads(ran.stdout.splitlines()[-1])
+
+
+def _forget(files: list[str]) -> None:
+    """Drops clean pages of the files, so that both read from the disk."""
+    for file in files:
+        descriptor = os.open(file, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def _medians(runs: Any) -> dict[str, float]:
+    return {name: median(run[name] for run in runs) for name in runs[0]}
+
+
+def _shown(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds:5.2f} s"
+
+
+@contextmanager
+def _checkpoint(words: list[str]) -> Iterator[Path]:
+    from serve_app import weights
+    from serve_app.config import ModelArgs
+    from tests.checkpoints import enlarged
+
+    if words:
+        yield Path(words[0])
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        small = weights.resolve("m", ModelArgs(source="embedded"), Path(scratch), lambda *_: None)
+        yield enlarged(small, Path(scratch) / "large", MEGABYTES)
+
+
+if __name__ == "__main__":
+    with _checkpoint(sys.argv[1:]) as chosen:
+        print(table(measure(chosen)))
