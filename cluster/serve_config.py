@@ -110,7 +110,10 @@ def _model(place: str) -> dict[str, Any]:
         "dtype": "bfloat16",
         "label_selector": RTX_4090,
         "num_cpus": 1,
-        "replicas": PLACES[place]["workers"],
+        "scaling": {
+            "min_workers": 0 if place in ("kubernetes", "skypilot") else 1,
+            "max_workers": PLACES[place]["workers"],
+        },
     }
 
 

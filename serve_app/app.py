@@ -9,7 +9,6 @@ from typing import Any, Final
 import ray
 from fastapi import FastAPI
 from ray import serve
-from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
@@ -20,7 +19,7 @@ from serve_app.config import AppArgs, ModelArgs
 from serve_app.exposure import require_keys_beyond_loopback
 from serve_app.jobs import new_id
 from serve_app.processes import this_host
-from serve_app.scaling import FleetPolicy
+from serve_app.scaling import autoscaling_config
 from serve_app.store import Store
 from serve_app.weights import DEFAULT_REPOSITORY, DEFAULT_REVISION
 from serve_app.worker.deployment import MusicWorker
@@ -84,24 +83,14 @@ def _workers(name: str, args: AppArgs, deployment: str) -> serve.Deployment:
     )
 
 
-def _scaling(name: str, args: AppArgs, deployment: str) -> AutoscalingConfig:
-    replicas = args.models[name].replicas
-    told = {
+def _scaling(name: str, args: AppArgs, deployment: str) -> dict[str, Any]:
+    source = {
+        "database_url": args.resolved_database_url,
         "model": name,
         "deployment": deployment,
-        "replicas": replicas,
-        "database_url": args.resolved_database_url,
         "breaker": args.breaker.model_dump(),
     }
-    return AutoscalingConfig(
-        min_replicas=0,
-        initial_replicas=replicas,
-        max_replicas=max(replicas, 1),
-        upscale_delay_s=0,  # the policy decides when, too
-        downscale_delay_s=0,
-        downscale_to_zero_delay_s=0,
-        policy=AutoscalingPolicy(policy_function=FleetPolicy, policy_kwargs=told),
-    )
+    return autoscaling_config(args.models[name].scaling, "serve_app.store.fleet:open_fleet", source)
 
 
 @serve.ingress()

@@ -30,6 +30,39 @@ class SimulatedArgs(_Strict):
     load_s: float = Field(0.0, ge=0, description="Seconds that loading takes.")
 
 
+class ScalingArgs(_Strict):
+    """The bounds within which a model's workers are scaled, and what they are for."""
+
+    min_workers: int = Field(
+        1,
+        ge=0,
+        description="Workers that are kept even when there is no work: a warm pool. 0: none are, and an idle model costs nothing.",
+    )
+    max_workers: int = Field(
+        1,
+        ge=1,
+        description="The most workers, whatever waits: what bounds the bill. Each has a GPU of its own on CUDA.",
+    )
+    target_wait_s: float = Field(
+        60, gt=0, le=86_400, description="Seconds that a job may wait for a worker. Longer is cheaper."
+    )
+    idle_s: float = Field(
+        300, ge=0, description="Seconds without any work after which only min_workers are kept, usually none."
+    )
+    startup_prior_s: float = Field(
+        120, gt=0, description="Seconds until a new worker is ready, node included, as long as none was measured."
+    )
+    work_prior: float = Field(
+        0.2, gt=0, description="Seconds of work for a second of audio, as long as none was measured."
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.max_workers < self.min_workers:
+            raise ValueError(f"max_workers ({self.max_workers}) is below min_workers ({self.min_workers})")
+        return self
+
+
 class ModelArgs(_Strict):
     """One model: where its checkpoint comes from and where it runs."""
 
@@ -52,7 +85,7 @@ class ModelArgs(_Strict):
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
         "auto", description="`auto`: bfloat16 on CUDA, float32 on the CPU."
     )
-    replicas: int = Field(1, ge=0, description="Workers of this model; each has a GPU of its own on CUDA.")
+    scaling: ScalingArgs = ScalingArgs()
     label_selector: dict[str, str] = Field(
         default_factory=dict,
         description="Ray node labels that a worker's node must have, e.g. `ray.io/accelerator-type: GeForce-RTX-4090`.",

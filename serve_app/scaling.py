@@ -12,11 +12,9 @@ import time
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-
-from serve_app.config import BreakerArgs
+from serve_app.config import ScalingArgs
 
 logger = logging.getLogger("ray.serve.sophia")
 
@@ -44,34 +42,7 @@ _SURE: Final = 2.0
 # Standard deviations by which a quiet window must fall short before it counts as a lower load.
 
 _SETTLE: Final = 0.25
-# Part of a start-up: so long before and after a worker is ready, the target is not lowered.
-
-
-class ScalingArgs(BaseModel):
-    """The bounds within which a model's workers are scaled, and what they are for."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    min_workers: int = Field(0, ge=0, description="Workers that are kept even when there is no work: a warm pool.")
-    max_workers: int = Field(1, ge=1, description="The most workers, whatever waits: what bounds the bill.")
-    target_wait_s: float = Field(
-        60, gt=0, le=86_400, description="Seconds that a job may wait for a worker. Longer is cheaper."
-    )
-    idle_s: float = Field(
-        300, ge=0, description="Seconds without any work after which only min_workers are kept, usually none."
-    )
-    startup_prior_s: float = Field(
-        120, gt=0, description="Seconds until a new worker is ready, node included, as long as none was measured."
-    )
-    work_prior: float = Field(
-        0.2, gt=0, description="Seconds of work for a second of audio, as long as none was measured."
-    )
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.max_workers < self.min_workers:
-            raise ValueError(f"max_workers ({self.max_workers}) is below min_workers ({self.min_workers})")
-        return self
+# Part of a start-up that a worker is kept after it came up, used or not.
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +56,8 @@ class Observation:
     """On workers that take more jobs; those on draining workers end there and ask for nothing."""
     running_left_s: float
     """Work left in these running jobs, summed."""
-    ready: int
-    starting_s: tuple[float, ...]
-    """Seconds since each worker that is on its way began."""
-    youngest_s: float
-    """Seconds since the newest ready worker became ready; infinite when there is none."""
-    draining: int
+    ready_s: tuple[float, ...]
+    """Seconds since each ready worker came up; those that came up more than `startup_s` ago may be left out."""
     startup_s: float
     """Seconds from wanting a worker to its being ready: measured, or the prior."""
     arrivals: tuple[tuple[int, float], ...]
@@ -170,25 +137,26 @@ def _kept(seen: Observation, bounds: ScalingArgs, have: int) -> tuple[int, str]:
 def _steady_load(arrivals: tuple[tuple[int, float], ...]) -> float:
     """Workers that the arrivals of the last half hour keep busy, 0.0 when they are not steady.
 
-    The mean, unless windows were quieter than chance allows: then what the second quietest makes likely at most, from the upper
-    bound (sqrt(n + 3/8) + z/2)^2 of a Poisson count n (Anscombe, Biometrika 35, 1948). A burst leaves its other windows empty,
-    and so keeps nobody.
+    The mean, unless the newest or the second quietest window was quieter than chance allows: then the most that this window makes
+    likely, by the upper bound (sqrt(n + 3/8) + z/2)^2 of a Poisson count n (Anscombe, Biometrika 35, 1948). A burst leaves the
+    other windows empty, and so keeps nobody.
     """
-    second = sorted(arrivals)[1:2]
-    if len(arrivals) < WINDOWS or not arrivals[0][0] or not second[0][0]:
+    counts = [count for count, _ in arrivals]
+    if len(counts) < WINDOWS or not sorted(counts)[1]:
         return 0.0
-    jobs, work_s = sum(count for count, _ in arrivals), sum(work for _, work in arrivals)
-    likely_jobs = (math.sqrt(second[0][0] + 0.375) + _SURE / 2) ** 2
-    return min(work_s / (WINDOW_S * len(arrivals)), likely_jobs * work_s / jobs / WINDOW_S)
+    jobs, work_s = sum(counts), sum(work for _, work in arrivals)
+    likely_jobs = (math.sqrt(min(counts[0], sorted(counts)[1]) + 0.375) + _SURE / 2) ** 2
+    return min(work_s / len(arrivals), likely_jobs * work_s / jobs) / WINDOW_S
 
 
 def _settling(seen: Observation, have: int) -> tuple[int, str]:
-    """No worker is thrown away just before or after it comes up. Serve would end one that is starting first of all."""
+    """Workers that have only just come up: nobody pays for a start-up and then throws the worker away.
+
+    Where each worker has a node of its own, Serve ends the oldest first, so that it is enough to want as many as there are new ones.
+    """
     settle_s = _SETTLE * seen.startup_s
-    soon = any(-settle_s < seen.startup_s - age < settle_s for age in seen.starting_s)
-    if soon or seen.youngest_s < settle_s:
-        return have, f"workers have just come up or are about to; nobody leaves within {settle_s:.0f} s of that"
-    return 0, ""
+    new = sum(age < settle_s for age in seen.ready_s)
+    return min(new, have), f"{new} workers came up in the last {settle_s:.0f} s and are kept at least that long"
 
 
 def _work_in_words(seen: Observation, bounds: ScalingArgs, needed: int) -> str:
@@ -300,9 +268,11 @@ def autoscaling_config(bounds: ScalingArgs, source: str, source_kwargs: Mapping[
     """
     return {
         "min_replicas": 0,
+        "initial_replicas": bounds.min_workers,
         "max_replicas": bounds.max_workers,
         "upscale_delay_s": 0,
         "downscale_delay_s": 0,
+        "downscale_to_zero_delay_s": 0,
         "policy": {
             "policy_function": f"{QueuePolicy.__module__}:{QueuePolicy.__name__}",
             "policy_kwargs": {
@@ -312,42 +282,3 @@ def autoscaling_config(bounds: ScalingArgs, source: str, source_kwargs: Mapping[
             },
         },
     }
-
-
-class FleetPolicy:
-    """As many workers as are configured; none while the crash breaker is open, so that GPU nodes can be given back."""
-
-    def __init__(self, model: str, deployment: str, replicas: int, database_url: str, breaker: dict[str, float]):
-        self._model, self._deployment, self._replicas = model, deployment, replicas
-        self._database_url, self._breaker = database_url, BreakerArgs.model_validate(breaker)
-        self._target = replicas
-        self._thread: threading.Thread | None = None
-
-    def __call__(self, context: Any) -> tuple[int, dict[str, Any]]:
-        """Serve's question, several times a second; the answer is the target and no state that Serve must keep."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._read, name=f"policy-{self._model}", daemon=True)
-            self._thread.start()
-        return self._target, {}
-
-    def _read(self) -> None:
-        from serve_app.errors import StoreUnavailable
-        from serve_app.store import Store  # here: the controller, the dashboard and the CLI import this module, too
-
-        store = Store(self._database_url)
-        said = ""
-        while True:
-            try:
-                self._target, reason = self._decide(store.loads.breaker(self._model, self._deployment, self._breaker))
-                if reason != said:
-                    logger.info("%s: %s workers wanted: %s", self._model, self._target, reason)
-                    store.decisions.publish(self._model, self._target, reason)
-                    said = reason
-            except StoreUnavailable as error:
-                logger.warning("%s: still %s workers wanted: %s", self._model, self._target, error)
-            threading.Event().wait(PERIOD_S)
-
-    def _decide(self, breaker: Any) -> tuple[int, str]:
-        if breaker.is_open:
-            return 0, f"the crash breaker is open after {breaker.runs} loads that failed with {breaker.code}"
-        return self._replicas, f"models.{self._model}.replicas is {self._replicas}"

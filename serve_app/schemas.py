@@ -385,7 +385,10 @@ class ScaleView(BaseModel):
     ready: int = Field(description="Workers that can generate now.", examples=[1])
     starting: int = Field(description="Workers on their way.", examples=[0])
     wanted: int = Field(description="Workers asked for.", examples=[1])
-    reason: str = Field(description="Why that many.", examples=["models.ace-step.replicas is 1"])
+    reason: str = Field(
+        description="Why that many.",
+        examples=["312 s of work in 9 jobs (7 waiting); 6 workers do it in about the 60 s you accept"],
+    )
 
 
 class BreakerView(BaseModel):

@@ -117,7 +117,8 @@ def _sophia(plan: Plan, folder: Path, database_url: str | None, weights: Path | 
 
     if weights is not None:
         (folder / "weights").symlink_to(weights)
-    model: dict[str, Any] = {"source": plan.engine, "device": "cpu", "replicas": plan.workers, "num_cpus": 0.1}
+    model: dict[str, Any] = {"source": plan.engine, "device": "cpu", "num_cpus": 0.1}
+    model["scaling"] = {"min_workers": plan.workers, "max_workers": plan.workers}
     settings: dict[str, Any] = {
         "data_dir": folder,
         "models": {"m": model | {"simulated": {"step_s": 0.05}}},

@@ -44,8 +44,9 @@ class Service:
         return eventually(lambda: job if (job := self.job(job_id))["state"] not in ("queued", "running") else None)
 
 
-def simulated(step_s: float = 0.01, **fields: Any) -> ModelArgs:
-    """A model of the simulated engine."""
+def simulated(step_s: float = 0.01, workers: int = 1, **fields: Any) -> ModelArgs:
+    """A model of the simulated engine, with a fixed number of workers."""
+    fields["scaling"] = {"min_workers": workers, "max_workers": max(workers, 1)}
     return ModelArgs.model_validate({"source": "simulated", "simulated": {"step_s": step_s}, **fields})
 
 

@@ -24,7 +24,7 @@ SONG = {"prompt": "warm lo-fi piano", "duration": 2, "seed": 7, "format": "flac"
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service with one worker and two models, of which the second has none."""
-    models = {"ace-step": simulated(), "asleep": simulated(replicas=0)}
+    models = {"ace-step": simulated(), "asleep": simulated(workers=0)}
     with running(tmp_path_factory.mktemp("api"), models, queue={"lease_s": 2}) as service:
         yield service
 
@@ -446,9 +446,11 @@ def test_mode_keys_is_closed_even_without_any_key(tmp_path: Path):
 
 
 def test_a_database_that_is_away_is_503_and_pings_go_on(tmp_path: Path):
-    """Without its database the API answers 503 with Retry-After, /ping as ever, and works again when it is back."""
+    """The API answers 503 with Retry-After, /ping as ever; the worker plays on and publishes when the database is back."""
     with private_postgresql() as server, running(tmp_path, database_url=server.get_uri()) as service:
         assert service.client.post("/v1/music", json=SONG).status_code == 200
+        running_job = service.submit(steps=200)["id"]
+        eventually(lambda: service.job(running_job)["state"] == "running")
         server.stop()
         refused = service.client.post("/v1/jobs", json=SONG)
         assert (refused.status_code, refused.json()["code"]) == (503, "store_unavailable")
@@ -457,6 +459,8 @@ def test_a_database_that_is_away_is_503_and_pings_go_on(tmp_path: Path):
         assert service.client.get("/readyz").status_code == 503
         server.start()
         eventually(lambda: service.client.get("/readyz").status_code == 200)
+        finished = service.ended(running_job)
+        assert (finished["state"], finished["attempt"]) == ("succeeded", 1)
         assert service.client.post("/v1/music", json=SONG).status_code == 200
 
 

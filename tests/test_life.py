@@ -46,8 +46,9 @@ def deploy(cluster: httpx.Client, tmp_path: Path) -> Iterator[Deploy]:
     """Deploys (again) with a model's settings; gives the database as an operator sees it."""
     stores: list[Store] = []
 
-    def deploy(wait: bool = True, **model: Any) -> Store:
-        settings = {"source": "simulated", "replicas": 1, "num_cpus": 0.1, **model}
+    def deploy(wait: bool = True, workers: int = 1, **model: Any) -> Store:
+        fixed = {"min_workers": workers, "max_workers": workers}
+        settings = {"source": "simulated", "scaling": fixed, "num_cpus": 0.1, **model}
         args = AppArgs.model_validate(
             {"data_dir": tmp_path, "models": {"m": settings}, "breaker": {"open_after": 2, "backoff_s": 0.5}}
         )
@@ -101,7 +102,7 @@ def test_jobs_submitted_during_a_slow_load_run_after_it(cluster: httpx.Client, d
 
 def test_a_rolling_update_under_load_loses_no_request_and_cuts_no_job(cluster: httpx.Client, deploy: Deploy):
     """While jobs come in all the time the model is replaced; each request is answered, each job played in one attempt."""
-    deploy(simulated={"step_s": STEP_S}, replicas=2)
+    deploy(simulated={"step_s": STEP_S}, workers=2)
     stop = threading.Event()
     jobs: list[str] = []
     failures: list[str] = []
@@ -118,7 +119,7 @@ def test_a_rolling_update_under_load_loses_no_request_and_cuts_no_job(cluster: h
     try:
         eventually(lambda: len(jobs) > 10)
         before = {worker["id"] for worker in cluster.get("/v1/health").json()["workers"]}
-        deploy(simulated={"step_s": STEP_S / 2}, replicas=2)
+        deploy(simulated={"step_s": STEP_S / 2}, workers=2)
         eventually(lambda: _ids(cluster) and not (_ids(cluster) & before), 120)
     finally:
         stop.set()
@@ -152,6 +153,22 @@ def test_a_killed_workers_job_runs_again_within_the_lease_and_one_start_up(clust
     )
     assert recovery_s <= lease_s + start_up_s
     assert _ended(cluster, job)["state"] == "succeeded"
+
+
+def test_a_fleet_grows_from_zero_in_one_step_and_sleeps_again(cluster: httpx.Client, deploy: Deploy):
+    """With nothing to do there is no worker and readyz is content; a burst of forty jobs brings four at once; idle, they go."""
+    bounds = {"min_workers": 0, "max_workers": 4, "target_wait_s": 2, "idle_s": 1, "work_prior": 1.0}
+    store = deploy(simulated={"step_s": STEP_S}, scaling=bounds)
+    eventually(lambda: (_get(cluster, "/readyz") or {}).get("ready"))
+    assert _replicas() == 0
+    burst = [_submit(cluster, steps=10) for _ in range(40)]
+    wanted = eventually(lambda: scale if (scale := cluster.get("/v1/health").json()["scale"]["m"])["wanted"] else None)
+    print(f"a burst of 40 at zero workers: {wanted['wanted']} wanted at once: {wanted['reason']}")
+    assert wanted["wanted"] == 4
+    assert {_ended(cluster, job)["state"] for job in burst} == {"succeeded"}
+    assert len({store.jobs.get(job).worker for job in burst}) == 4
+    eventually(lambda: not _replicas(), 60)
+    assert cluster.get("/readyz").status_code == 200
 
 
 def test_deleting_the_application_ends_the_running_job_first(cluster: httpx.Client, deploy: Deploy):

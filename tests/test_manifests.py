@@ -289,7 +289,7 @@ def test_the_ray_cluster_is_as_the_design_wants_it(path: Path):
     assert cluster["gcsFaultToleranceOptions"]["redisPassword"]["valueFrom"]["secretKeyRef"]
     assert cluster["authOptions"] == {"mode": "token"}
     assert (gpu["replicas"], gpu["minReplicas"]) == (0, 0)
-    assert gpu["maxReplicas"] >= served["args"]["models"]["ace-step"]["replicas"]
+    assert gpu["maxReplicas"] >= served["args"]["models"]["ace-step"]["scaling"]["max_workers"]
     assert gpu["labels"] == served["args"]["models"]["ace-step"]["label_selector"]
     assert groups["api"]["labels"] == served["deployments"][0]["ray_actor_options"]["label_selector"]
 
@@ -416,7 +416,7 @@ def test_the_skypilot_task_is_valid():
     for step in ("setup", "run"):
         run(["bash", "-n", "-c", task[step]])
     served = serve_config.serve_config("skypilot")["applications"][0]["args"]["models"]["ace-step"]
-    assert task["num_nodes"] * int(task["resources"]["accelerators"].split(":")[1]) == served["replicas"]
+    assert task["num_nodes"] * int(task["resources"]["accelerators"].split(":")[1]) == served["scaling"]["max_workers"]
     assert task["resources"]["autostop"]["down"] is True
     sky = ROOT / ".venv-skypilot" / "bin" / "python"
     if not sky.exists():

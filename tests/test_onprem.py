@@ -309,7 +309,7 @@ def serve_configuration(folder: Path) -> str:
         "revision": None,
         "device": "cpu",
         "dtype": "float32",
-        "replicas": 1,
+        "scaling": {"min_workers": 1, "max_workers": 1},
     }
     return yaml.safe_dump(config)
 

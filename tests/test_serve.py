@@ -46,7 +46,7 @@ def client(tmp_path_factory: pytest.TempPathFactory, cache: Path, checkpoint: Pa
             "data_dir": folder,
             "models": {
                 "embedded": {"source": "embedded", "device": "cpu"},
-                "simulated": simulated(step_s=STEP_S, replicas=2, num_cpus=0.1),
+                "simulated": simulated(step_s=STEP_S, workers=2, num_cpus=0.1),
             },
         }
     )

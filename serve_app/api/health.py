@@ -60,7 +60,7 @@ async def readyz(parts: Parts, response: Response) -> Ready:
     except errors.StoreUnavailable as error:
         response.status_code = 503
         return Ready(ready=False, reason=error.message)
-    missing = [name for name, model in parts.args.models.items() if model.replicas and not _ready(workers, name)]
+    missing = [name for name in await asyncio.to_thread(_wanted, parts) if not _ready(workers, name)]
     if missing:
         response.status_code = 503
         reasons = await asyncio.to_thread(lambda: [_why_not(parts, workers, name) for name in missing])
@@ -80,7 +80,7 @@ def health(parts: Parts, owner: Owner) -> Health:
     decisions = parts.store.decisions.all()
     scale = {name: _scale(workers, name, model, decisions.get(name)) for name, model in parts.args.models.items()}
     return Health(
-        status=_status(scale, parts.args.models),
+        status=_status(scale, _wanted(parts)),
         version=__version__,
         commit=parts.commit,
         jobs=parts.store.backlog.counts(),  # type: ignore[arg-type]  # the keys are the states
@@ -109,6 +109,17 @@ def models(parts: Parts, owner: Owner) -> ModelList:
     )
 
 
+def _wanted(parts: Context) -> set[str]:
+    """The models that should have a worker now: not those that are asleep by design, but those whose breaker is open."""
+    decisions = parts.store.decisions.all()
+    return {
+        name
+        for name, model in parts.args.models.items()
+        if (decisions[name].target if name in decisions else model.scaling.min_workers)
+        or breaker_of(parts, name).is_open
+    }
+
+
 def _ready(workers: list[WorkerRow], model: str) -> list[WorkerRow]:
     return [worker for worker in workers if worker.model == model and is_ready(worker)]
 
@@ -118,7 +129,8 @@ def _why_not(parts: Context, workers: list[WorkerRow], model: str) -> str:
 
 
 def _scale(workers: list[WorkerRow], name: str, model: ModelArgs, decision: Decision | None) -> ScaleView:
-    decision = decision or Decision(model.replicas, f"models.{name}.replicas is {model.replicas}")
+    least = model.scaling.min_workers
+    decision = decision or Decision(least, f"models.{name}.scaling.min_workers is {least}")
     return ScaleView(
         ready=len(_ready(workers, name)),
         starting=len([worker for worker in workers if worker.model == name and is_coming(worker)]),
@@ -127,8 +139,8 @@ def _scale(workers: list[WorkerRow], name: str, model: ModelArgs, decision: Deci
     )
 
 
-def _status(scale: dict[str, ScaleView], models: dict[str, ModelArgs]) -> Any:
-    lacking = [view for name, view in scale.items() if models[name].replicas and not view.ready]
+def _status(scale: dict[str, ScaleView], wanted: set[str]) -> Any:
+    lacking = [view for name, view in scale.items() if name in wanted and not view.ready]
     if not lacking:
         return "ok"
     return "starting" if all(view.starting for view in lacking) else "degraded"

@@ -1,0 +1,108 @@
+"""What the autoscaling policy looks at: one model's queue, workers and loads, as one observation a second."""
+
+import time
+from typing import Any
+
+import sqlalchemy as sa
+
+from serve_app.config import BreakerArgs, ScalingArgs
+from serve_app.jobs import Status
+from serve_app.scaling import WINDOW_S, WINDOWS, Observation
+from serve_app.store import Store
+from serve_app.store.database import now
+from serve_app.store.tables import jobs, loads
+
+_RECENT = 100  # loads; more workers than that do not come up within one start-up of each other
+_ALIVE_S = 60.0  # a worker that said nothing for so long does not count; its host, or its lease, will see to its job
+
+
+def open_fleet(
+    bounds: ScalingArgs, database_url: str, model: str, deployment: str, breaker: dict[str, float]
+) -> "StoreFleet":
+    """The Fleet of one model, for the policy's thread in Serve's controller."""
+    return StoreFleet(Store(database_url), model, deployment, bounds, BreakerArgs.model_validate(breaker))
+
+
+class StoreFleet:
+    """One model's jobs and workers in the store. Raises StoreUnavailable when it is away."""
+
+    def __init__(self, store: Store, model: str, deployment: str, bounds: ScalingArgs, breaker: BreakerArgs):
+        self._store, self._model, self._deployment = store, model, deployment
+        self._bounds, self._breaker = bounds, breaker
+        self._published: tuple[int, str] | None = None
+
+    def observe(self) -> Observation:
+        """The present state."""
+        speed = self._store.backlog.speed(self._model) or self._bounds.work_prior
+        ours = [row for row in self._store.workers.seen(_ALIVE_S) if row.model == self._model]
+        draining = [row.id for row in ours if row.phase == "draining"]
+        with self._store.database.read() as connection:
+            queued, queued_audio_s, oldest_s = connection.execute(self._queued()).one()
+            running = connection.execute(self._running(draining)).all()
+            ready_s = tuple(connection.execute(self._ready()).scalars())
+            arrivals = self._arrivals(connection, speed)
+            idle_s = 0.0 if queued or running else connection.execute(self._last_end()).scalar()
+        return Observation(
+            queued_jobs=queued,
+            queued_work_s=queued_audio_s * speed,
+            oldest_wait_s=oldest_s,
+            running_jobs=len(running),
+            running_left_s=sum(max(row.audio_seconds * speed - row.ran_s, 0.0) for row in running),
+            ready_s=ready_s,
+            startup_s=self._store.loads.startup_s(self._model) or self._bounds.startup_prior_s,
+            arrivals=arrivals,
+            idle_s=float("inf") if idle_s is None else idle_s,
+            breaker=self._open_breaker(),
+        )
+
+    def publish(self, target: int, reason: str) -> None:
+        """Show the decision in /v1/health; writes only what is new."""
+        if (target, reason) != self._published:
+            self._store.decisions.publish(self._model, target, reason)
+            self._published = (target, reason)
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._store.close()
+
+    def _open_breaker(self) -> str | None:
+        found = self._store.loads.breaker(self._model, self._deployment, self._breaker)
+        return f"{found.runs} loads failed with {found.code}: {found.message}" if found.is_open else None
+
+    def _queued(self) -> sa.Select[Any]:
+        waiting = jobs.c.model == self._model, jobs.c.state == Status.QUEUED
+        oldest_s = sa.func.coalesce(now() - sa.func.min(jobs.c.created_at), 0.0)
+        return sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(jobs.c.audio_seconds), 0.0), oldest_s).where(
+            *waiting
+        )
+
+    def _running(self, draining: list[str]) -> sa.Select[Any]:
+        at_work = jobs.c.model == self._model, jobs.c.state == Status.RUNNING, jobs.c.worker.not_in(draining)
+        return sa.select(jobs.c.audio_seconds, (now() - jobs.c.started_at).label("ran_s")).where(*at_work)
+
+    def _ready(self) -> sa.Select[Any]:
+        """Ages of the last loads that worked, in seconds."""
+        ours = loads.c.model == self._model, loads.c.deployment == self._deployment
+        worked = loads.c.ended_at.is_not(None), loads.c.code.is_(None)
+        return (
+            sa.select(now() - loads.c.ended_at).where(*ours, *worked).order_by(loads.c.ended_at.desc()).limit(_RECENT)
+        )
+
+    def _arrivals(self, connection: sa.Connection, speed: float) -> tuple[tuple[int, float], ...]:
+        """(jobs, seconds of work) of each of the last windows, the newest first."""
+        window = sa.cast((now() - jobs.c.created_at) / WINDOW_S, sa.Integer)
+        # By id, which is indexed and begins with the millisecond of submission: a million older jobs cost nothing.
+        since = f"{int((time.time() - WINDOW_S * WINDOWS) * 1000):012x}"
+        recent = sa.select(window.label("window"), jobs.c.audio_seconds).where(
+            jobs.c.id > f"{since[:8]}-{since[8:]}", jobs.c.model == self._model
+        )
+        counted = [[0, 0.0] for _ in range(WINDOWS)]
+        for index, audio_s in connection.execute(recent):
+            if 0 <= index < WINDOWS:
+                counted[index][0] += 1
+                counted[index][1] += audio_s * speed
+        return tuple((int(count), work_s) for count, work_s in counted)
+
+    def _last_end(self) -> sa.Select[Any]:
+        ended = jobs.c.model == self._model, jobs.c.state == Status.SUCCEEDED
+        return sa.select(now() - sa.func.max(jobs.c.finished_at)).where(*ended)

@@ -1,0 +1,80 @@
+"""What the autoscaling policy sees of the store, on both databases."""
+
+import pytest
+
+from serve_app.config import BreakerArgs, ScalingArgs
+from serve_app.processes import Process
+from serve_app.scaling import WINDOWS
+from serve_app.store import Store, WorkerRow
+from serve_app.store.fleet import StoreFleet
+from serve_app.store.tables import jobs
+from tests.test_store import claim, finish, submit
+
+BOUNDS = ScalingArgs(work_prior=0.5, startup_prior_s=90)
+
+
+@pytest.fixture
+def fleet(store: Store) -> StoreFleet:
+    """The view of model m."""
+    return StoreFleet(store, "m", "d", BOUNDS, BreakerArgs(open_after=2))
+
+
+def test_an_empty_store_is_seen_as_idle(fleet: StoreFleet):
+    """No jobs, no workers, no measurements: the priors stand."""
+    seen = fleet.observe()
+    assert (seen.queued_jobs, seen.running_jobs, seen.ready_s, seen.breaker) == (0, 0, (), None)
+    assert seen.startup_s == 90
+    assert seen.idle_s == float("inf")
+    assert seen.arrivals == ((0, 0.0),) * WINDOWS
+
+
+def test_work_is_seen_in_seconds(fleet: StoreFleet, store: Store):
+    """Queued audio times the prior, or times what was measured once a job has finished; other models do not count."""
+    submit(store, duration=100.0)
+    submit(store, duration=20.0, model="other")
+    seen = fleet.observe()
+    assert (seen.queued_jobs, seen.queued_work_s, seen.idle_s) == (1, 50.0, 0.0)
+    assert seen.arrivals[0] == (1, 50.0)
+    finish(store, claim(store), gpu_s=10.0)
+    submit(store, duration=200.0)
+    claim(store)
+    submit(store, duration=10.0)
+    seen = fleet.observe()
+    assert (seen.queued_jobs, seen.running_jobs) == (1, 1)
+    assert seen.queued_work_s == pytest.approx(1.0)
+    assert seen.running_left_s == pytest.approx(20.0, abs=2)
+    assert seen.arrivals[0][0] == 3
+
+
+def test_an_old_arrival_falls_into_its_window(fleet: StoreFleet, store: Store):
+    """A job of seven minutes ago is in the second window."""
+    job = submit(store, duration=10.0)
+    with store.database.write() as connection:
+        connection.execute(jobs.update().where(jobs.c.id == job.id).values(created_at=job.created_at - 420))
+    assert [count for count, _ in fleet.observe().arrivals] == [0, 1, 0, 0, 0, 0]
+
+
+def test_jobs_on_draining_workers_ask_for_nothing(fleet: StoreFleet, store: Store):
+    """Their worker ends them and leaves."""
+    submit(store)
+    claim(store, "leaving")
+    row = WorkerRow(id="leaving", model="m", node="n", process=Process.this(), device="cpu", phase="draining")
+    store.workers.report(row)
+    assert fleet.observe().running_jobs == 0
+
+
+def test_loads_are_seen_as_ages_and_as_a_breaker(fleet: StoreFleet, store: Store):
+    """A load that worked is young; two equal failures are a reason to start nobody."""
+    store.loads.succeeded(store.loads.begin("m", "d", Process.this()))
+    (age,) = fleet.observe().ready_s
+    assert 0 <= age < 30
+    for _ in range(2):
+        store.loads.failed(store.loads.begin("m", "d", Process.this()), "disk_full", "no room", "download")
+    assert fleet.observe().breaker == "2 loads failed with disk_full: no room"
+
+
+def test_a_decision_is_published_for_health(fleet: StoreFleet, store: Store):
+    """The last target and reason are what others read."""
+    fleet.publish(2, "because")
+    fleet.publish(3, "more")
+    assert (store.decisions.all()["m"].target, store.decisions.all()["m"].reason) == (3, "more")
