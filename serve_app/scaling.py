@@ -152,7 +152,7 @@ def _steady_load(arrivals: tuple[tuple[int, float], ...]) -> float:
 def _settling(seen: Observation, have: int) -> tuple[int, str]:
     """Workers that have only just come up: nobody pays for a start-up and then throws the worker away.
 
-    Where each worker has a node of its own, Serve ends the oldest first, so that it is enough to want as many as there are new ones.
+    Where each worker has a node of its own, Serve ends the oldest first, so it is enough to want as many as there are new ones.
     """
     settle_s = _SETTLE * seen.startup_s
     new = sum(age < settle_s for age in seen.ready_s)
