@@ -45,7 +45,9 @@ def port(tmp_path_factory: pytest.TempPathFactory, cache: Path, checkpoint: Path
         process.send_signal(signal.SIGINT)
         assert process.wait(120) == 0
         log.close()
-        assert "noise" in (folder / "serve.log").read_text()
+        said = (folder / "serve.log").read_text()
+        assert "is ready on cpu" in said
+        assert "noise" in said
 
 
 def _answers(url: str) -> bool:
