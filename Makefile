@@ -19,7 +19,7 @@ chaos: .venv/installed
 	$(BIN)/python -m tests.chaos --database postgresql
 
 manifests: .venv/installed .venv-skypilot/installed
-	$(BIN)/pytest tests/test_manifests.py tests/test_operations.py
+	$(BIN)/pytest -m manifests
 
 # SkyPilot wants older versions of what Ray needs, so it has an environment of its own.
 .venv-skypilot/installed:

@@ -26,6 +26,8 @@ from serve_app.app import DRAIN_GRACE_S
 from serve_app.config import AppArgs
 from serve_app.metrics import METRICS
 
+pytestmark = pytest.mark.manifests
+
 ROOT = Path(__file__).parent.parent
 CLUSTER = ROOT / "cluster"
 BIN = ROOT / ".venv" / "bin"

@@ -21,7 +21,7 @@ import yaml
 
 from tests.helpers import eventually
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parent.parent
 ONPREM = ROOT / "cluster" / "onprem"

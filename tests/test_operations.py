@@ -15,6 +15,8 @@ from benchmarks import image_size
 from serve_app import cli
 from tests.running import Service, running
 
+pytestmark = pytest.mark.manifests
+
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "docs" / "OPERATIONS.md").read_text()
 BIN = Path(sys.executable).parent

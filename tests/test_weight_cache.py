@@ -16,6 +16,8 @@ from tests.checkpoints import enlarged
 from tests.helpers import eventually
 from tests.hub import COMMIT, REPOSITORY, Hub, serving
 
+pytestmark = pytest.mark.long
+
 REMOTE = ModelArgs(source=REPOSITORY, revision=COMMIT, device="cpu")
 LARGEST = "text_encoder/model.safetensors"
 WORKERS = 8
