@@ -1,7 +1,7 @@
 """How many workers a model should have: a pure decision, and the policy that Ray Serve's controller calls for it.
 
 Ray Serve pickles this module by value into its controller, which must never wait: so nothing heavy is imported here, and the
-store is read by a thread of the policy's own. docs/FLEET.md shows what the rules cost and save, against Serve's own policy.
+store is read by a thread of the policy's own.
 """
 
 import importlib
@@ -32,7 +32,7 @@ STALE_S: Final = 10.0
 
 _EARLY: Final = 0.4
 # Under a steady load, workers leave when what waits is below this part of the accepted wait, not only when nothing waits.
-# Of 0, 0.3, 0.4 and 0.7 the cheapest in benchmarks/fleet.py: below, workers that are not needed stay; above, they come and go.
+# Of 0, 0.3, 0.4 and 0.7 the cheapest in a simulation: below, workers that are not needed stay; above, they come and go.
 
 _RESERVE: Final = 0.7
 _BREAK_EVEN: Final = 0.8
