@@ -164,7 +164,8 @@ class Worker:
                 self._run(job)
 
     def _run(self, job: Job) -> None:
-        claim = self._heart.claims[job.id] = Claim(job)
+        claim = Claim(job)
+        self._heart.claims[claim.key] = claim
         metrics.job_started(self.model, (job.started_at or job.created_at) - job.created_at)
         self._heart.say(phase="generating", detail=f"job {job.id}, attempt {job.attempt}", job=job.id)
         try:
@@ -172,7 +173,7 @@ class Worker:
         except Stopped:
             logger.info("job %s is no longer worker %s's: stopped", job.id, self.id, extra={"job": job.id})
             metrics.job_ended(self.model, "stopped")
-            self._heart.claims.pop(job.id, None)
+            self._heart.claims.pop(claim.key, None)
         except Exception as error:
             logger.exception("job %s failed on worker %s", job.id, self.id, extra={"job": job.id})
             if isinstance(error, DeviceLost):  # no later job could run here: Serve will see that the thread has ended
@@ -250,7 +251,7 @@ class Worker:
             logger.exception("job %s could not be published", job.id, extra={"job": job.id})
             self._give_up(claim, error)
         finally:
-            self._heart.claims.pop(job.id, None)
+            self._heart.claims.pop(claim.key, None)
 
     def _until_it_works(self, claim: Claim, action: Callable[[], _T]) -> _T:
         """A finished song outlives an outage of the stores, as long as the job is the worker's own."""
@@ -270,4 +271,4 @@ class Worker:
         except Stopped:
             logger.info("job %s is no longer worker %s's", claim.job.id, self.id)
         finally:
-            self._heart.claims.pop(claim.job.id, None)
+            self._heart.claims.pop(claim.key, None)

@@ -29,6 +29,11 @@ class Claim:
     told: Mapping[str, Any] | None = None
     _moved_at: float = field(default_factory=time.monotonic)
 
+    @property
+    def key(self) -> tuple[str, int]:
+        """Which claim it is: two attempts of one job are two claims."""
+        return self.job.id, self.job.attempt
+
     def on_step(self, stage: str, step: int, steps: int) -> None:
         """Remember how far it is; the heartbeat tells it."""
         begin, end = _STAGES[stage]

@@ -30,7 +30,7 @@ class Heartbeat:
         self._store, self._lease_s, self._price = store, lease_s, price_per_hour
         self.row = row
         self._phase_at = self._counted_at = time.monotonic()
-        self.claims: dict[str, Claim] = {}
+        self.claims: dict[tuple[str, int], Claim] = {}
         self._row_changed = threading.Event()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
@@ -108,16 +108,11 @@ class Heartbeat:
         told = claims if full else [claim for claim in claims if claim.has_news]
         if told:
             beats = [claim.beat() for claim in told]
-            self._drop(self._store.jobs.heartbeat(beats, self._lease_s))
+            _drop(told, self._store.jobs.heartbeat(beats, self._lease_s))
             for claim, beat in zip(told, beats, strict=True):
                 claim.told = beat.progress or claim.told
         if claims:
-            self._drop(self._store.jobs.lost([claim.beat() for claim in claims]))
-
-    def _drop(self, lost: set[str]) -> None:
-        for job in lost:
-            if claim := self.claims.get(job):
-                claim.gone.set()
+            _drop(claims, self._store.jobs.lost([claim.beat() for claim in claims]))
 
     def _spoke(self, say: Callable[[], None]) -> bool:
         try:
@@ -126,3 +121,10 @@ class Heartbeat:
             logger.warning("worker %s cannot be heard: %s", self.row.id, error)
             return False
         return True
+
+
+def _drop(asked: Sequence[Claim], lost: set[str]) -> None:
+    """Of the claims that were asked about: the worker may hold the next attempt of the same job by now."""
+    for claim in asked:
+        if claim.job.id in lost:
+            claim.gone.set()
