@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: serve test long chaos manifests check format lock clean
+.PHONY: serve test long startup chaos manifests check format lock clean
 
 # Without the variable a second copy would share the port with the first, and each would get half of the requests.
 serve: .venv/installed
@@ -14,9 +14,12 @@ test: .venv/installed
 long: .venv/installed
 	$(BIN)/pytest -m long -s
 
+startup: .venv/installed
+	$(BIN)/pytest -m startup -s
+
 chaos: .venv/installed
-	$(BIN)/python -m tests.chaos --database sqlite
-	$(BIN)/python -m tests.chaos --database postgresql
+	$(BIN)/python -m tests.chaos --database sqlite --kills 25 --seed 5
+	$(BIN)/python -m tests.chaos --database postgresql --kills 25 --seed 6
 
 manifests: .venv/installed .venv-skypilot/installed
 	$(BIN)/pytest -m manifests

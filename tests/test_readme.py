@@ -35,7 +35,14 @@ def port(tmp_path_factory: pytest.TempPathFactory, cache: Path, checkpoint: Path
     serve = str(Path(sys.executable).with_name("serve"))
     environment = {**os.environ, "SOPHIA_DATA_DIR": str(folder)}
     log = (folder / "serve.log").open("w")
-    process = subprocess.Popen([serve, "run", "serve_config.yaml"], cwd=folder, env=environment, stdout=log, stderr=log)
+    process = subprocess.Popen(
+        [serve, "run", "serve_config.yaml"],
+        cwd=folder,
+        env=environment,
+        stdout=log,
+        stderr=log,
+        preexec_fn=_hear_ctrl_c,
+    )
     url = f"http://127.0.0.1:{config['http_options']['port']}"
     try:
         eventually(lambda: process.poll() is not None or _answers(f"{url}/readyz"), seconds=180, every=0.5)
@@ -48,6 +55,11 @@ def port(tmp_path_factory: pytest.TempPathFactory, cache: Path, checkpoint: Path
         said = (folder / "serve.log").read_text()
         assert "is ready on cpu" in said
         assert "noise" in said
+
+
+def _hear_ctrl_c() -> None:
+    """A shell's background job ignores SIGINT, and so would what the tests start in it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _answers(url: str) -> bool:
