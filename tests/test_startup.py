@@ -1,4 +1,4 @@
-"""A worker starts nearly as fast as its imports and its disk allow. `make long` runs this."""
+"""A worker starts nearly as fast as its imports and its disk allow. `make startup` runs this."""
 
 from pathlib import Path
 
