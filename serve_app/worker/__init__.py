@@ -37,8 +37,8 @@ from serve_app.worker.heartbeat import PROGRESS_S, Heartbeat
 logger = logging.getLogger("ray.serve.sophia")
 _T = TypeVar("_T")
 
-SONGS_IN_FLIGHT: Final = 2
-"""Songs that may wait for the encoder; each takes 230 MB at 600 s."""
+SONGS_IN_FLIGHT: Final = 1
+"""Songs at the encoder; the next may be finished meanwhile and waits. Each takes 230 MB at 600 s."""
 
 _RETRY_S: Final = 1.0
 
