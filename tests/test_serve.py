@@ -129,7 +129,8 @@ def test_ping_is_quick_while_a_worker_generates(client: httpx.Client):
                 began = time.perf_counter()
                 assert client.get(path).json()["pong"] is True
                 taken.append(time.perf_counter() - began)
-        assert _phase(client, "embedded") == "generating"
+        # Between one song and the next the worker is idle for a moment.
+        eventually(lambda: _phase(client, "embedded") == "generating", 5)
     finally:
         stop.set()
         player.join()
