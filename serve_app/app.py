@@ -9,6 +9,7 @@ from typing import Any, Final
 import ray
 from fastapi import FastAPI
 from ray import serve
+from ray._private.state import available_resources_per_node
 from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
@@ -110,8 +111,9 @@ class Api:
 
 def living_nodes() -> list[Node]:
     """What placement sees of the cluster."""
+    free = available_resources_per_node()
     return [
-        Node(gpus=node["Resources"].get("GPU", 0.0), labels=node.get("Labels", {}))
+        Node(labels=node.get("Labels", {}), total=node["Resources"], free=free.get(node["NodeID"], {}))
         for node in ray.nodes()
         if node["Alive"]
     ]

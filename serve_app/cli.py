@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import yaml
 from pydantic import ValidationError
@@ -14,6 +14,7 @@ from serve_app import __version__
 from serve_app.config import AppArgs, ModelArgs
 from serve_app.errors import ConfigurationError, NotFound, SophiaError
 from serve_app.store import Store
+from serve_app.store.costs import Account, DeviceUse, OwnerUse
 from serve_app.webhooks import shown_secret, signing_keys
 
 
@@ -58,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_jobs(commands)
     _add_weights(commands)
     _add_doctor(commands)
+    _add_cost(commands)
     reset = commands.add_parser("reset", help="close a model's crash breaker: forget its failed loads and try again")
     reset.add_argument("model", help="the model's name in the configuration")
     reset.set_defaults(run=_reset)
@@ -106,6 +108,20 @@ def _add_doctor(commands: Any) -> None:
     doctor.set_defaults(run=_doctor)
 
 
+def _add_cost(commands: Any) -> None:
+    cost = commands.add_parser("cost", help="tell what device time and money went into, by model, API key and worker")
+    cost.add_argument(
+        "--hours", type=_hours, default=24, help="over so many hours, the one under way included (default: 24)"
+    )
+    cost.set_defaults(run=_cost)
+
+
+def _hours(word: str) -> int:
+    if not word.isdecimal() or not 1 <= int(word) <= 87_600:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 87600, got {word!r}")
+    return int(word)
+
+
 def _create_key(given: argparse.Namespace, args: AppArgs) -> int:
     print(_store(args).keys.create(given.name))
     print(f"This is the only time that the key of {given.name!r} is shown.", file=sys.stderr)
@@ -137,6 +153,71 @@ def _list_jobs(given: argparse.Namespace, args: AppArgs) -> int:
         reason = f"\t{job.error['code']}" if job.error else ""
         print(f"{job.id}\t{job.status}\t{_shown(job.created_at)}\t{job.model}\t{job.request.prompt[:40]!r}{reason}")
     return 0
+
+
+def _cost(given: argparse.Namespace, args: AppArgs) -> int:
+    costs = _store(args).costs
+    accounts = costs.accounts(given.hours)
+    if not accounts:
+        print(f"No worker ran in the last {given.hours} hours.")
+        return 0
+    workers, owners = costs.workers(given.hours), costs.owners(given.hours)
+    for model, account in accounts.items():
+        print(f"{model}, last {given.hours} hours\n")
+        print(_columns(_account_rows(account)))
+        ours = [owner for owner in owners if owner.model == model]
+        print("\n" + _columns([_OWNER_HEAD, *(_owner_row(owner, ours, account) for owner in ours)]))
+        theirs = [(node, worker, use) for (name, node, worker), use in workers.items() if name == model]
+        print("\n" + _columns([_WORKER_HEAD, *(_worker_row(*row) for row in theirs)]) + "\n")
+    if not any(model.price_per_hour for model in args.models.values()):
+        print("No price is set, so nothing costs anything: set models.NAME.price_per_hour.")
+    return 0
+
+
+_OWNER_HEAD: Final = ("API key", "songs", "audio [min]", "device [h]", "without a song [h]", "share of the cost")
+_WORKER_HEAD: Final = ("worker", "node", "loading [h]", "idle [h]", "generating [h]", "cost")
+
+
+def _account_rows(account: Account) -> list[tuple[str, ...]]:
+    use, no_song_cost = account.use, account.no_song_cost
+    no_song_s = max(0.0, use.generating_s - account.song_s)
+    per_song = "" if account.per_song is None else _money(account.per_song)
+    return [
+        ("", "device [h]", "cost"),
+        ("songs", _h(use.generating_s - no_song_s), _money(use.generating_cost - no_song_cost)),
+        ("attempts without a song", _h(no_song_s), _money(no_song_cost)),
+        ("loading", _h(use.loading_s), _money(use.loading_cost)),
+        ("idle", _h(use.idle_s), _money(use.idle_cost)),
+        ("all", _h(use.total_s), _money(use.cost)),
+        ("a song, all included", "", per_song),
+    ]
+
+
+def _owner_row(owner: OwnerUse, all_owners: Sequence[OwnerUse], account: Account) -> tuple[str, ...]:
+    """An owner's share of the whole cost is its share of the attempts' device time: loading and idling are for all."""
+    total_s = sum(one.gpu_s + one.wasted_s for one in all_owners)
+    share = (owner.gpu_s + owner.wasted_s) / total_s * account.use.cost if total_s else 0.0
+    name = owner.owner or "(no key)"
+    return name, str(owner.songs), f"{owner.audio_s / 60:.1f}", _h(owner.gpu_s), _h(owner.wasted_s), _money(share)
+
+
+def _worker_row(node: str, worker: str, use: DeviceUse) -> tuple[str, ...]:
+    return worker, node, _h(use.loading_s), _h(use.idle_s), _h(use.generating_s), _money(use.cost)
+
+
+def _h(seconds: float) -> str:
+    return f"{seconds / 3600:.3f}"
+
+
+def _money(amount: float) -> str:
+    return f"{amount:.4f}"
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
 
 
 def _reset(given: argparse.Namespace, args: AppArgs) -> int:

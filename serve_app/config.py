@@ -94,7 +94,7 @@ class ModelArgs(_Strict):
     price_per_hour: float = Field(
         0.0,
         ge=0,
-        description="What a worker's device costs an hour, in your currency; metrics tell what songs cost from it.",
+        description="What a worker's device costs an hour, in your currency; `sophia cost` and health tell what songs cost.",
     )
     simulated: SimulatedArgs = SimulatedArgs()
 
@@ -160,7 +160,9 @@ class RetentionArgs(_Strict):
         604_800, ge=0, description="Seconds after its end that a job's audio is kept; the job stays, without it."
     )
     rows_s: float = Field(
-        2_592_000, ge=0, description="Seconds after its end that a job is kept; then it is forgotten, with its audio."
+        2_592_000,
+        ge=0,
+        description="Seconds after its end that a job is kept; then it is forgotten, with its audio. Accounts are kept as long.",
     )
     orphans_s: float = Field(
         86_400,

@@ -80,7 +80,7 @@ class Janitor:
 
 
 def expire(store: Store, artifacts: Artifacts, retention: RetentionArgs, go_on: GoOn) -> None:
-    """Remove the audio of jobs that ended `results_s` ago, and altogether those that ended `rows_s` ago.
+    """Remove the audio of jobs that ended `results_s` ago, and altogether those that ended `rows_s` ago; old accounts, too.
 
     Raises StoreUnavailable or ArtifactsUnavailable; what is done by then stays done.
     """
@@ -92,6 +92,7 @@ def expire(store: Store, artifacts: Artifacts, retention: RetentionArgs, go_on: 
         artifacts.delete(key for job in page for key in job.keys)
         store.retention.mark_audio_gone([job.id for job in page])
         logger.info("removed the audio of %s jobs that ended %.0f s ago or earlier", len(page), retention.results_s)
+    store.costs.forget(retention.rows_s)
 
 
 def audit(store: Store, artifacts: Artifacts, retention: RetentionArgs, go_on: GoOn) -> None:

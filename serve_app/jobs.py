@@ -85,6 +85,8 @@ class Job:
     idempotency_key: str | None = None
     fingerprint: str | None = field(default=None, repr=False)
     audio_gone_at: float | None = None
+    gpu_s: float = 0.0
+    """Device seconds of all attempts so far."""
 
 
 def new_id() -> str:

@@ -120,6 +120,12 @@ DEVICE: Final = Metric(
 COST: Final = Metric(
     "counter", "sophia_cost", "Money by use, in the currency of the configured price.", ("model", "use")
 )
+KEY_DEVICE: Final = Metric(
+    "counter",
+    "sophia_key_device_seconds",
+    "Device seconds of all attempts, by the API key that asked for them (none: no key was needed).",
+    ("model", "key"),
+)
 MEMORY: Final = Metric("gauge", "sophia_device_memory_bytes", "Device memory: used or total.", ("model", "kind"))
 
 METRICS: Final[tuple[Metric, ...]] = tuple(value for value in globals().values() if isinstance(value, Metric))
@@ -183,9 +189,10 @@ def job_ended(model: str, outcome: Literal["succeeded", "failed", "stopped"], co
     ENDED.record(1, model=model, outcome=outcome, code=code)
 
 
-def song_published(model: str, timing: Mapping[str, float], audio_s: float) -> None:
-    """A job succeeded; `timing` is the job's (`generate_s`, `encode_s`), `audio_s` the seconds of all its files."""
+def song_published(model: str, owner: str, timing: Mapping[str, float], audio_s: float) -> None:
+    """A job succeeded; `timing` is the job's (`generate_s`, `encode_s`, `gpu_s`), `audio_s` the seconds of all its files."""
     job_ended(model, "succeeded")
+    key_device_time(model, owner, timing["gpu_s"])
     STAGE.record(timing["generate_s"], model=model, stage="generate")
     STAGE.record(timing["encode_s"], model=model, stage="encode")
     AUDIO.record(audio_s, model=model)
@@ -200,6 +207,11 @@ def device_time(model: str, use: Use, seconds: float, price_per_hour: float = 0.
     """A worker held its device for `seconds` more; `price_per_hour` is what the device costs."""
     DEVICE.record(seconds, model=model, use=use)
     COST.record(seconds * price_per_hour / 3600, model=model, use=use)
+
+
+def key_device_time(model: str, owner: str, seconds: float) -> None:
+    """An attempt at a job of an API key took the device for so long; `owner` is empty where nobody needs a key."""
+    KEY_DEVICE.record(seconds, model=model, key=owner or "none")
 
 
 def device_memory(model: str, used: int, total: int) -> None:

@@ -236,7 +236,7 @@ class Timing(BaseModel):
     queued_s: float = Field(description="From submission to the start of the last attempt.", examples=[0.4])
     generate_s: float = Field(description="Conditioning, denoising and decoding.", examples=[6.2])
     encode_s: float = Field(description="Encoding and storing, beside the next generation.", examples=[0.3])
-    gpu_s: float = Field(description="Time that the job held the device.", examples=[6.2])
+    gpu_s: float = Field(description="Time that the last attempt held the device.", examples=[6.2])
 
 
 class JobError(BaseModel):
@@ -320,6 +320,7 @@ class JobView(BaseModel):
         examples=[None],
     )
     timing: Timing | None = Field(description="Where the time went, when finished.")
+    gpu_s: float = Field(description="Device seconds of all attempts that have ended.", examples=[6.2])
     error: JobError | None = Field(description="Why it failed or expired.")
     webhook: WebhookView | None = Field(description="How far telling `webhook_url` has come, once the job has ended.")
     links: JobLinks = Field(description="Addresses of what belongs to this job.")
@@ -385,6 +386,13 @@ class ScaleView(BaseModel):
     ready: int = Field(description="Workers that can generate now.", examples=[1])
     starting: int = Field(description="Workers on their way.", examples=[0])
     wanted: int = Field(description="Workers asked for.", examples=[1])
+    pending: int = Field(description="Workers asked for of which no process runs yet.", examples=[0])
+    pending_for: str | None = Field(
+        description="What they wait for.",
+        examples=[
+            "the 2 nodes that fit are full: a worker needs 0.5 CPU and 1 GPU. It starts when there is room, or a node more"
+        ],
+    )
     reason: str = Field(
         description="Why that many.",
         examples=["312 s of work in 9 jobs (7 waiting); 6 workers do it in about the 60 s you accept"],
@@ -398,6 +406,26 @@ class BreakerView(BaseModel):
     load_runs: int = Field(description="Loads that failed since the last one that worked.", examples=[0])
     since: datetime | None = Field(description="When this failure came first.", examples=[None])
     error: JobError | None = Field(description="The last failure.")
+
+
+class CostView(BaseModel):
+    """What a model's workers held their devices for, and what that cost. Money is null while `price_per_hour` is not set."""
+
+    hours: int = Field(description="Over so many hours, the one under way included.", examples=[24])
+    loading_s: float = Field(description="Device seconds in which workers started or failed to.", examples=[95.1])
+    idle_s: float = Field(description="Device seconds without a job.", examples=[312.0])
+    generating_s: float = Field(description="Device seconds with a job in hand.", examples=[4210.5])
+    songs: int = Field(description="Finished songs.", examples=[640])
+    cost: float | None = Field(description="What all of it cost, in the currency of `price_per_hour`.", examples=[0.9])
+    per_song: float | None = Field(
+        description="What a song cost, with its part of loading and idling; null before the first.", examples=[0.0014]
+    )
+    lost_to_loading: float | None = Field(description="Money spent on loading.", examples=[0.018])
+    lost_to_idle: float | None = Field(description="Money spent on idling.", examples=[0.061])
+    lost_without_song: float | None = Field(
+        description="Money spent on generating that gave no song: attempts that failed, were cancelled or are still under way.",
+        examples=[0.002],
+    )
 
 
 class Health(BaseModel):
@@ -418,6 +446,7 @@ class Health(BaseModel):
     workers: list[WorkerView] = Field(description="Every worker that is alive or failed lately.")
     scale: dict[str, ScaleView] = Field(description="Workers by model.")
     breakers: dict[str, BreakerView] = Field(description="Crash breakers by model.")
+    costs: dict[str, CostView] = Field(description="Device time and money by model, over the last day.")
     notices: list[str] = Field(
         description="What an operator should know.",
         examples=[["ace-step plays the embedded checkpoint: noise, for trying Sophia out"]],

@@ -68,7 +68,9 @@ def running(
         store.migrate()
         artifacts = Artifacts(args.resolved_artifacts_url)
         for _ in range(workers):
-            worker = Worker(name, engine or SimulatedEngine(name, args.models[name]), store, artifacts, args.queue)
+            model = args.models[name]
+            engine_of_it = engine or SimulatedEngine(name, model)
+            worker = Worker(name, engine_of_it, store, artifacts, args.queue, price_per_hour=model.price_per_hour)
             worker.start()
             stack.callback(worker.drain)
         app = create_api(args, Store(args.resolved_database_url), artifacts, "test", cluster=cluster)

@@ -74,6 +74,27 @@ def test_a_finished_job_tells_its_files_and_where_the_time_went(service: Service
     assert song["error"] is song["progress"] is song["position"] is None
 
 
+def test_health_tells_what_songs_cost(tmp_path: Path):
+    """With a price, device time is money: in all, for a song, and lost to loading and idling; without one it is null."""
+    models = {"paid": simulated(price_per_hour=3600.0), "free": simulated(workers=0)}
+    with running(tmp_path, models) as service:
+        job = service.ended(service.submit()["id"])
+        assert job["gpu_s"] == job["timing"]["gpu_s"] > 0
+        service.store.costs.held(service.store.workers.seen()[0], {"loading": 10.0}, 3600.0)
+        costs = eventually(lambda: found if (found := _costs(service))["idle_s"] > 0 else None)
+    assert (costs["hours"], costs["songs"]) == (24, 1)
+    assert costs["cost"] == pytest.approx(costs["loading_s"] + costs["idle_s"] + costs["generating_s"], abs=0.2)
+    assert costs["per_song"] == costs["cost"]
+    assert costs["lost_to_loading"] == pytest.approx(costs["loading_s"], abs=0.1)
+    with running(tmp_path / "free") as service:
+        service.ended(service.submit()["id"])
+        assert service.client.get("/v1/health").json()["costs"]["ace-step"]["cost"] is None
+
+
+def _costs(service: Service) -> dict[str, Any]:
+    return dict(service.client.get("/v1/health").json()["costs"]["paid"])
+
+
 def test_waiting_gives_the_finished_job_in_one_call(service: Service):
     """`Prefer: wait=N` holds the answer until the job has ended."""
     answer = service.client.post("/v1/jobs", json=SONG, headers={"Prefer": "respond-async, wait=30"})

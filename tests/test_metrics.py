@@ -29,7 +29,7 @@ class Teller:
         board.tell(metrics.fleet(workers, {"m": 4}, {"m": True}))
         metrics.job_started("m", 2.0)
         metrics.step("m", 0.02)
-        metrics.song_published("m", {"generate_s": 2.0, "encode_s": 0.2}, 30.0)
+        metrics.song_published("m", "studio", {"generate_s": 2.0, "encode_s": 0.2, "gpu_s": 1.9}, 30.0)
         metrics.job_ended("m", "failed", "bad_audio")
         metrics.phase_ended("m", "load", 3.0)
         metrics.device_time("m", "idle", 1800.0, price_per_hour=0.5)

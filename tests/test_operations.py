@@ -78,7 +78,7 @@ def test_files_that_commands_name_exist(block: str):
 
 
 @pytest.mark.parametrize(
-    "command", re.findall(r"(?:^|-- |sophia )sophia ((?:--config|keys|jobs).*)$", "\n".join(ALL), re.MULTILINE)
+    "command", re.findall(r"(?:^|-- |sophia )sophia ((?:--config|keys|jobs|cost).*)$", "\n".join(ALL), re.MULTILINE)
 )
 def test_sophias_own_commands_are_spelt_right(command: str):
     """The command line's own parser takes each `sophia …`."""

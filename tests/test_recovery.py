@@ -255,14 +255,30 @@ def test_a_card_that_the_cluster_lacks_is_named(tmp_path: Path):
     """A pinned model on a cluster without its card says which card it wants and what there is."""
     label = {"ray.io/accelerator-type": "GeForce-RTX-4090"}
     models = {"ace-step": simulated(device="cuda", label_selector=label)}
-    nodes = [Node(0, {}), Node(8, {"ray.io/accelerator-type": "NVIDIA-A100"})]
+    nodes = [_node({}, GPU=0), _node({"ray.io/accelerator-type": "NVIDIA-A100"}, GPU=8)]
     with running(tmp_path, models, workers=0, cluster=lambda: nodes) as service:
         waiting = service.job(service.submit()["id"])["waiting_for"]
         assert waiting.startswith(
             "no node has a GPU named GeForce-RTX-4090; the cluster has 2 nodes, 1 with NVIDIA-A100."
         )
-        nodes.append(Node(1, label))
+        nodes.append(_node(label, GPU=1))
         assert service.job(service.submit()["id"])["waiting_for"] == "no worker of this model is running yet"
+        nodes[-1].free["GPU"] = 0
+        assert service.job(service.submit()["id"])["waiting_for"].startswith("the only node that fits is full")
+
+
+def test_a_worker_without_room_for_its_cpus_says_so(tmp_path: Path):
+    """On a cluster whose nodes have fewer CPUs than a worker reserves, the job and health say how many it takes."""
+    with running(tmp_path, {"m": simulated(num_cpus=4)}, workers=0, cluster=lambda: [_node({}, CPU=2)]) as service:
+        told = "none of the cluster's 1 nodes has the 4 CPUs that a worker reserves"
+        assert service.job(service.submit()["id"])["waiting_for"] == told
+        scale = service.client.get("/v1/health").json()["scale"]["m"]
+        assert (scale["pending"], scale["pending_for"]) == (1, told)
+
+
+def _node(labels: dict[str, str], **resources: float) -> Node:
+    total = {"CPU": 8.0, **resources}
+    return Node(labels, total, dict(total))
 
 
 def test_a_job_is_retried_over_http(tmp_path: Path):

@@ -234,3 +234,35 @@ def test_a_waiting_worker_starts_at_once(bench: Bench):
         gaps.append((job.started_at or 0) - job.created_at)
     print(f"submit to start: median {sorted(gaps)[10] * 1000:.1f} ms, worst {max(gaps) * 1000:.1f} ms")
     assert threading.active_count() < 50
+
+
+# --- Accounts ---------------------------------------------------------------------------------------------------------
+
+
+def test_all_of_a_workers_device_time_is_told_by_use(bench: Bench):
+    """From its start to its end each second is loading, generating or idle; what it generated for is on the job."""
+    began = time.monotonic()
+    worker = bench.start(step_s=0.05)
+    job = bench.ended(bench.submit(steps=10))
+    eventually(lambda: bench.phase(worker) == "idle")
+    worker.drain()
+    total_s = time.monotonic() - began
+    (use,) = bench.store.costs.workers(1).values()
+    assert 0.8 * total_s < use.total_s <= total_s
+    assert use.generating_s >= job.gpu_s - 0.01 >= 0.49
+    assert use.idle_s > 0
+
+
+def test_an_attempt_that_gives_no_song_is_on_the_account(bench: Bench):
+    """A cancelled and a failed job: both took the device, and their key's account says how long."""
+    bench.start(Faulty(raiser(None, errors.GenerationError("no")), step_s=0.05))
+    cancelled = bench.submit(steps=100)
+    eventually(lambda: (bench.store.jobs.get(cancelled.id).progress or {}).get("step", 0) >= 4)
+    bench.store.jobs.cancel(cancelled.id)
+    failed = bench.ended(bench.submit(max_attempts=1))
+    assert failed.status is Status.FAILED
+    eventually(lambda: bench.store.jobs.get(failed.id).gpu_s > 0)
+    (account,) = bench.store.costs.owners(1)
+    assert (account.songs, account.gpu_s) == (0, 0.0)
+    assert account.wasted_s > 0.2
+    assert bench.store.jobs.get(cancelled.id).gpu_s > 0.2

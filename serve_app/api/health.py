@@ -1,14 +1,14 @@
 """Is it there, can it play, how is it doing. `/ping` touches nothing but memory."""
 
 import asyncio
-from typing import Any
+from typing import Any, Final
 
 from fastapi import APIRouter, Response
 
 from serve_app import __version__, errors
 from serve_app.api.context import Context, Owner, Parts
 from serve_app.api.problems import responses
-from serve_app.api.reasons import breaker_of, is_coming, is_ready, living, phase_in_words, why_not_ready
+from serve_app.api.reasons import breaker_of, is_coming, is_ready, living, phase_in_words, why_no_place, why_not_ready
 from serve_app.api.views import moment
 from serve_app.config import ModelArgs, Variant
 from serve_app.schemas import (
@@ -16,6 +16,7 @@ from serve_app.schemas import (
     TASKS,
     VARIANT_DEFAULTS,
     BreakerView,
+    CostView,
     Health,
     JobError,
     ModelList,
@@ -27,9 +28,13 @@ from serve_app.schemas import (
     bounds_of,
 )
 from serve_app.store import WorkerRow
+from serve_app.store.costs import Account
 from serve_app.store.decisions import Decision
 
 router = APIRouter()
+
+COST_HOURS: Final = 24
+"""Health tells what was spent in so many hours; `sophia cost` tells it for any time."""
 
 
 @router.get("/ping", summary="Ping", tags=["health"])
@@ -78,7 +83,7 @@ def health(parts: Parts, owner: Owner) -> Health:
     """Jobs by state, oldest wait, each worker's phase with its progress and last error, scale and why."""
     workers = living(parts)
     decisions = parts.store.decisions.all()
-    scale = {name: _scale(workers, name, model, decisions.get(name)) for name, model in parts.args.models.items()}
+    scale = {name: _scale(parts, workers, name, decisions.get(name)) for name in parts.args.models}
     return Health(
         status=_status(scale, _wanted(parts)),
         version=__version__,
@@ -88,6 +93,10 @@ def health(parts: Parts, owner: Owner) -> Health:
         workers=[_worker(parts, row) for row in workers],
         breakers={name: _breaker(parts, name) for name in parts.args.models},
         scale=scale,
+        costs={
+            name: _cost(account, parts.args.models.get(name))
+            for name, account in parts.store.costs.accounts(COST_HOURS).items()
+        },
         notices=_notices(parts, workers),
     )
 
@@ -128,13 +137,16 @@ def _why_not(parts: Context, workers: list[WorkerRow], model: str) -> str:
     return f"{model}: {why_not_ready(parts, model, [worker for worker in workers if worker.model == model])}"
 
 
-def _scale(workers: list[WorkerRow], name: str, model: ModelArgs, decision: Decision | None) -> ScaleView:
-    least = model.scaling.min_workers
+def _scale(parts: Context, workers: list[WorkerRow], name: str, decision: Decision | None) -> ScaleView:
+    least = parts.args.models[name].scaling.min_workers
     decision = decision or Decision(least, f"models.{name}.scaling.min_workers is {least}")
+    pending = max(0, decision.target - len([worker for worker in workers if worker.model == name]))
     return ScaleView(
         ready=len(_ready(workers, name)),
         starting=len([worker for worker in workers if worker.model == name and is_coming(worker)]),
         wanted=decision.target,
+        pending=pending,
+        pending_for=(why_no_place(parts, name) or "Ray is starting them") if pending else None,
         reason=decision.reason,
     )
 
@@ -169,6 +181,25 @@ def _breaker(parts: Context, model: str) -> BreakerView:
         load_runs=found.runs,
         since=moment(found.since) if found.since else None,
         error=JobError(code=found.code, message=found.message) if found.runs else None,
+    )
+
+
+def _cost(account: Account, model: ModelArgs | None) -> CostView:
+    priced = bool(account.use.cost) or bool(model and model.price_per_hour)
+    money = {
+        "cost": account.use.cost,
+        "per_song": account.per_song,
+        "lost_to_loading": account.use.loading_cost,
+        "lost_to_idle": account.use.idle_cost,
+        "lost_without_song": account.no_song_cost,
+    }
+    return CostView(
+        hours=COST_HOURS,
+        loading_s=round(account.use.loading_s, 1),
+        idle_s=round(account.use.idle_s, 1),
+        generating_s=round(account.use.generating_s, 1),
+        songs=account.songs,
+        **{name: round(value, 6) if priced and value is not None else None for name, value in money.items()},
     )
 
 

@@ -18,8 +18,11 @@ CARD_LABEL: Final = "ray.io/accelerator-type"
 class Node:
     """A living node of the cluster, as far as placement goes."""
 
-    gpus: float
     labels: dict[str, str]
+    total: dict[str, float]
+    """Ray resources: `CPU`, `GPU`."""
+    free: dict[str, float]
+    """Those that nobody has taken."""
 
 
 def living(parts: Context) -> list[WorkerRow]:
@@ -76,22 +79,44 @@ def phase_in_words(parts: Context, worker: WorkerRow) -> str:
     return words
 
 
-def why_no_worker(parts: Context, model: str) -> str:
-    """Why not even a process of the model is there: nowhere to put it, asleep, or just not yet."""
+def why_no_place(parts: Context, model: str) -> str | None:
+    """Why Ray can put no more workers of a model anywhere; None where it can, and outside a cluster."""
     settings = parts.args.models[model]
     nodes = parts.cluster() if parts.cluster else []
-    if settings.device == "cuda" and nodes and not any(_fits(node, settings) for node in nodes):
-        return _no_card(settings, nodes)
-    return "no worker of this model is running yet"
+    needs = {"CPU": settings.num_cpus} | ({"GPU": 1.0} if settings.device == "cuda" else {})
+    fitting = [node for node in nodes if _labels_fit(node, settings) and _covers(node.total, needs)]
+    if nodes and not fitting:
+        return _no_card(settings, nodes) if settings.device == "cuda" else _no_cpus(settings, nodes)
+    if nodes and not any(_covers(node.free, needs) for node in fitting):
+        needed = " and ".join(f"{amount:g} {name}" for name, amount in needs.items())
+        full = "the only node that fits is full" if len(fitting) == 1 else f"the {len(fitting)} nodes that fit are full"
+        return f"{full}: a worker needs {needed}. It starts when there is room, or a node more"
+    return None
 
 
-def _fits(node: Node, settings: ModelArgs) -> bool:
-    return node.gpus >= 1 and all(node.labels.get(key) == value for key, value in settings.label_selector.items())
+def why_no_worker(parts: Context, model: str) -> str:
+    """Why not even a process of the model is there: nowhere to put it, asleep, or just not yet."""
+    return why_no_place(parts, model) or "no worker of this model is running yet"
+
+
+def _labels_fit(node: Node, settings: ModelArgs) -> bool:
+    return all(node.labels.get(key) == value for key, value in settings.label_selector.items())
+
+
+def _covers(resources: dict[str, float], needs: dict[str, float]) -> bool:
+    return all(resources.get(name, 0.0) >= amount for name, amount in needs.items())
+
+
+def _no_cpus(settings: ModelArgs, nodes: list[Node]) -> str:
+    labels = f" with {settings.label_selector}" * bool(settings.label_selector)
+    return f"none of the cluster's {len(nodes)} nodes{labels} has the {settings.num_cpus:g} CPUs that a worker reserves"
 
 
 def _no_card(settings: ModelArgs, nodes: list[Node]) -> str:
     wanted = ", ".join(settings.label_selector.values())
-    cards = Counter(node.labels.get(CARD_LABEL, "a GPU without a label") for node in nodes if node.gpus >= 1)
+    cards = Counter(
+        node.labels.get(CARD_LABEL, "a GPU without a label") for node in nodes if node.total.get("GPU", 0.0) >= 1
+    )
     has = ", ".join(f"{count} with {card}" for card, count in cards.items()) or "none with a GPU"
     return (
         f"no node has a GPU{f' named {wanted}' * bool(wanted)}; the cluster has {len(nodes)} nodes, {has}. "

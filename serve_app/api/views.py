@@ -39,6 +39,7 @@ class Viewer:
             audio=[_file(job, index) for index in range(len(job.audio))],
             audio_gone_at=moment(job.audio_gone_at) if job.audio_gone_at else None,
             timing=Timing.model_validate(job.timing) if job.timing else None,
+            gpu_s=round(job.gpu_s, 3),
             error=_error(job),
             webhook=self._webhook(job),
             links=_links(job.id),

@@ -2,6 +2,7 @@
 
 from serve_app.store.backlog import Backlog
 from serve_app.store.changes import Changes
+from serve_app.store.costs import CostStore
 from serve_app.store.database import Database
 from serve_app.store.decisions import DecisionStore
 from serve_app.store.jobs import Beat, JobStore
@@ -26,6 +27,7 @@ class Store:
         self.workers = WorkerStore(self.database)
         self.loads = LoadStore(self.database)
         self.decisions = DecisionStore(self.database)
+        self.costs = CostStore(self.database)
         self.keys = KeyStore(self.database)
         self.webhooks = WebhookStore(self.database)
         self.retention = RetentionStore(self.database)

@@ -1,11 +1,12 @@
 """Connections, transactions and the schema. What differs between SQLite and PostgreSQL stands here and nowhere else."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, TimeoutError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import FunctionElement
@@ -39,6 +40,32 @@ def _sqlite_now(*_: Any, **__: Any) -> str:
 @compiles(now, "postgresql")
 def _postgresql_now(*_: Any, **__: Any) -> str:
     return "extract(epoch from clock_timestamp())::double precision"
+
+
+class this_hour(FunctionElement[int]):
+    """Hours since the epoch by the database's clock: the one under way."""
+
+    type = sa.BigInteger()
+    inherit_cache = True
+
+
+@compiles(this_hour, "sqlite")
+def _sqlite_hour(*_: Any, **__: Any) -> str:
+    return "CAST((julianday('now') - 2440587.5) * 24 AS INTEGER)"
+
+
+@compiles(this_hour, "postgresql")
+def _postgresql_hour(*_: Any, **__: Any) -> str:
+    return "floor(extract(epoch from clock_timestamp()) / 3600)::bigint"
+
+
+def add_up(connection: sa.Connection, table: sa.Table, key: Mapping[str, Any], amounts: Mapping[str, float]) -> None:
+    """Add `amounts` to the row whose primary key is in `key`, which is made when there is none; one statement, so that
+    writers wait for each other instead of losing an amount."""
+    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    statement = insert(table).values({**key, **amounts})
+    sums = {name: table.c[name] + statement.excluded[name] for name in amounts}
+    connection.execute(statement.on_conflict_do_update(index_elements=table.primary_key.columns, set_=sums))
 
 
 class Database:

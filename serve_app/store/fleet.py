@@ -90,17 +90,17 @@ class StoreFleet:
 
     def _arrivals(self, connection: sa.Connection, speed: float) -> tuple[tuple[int, float], ...]:
         """(jobs, seconds of work) of each of the last windows, the newest first."""
-        window = sa.cast((now() - jobs.c.created_at) / WINDOW_S, sa.Integer)
         # By id, which is indexed and begins with the millisecond of submission: a million older jobs cost nothing.
         since = f"{int((time.time() - WINDOW_S * WINDOWS) * 1000):012x}"
-        recent = sa.select(window.label("window"), jobs.c.audio_seconds).where(
+        recent = sa.select((now() - jobs.c.created_at).label("age_s"), jobs.c.audio_seconds).where(
             jobs.c.id > f"{since[:8]}-{since[8:]}", jobs.c.model == self._model
         )
         counted = [[0, 0.0] for _ in range(WINDOWS)]
-        for index, audio_s in connection.execute(recent):
-            if 0 <= index < WINDOWS:
-                counted[index][0] += 1
-                counted[index][1] += audio_s * speed
+        for age_s, audio_s in connection.execute(recent):
+            window = int(max(age_s, 0.0) / WINDOW_S)
+            if window < WINDOWS:
+                counted[window][0] += 1
+                counted[window][1] += audio_s * speed
         return tuple((int(count), work_s) for count, work_s in counted)
 
     def _last_end(self) -> sa.Select[Any]:

@@ -24,6 +24,7 @@ from serve_app.errors import (
 )
 from serve_app.jobs import Job, Status, new_id, origins
 from serve_app.schemas import MusicRequest
+from serve_app.store.costs import played, wasted
 from serve_app.store.database import Database, now
 from serve_app.store.tables import jobs
 from serve_app.store.webhooks import enqueue
@@ -226,18 +227,27 @@ class JobStore:
     ) -> bool:
         """Publish a job's files; on disk when this returns. False when the claim is gone, and nothing is published."""
         with self._database.write("ended") as connection:
-            return bool(
-                self._move(
-                    connection,
-                    Status.SUCCEEDED,
-                    *_claim(job.id, job.attempt),
-                    audio=[dict(file) for file in audio],
-                    timing=dict(timing),
-                    warnings=list(warnings),
-                    gpu_s=jobs.c.gpu_s + timing["gpu_s"],
-                    **_ended(),
-                )
+            published = self._move(
+                connection,
+                Status.SUCCEEDED,
+                *_claim(job.id, job.attempt),
+                audio=[dict(file) for file in audio],
+                timing=dict(timing),
+                warnings=list(warnings),
+                gpu_s=jobs.c.gpu_s + timing["gpu_s"],
+                **_ended(),
             )
+            if published:
+                audio_s = job.request.duration * job.request.variations
+                songs, gpu_s = job.request.variations, timing["gpu_s"]
+                played(connection, job.owner, job.model, songs=songs, audio_s=audio_s, gpu_s=gpu_s)
+        return bool(published)
+
+    def charge(self, job: Job, gpu_s: float) -> None:
+        """Put an attempt that gave no song on the accounts of the job and its owner, whoever holds the job by now."""
+        with self._database.write(durable=False) as connection:
+            connection.execute(jobs.update().where(jobs.c.id == job.id).values(gpu_s=jobs.c.gpu_s + gpu_s))
+            wasted(connection, job.owner, job.model, gpu_s)
 
     def fail(self, job: Job, error: SophiaError) -> bool:
         """End an attempt with an error: it is tried again where that can help and attempts are left, else it has failed.
@@ -366,4 +376,5 @@ def _job(row: Any) -> Job:
         idempotency_key=row.idempotency_key,
         fingerprint=row.fingerprint,
         audio_gone_at=row.audio_gone_at,
+        gpu_s=row.gpu_s,
     )

@@ -135,6 +135,31 @@ decisions = sa.Table(  # what the autoscaling policy wants, and why
     sa.Column("decided_at", sa.Double, nullable=False),
 )
 
+device_hours = sa.Table(  # what each worker's device time went into; kept when the worker is gone
+    "device_hours",
+    metadata,
+    sa.Column("hour", sa.BigInteger, primary_key=True),  # since the epoch
+    sa.Column("worker", sa.Text, primary_key=True),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("node", sa.Text, nullable=False),
+    sa.Column("price_per_hour", sa.Double, nullable=False),
+    sa.Column("loading_s", sa.Double, nullable=False),
+    sa.Column("idle_s", sa.Double, nullable=False),
+    sa.Column("generating_s", sa.Double, nullable=False),
+)
+
+owner_hours = sa.Table(  # what was played for each API key; kept when the jobs are gone
+    "owner_hours",
+    metadata,
+    sa.Column("hour", sa.BigInteger, primary_key=True),
+    sa.Column("owner", sa.Text, primary_key=True),
+    sa.Column("model", sa.Text, primary_key=True),
+    sa.Column("songs", sa.BigInteger, nullable=False),
+    sa.Column("audio_s", sa.Double, nullable=False),
+    sa.Column("gpu_s", sa.Double, nullable=False),  # of attempts that gave a song
+    sa.Column("wasted_s", sa.Double, nullable=False),  # device time of those that gave none
+)
+
 api_keys = sa.Table(
     "api_keys",
     metadata,

@@ -173,17 +173,18 @@ class Worker:
         except Stopped:
             logger.info("job %s is no longer worker %s's: stopped", job.id, self.id, extra={"job": job.id})
             metrics.job_ended(self.model, "stopped")
+            self._charge(job, claim.gpu_s)
             self._heart.claims.pop(claim.key, None)
         except Exception as error:
             logger.exception("job %s failed on worker %s", job.id, self.id, extra={"job": job.id})
             if isinstance(error, DeviceLost):  # no later job could run here: Serve will see that the thread has ended
                 self._stopping.set()
+            self._charge(job, claim.gpu_s)
             self._give_up(claim, error)
         if not self._stopping.is_set():
             self._heart.say(phase="idle", detail="ready", job=None)
 
     def _generate(self, claim: Claim) -> None:
-        began, blocked = time.monotonic(), 0.0
         warnings = self._engine.warnings(claim.job.request)
         files: list[Future[dict[str, Any]]] = []
         for song in self._engine.generate(claim.job.request, claim.on_step, claim.gone.is_set):
@@ -191,10 +192,9 @@ class Worker:
             while not self._room.acquire(timeout=PROGRESS_S):
                 if claim.gone.is_set():
                     raise Stopped
-            blocked += time.monotonic() - waiting
+            claim.blocked_s += time.monotonic() - waiting
             files.append(self._encoder.submit(self._encode, claim, song, len(files)))
-        seconds = time.monotonic() - began
-        self._encoder.submit(self._publish, claim, files, warnings, seconds, seconds - blocked)
+        self._encoder.submit(self._publish, claim, files, warnings, claim.total_s, claim.gpu_s)
 
     # --- Publishing, beside the next generation ---------------------------------------------------------------------
 
@@ -244,11 +244,15 @@ class Worker:
             outcome = "succeeded" if published else "was taken away"
             logger.info("job %s %s in %.2f s", job.id, outcome, total_s, extra={"job": job.id})
             if published:
-                metrics.song_published(self.model, timing, sum(file["seconds"] for file in audio))
+                metrics.song_published(self.model, job.owner, timing, sum(file["seconds"] for file in audio))
+            else:
+                self._charge(job, gpu_s)
         except Stopped:
             logger.info("job %s is no longer worker %s's: not published", job.id, self.id)
+            self._charge(job, gpu_s)
         except Exception as error:
             logger.exception("job %s could not be published", job.id, extra={"job": job.id})
+            self._charge(job, gpu_s)
             self._give_up(claim, error)
         finally:
             self._heart.claims.pop(claim.key, None)
@@ -262,6 +266,14 @@ class Worker:
                 logger.warning("job %s waits to be published: %s", claim.job.id, error)
                 if claim.gone.wait(_RETRY_S):
                     raise Stopped from error
+
+    def _charge(self, job: Job, gpu_s: float) -> None:
+        """Account for an attempt that gave no song. Not worth waiting for a store that is away."""
+        metrics.key_device_time(self.model, job.owner, gpu_s)
+        try:
+            self._store.jobs.charge(job, gpu_s)
+        except StoreUnavailable as error:
+            logger.warning("job %s: %.1f device seconds are not on its account: %s", job.id, gpu_s, error)
 
     def _give_up(self, claim: Claim, error: Exception) -> None:
         ours = error if isinstance(error, SophiaError) else GenerationError(f"{type(error).__name__}: {error}")

@@ -27,7 +27,20 @@ class Claim:
     gone: threading.Event = field(default_factory=threading.Event)
     progress: Mapping[str, Any] | None = None
     told: Mapping[str, Any] | None = None
+    blocked_s: float = 0.0
+    """Seconds for which the generation waited for the encoder."""
+    _began: float = field(default_factory=time.monotonic)
     _moved_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def total_s(self) -> float:
+        """Seconds since the generation began."""
+        return time.monotonic() - self._began
+
+    @property
+    def gpu_s(self) -> float:
+        """Those of them in which it had use of the device."""
+        return self.total_s - self.blocked_s
 
     @property
     def key(self) -> tuple[str, int]:

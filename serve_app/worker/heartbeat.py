@@ -11,6 +11,7 @@ from serve_app import metrics
 from serve_app.errors import StoreUnavailable
 from serve_app.store import Store, WorkerRow
 from serve_app.worker.claims import Claim
+from serve_app.worker.device_time import DeviceTime, use_of
 
 logger = logging.getLogger("ray.serve.sophia")
 
@@ -29,7 +30,8 @@ class Heartbeat:
     def __init__(self, store: Store, row: WorkerRow, lease_s: float, price_per_hour: float = 0.0):
         self._store, self._lease_s, self._price = store, lease_s, price_per_hour
         self.row = row
-        self._phase_at = self._counted_at = time.monotonic()
+        self._device = DeviceTime(row.model, price_per_hour)
+        self._phase_at = time.monotonic()
         self.claims: dict[tuple[str, int], Claim] = {}
         self._row_changed = threading.Event()
         self._done = threading.Event()
@@ -52,6 +54,7 @@ class Heartbeat:
         self._store.changes.notify("revoked")
         if self._thread.ident is not None:
             self._thread.join()
+        self._spoke(self._tell_device_time)
         self._spoke(last_word)
 
     def say(self, **values: Any) -> None:
@@ -59,6 +62,7 @@ class Heartbeat:
         if (phase := values.get("phase", self.row.phase)) != self.row.phase:
             self._phase_ends(self.row.phase, phase)
         self.row = replace(self.row, **values)
+        self._device.goes_into(use_of(self.row))
         self._row_changed.set()
         self._store.changes.notify("revoked")  # the thread may be in a long sleep
 
@@ -72,18 +76,14 @@ class Heartbeat:
         if phase in metrics.STARTING_PHASES and following != "failed":
             metrics.phase_ended(self.row.model, phase, time.monotonic() - self._phase_at)
         self._phase_at = time.monotonic()
-        self._count_device_time()
 
-    def _count_device_time(self) -> None:
-        use: metrics.Use = (
-            "generating"
-            if self.row.phase == "generating"
-            else "loading"
-            if self.row.phase in metrics.STARTING_PHASES
-            else "idle"
-        )
-        began, self._counted_at = self._counted_at, time.monotonic()
-        metrics.device_time(self.row.model, use, self._counted_at - began, self._price)
+    def _tell_device_time(self) -> None:
+        seconds = self._device.take()
+        try:
+            self._store.costs.held(self.row, seconds, self._price)
+        except StoreUnavailable:
+            self._device.give_back(seconds)
+            raise
 
     def _run(self) -> None:
         due = 0.0
@@ -102,9 +102,9 @@ class Heartbeat:
 
     def _beat(self, full: bool, claims: Sequence[Claim]) -> None:
         if full:
-            self._count_device_time()
             self._row_changed.clear()
             self._store.workers.report(self.row)
+            self._tell_device_time()
         told = claims if full else [claim for claim in claims if claim.has_news]
         if told:
             beats = [claim.beat() for claim in told]
