@@ -127,7 +127,7 @@ def _sophia(plan: Plan, folder: Path, database_url: str | None, weights: Path | 
         "queue": {"lease_s": LEASE_S, "max_attempts": 50},
     }
     port = _free_port()
-    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=bool(os.environ.get("SOPHIA_TEST_LOGS")))
+    ray.init("local", num_cpus=8, include_dashboard=False, log_to_driver=bool(os.environ.get("SOPHIA_TEST_LOGS")))
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         args = AppArgs.model_validate(settings | ({"database_url": database_url} if database_url else {}))

@@ -31,7 +31,7 @@ Deploy = Callable[..., Store]
 def cluster() -> Iterator[httpx.Client]:
     """An empty Serve, and a client for it."""
     port = _free_port()
-    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=bool(os.environ.get("SOPHIA_TEST_LOGS")))
+    ray.init("local", num_cpus=8, include_dashboard=False, log_to_driver=bool(os.environ.get("SOPHIA_TEST_LOGS")))
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:

@@ -39,7 +39,7 @@ class Teller:
 @pytest.fixture(scope="module")
 def exported() -> Iterator[str]:
     """What Prometheus gets from a one-node cluster on which every metric was told."""
-    ray.init(num_cpus=1, include_dashboard=True, log_to_driver=False)
+    ray.init("local", num_cpus=1, include_dashboard=True, log_to_driver=False)
     try:
         serve.start(proxy_location="Disabled")
         serve.run(Teller.bind(), name="teller", route_prefix=None)

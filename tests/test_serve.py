@@ -51,7 +51,7 @@ def client(tmp_path_factory: pytest.TempPathFactory, cache: Path, checkpoint: Pa
         }
     )
     port = _free_port()
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=bool(os.environ.get("SOPHIA_TEST_LOGS")))
+    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=bool(os.environ.get("SOPHIA_TEST_LOGS")))
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         serve.run(
