@@ -76,10 +76,10 @@ def full_size(checkpoint: Path, folder: Path) -> Path:
 
     def save(part: str, make: Callable[[], Any]) -> None:
         with torch.device("meta"):  # skips the modules' own initialisation, which takes minutes
-            module = make()
-        module = module.to(torch.bfloat16).to_empty(device="cpu")
-        for tensor in [*module.parameters(), *module.buffers()]:
-            tensor.data.uniform_(-0.02, 0.02)
+            module = make().bfloat16()
+        module = module.to_empty(device="cpu")
+        for tensor in module.state_dict().values():
+            tensor.uniform_(-0.02, 0.02)
         module.save_pretrained(folder / part)
 
     torch.manual_seed(0)
