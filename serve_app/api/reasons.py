@@ -7,6 +7,7 @@ from typing import Final
 
 from serve_app.api.context import Context
 from serve_app.config import ModelArgs
+from serve_app.labels import Selector
 from serve_app.metrics import STARTING_PHASES
 from serve_app.store import Breaker, WorkerRow
 
@@ -86,17 +87,28 @@ def why_no_worker(parts: Context, model: str) -> str:
 
 
 def _fits(node: Node, settings: ModelArgs) -> bool:
-    return node.gpus >= 1 and all(node.labels.get(key) == value for key, value in settings.label_selector.items())
+    return node.gpus >= 1 and all(
+        Selector.parse(text).fits(node.labels.get(key)) for key, text in settings.label_selector.items()
+    )
 
 
 def _no_card(settings: ModelArgs, nodes: list[Node]) -> str:
-    wanted = ", ".join(settings.label_selector.values())
     cards = Counter(node.labels.get(CARD_LABEL, "a GPU without a label") for node in nodes if node.gpus >= 1)
     has = ", ".join(f"{count} with {card}" for card, count in cards.items()) or "none with a GPU"
     return (
-        f"no node has a GPU{f' named {wanted}' * bool(wanted)}; the cluster has {len(nodes)} nodes, {has}. "
+        f"no node has a GPU{_wanted(settings)}; the cluster has {len(nodes)} nodes, {has}. "
         "Add such a node, or change the model's label_selector"
     )
+
+
+def _wanted(settings: ModelArgs) -> str:
+    """The card's name first, then what else the node must be."""
+    selectors = {key: Selector.parse(text) for key, text in settings.label_selector.items()}
+    names = {key: " or ".join(selector.values) for key, selector in selectors.items()}
+    card = selectors.pop(CARD_LABEL, None)
+    others = [f"{key} {'other than ' * selector.negated}{names[key]}" for key, selector in selectors.items()]
+    named = f" {'other than' if card.negated else 'named'} {names[CARD_LABEL]}" if card else ""
+    return named + " on a node with " * bool(others) + " and ".join(others)
 
 
 def _clock(seconds: float | None) -> str:
