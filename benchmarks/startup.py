@@ -1,8 +1,14 @@
 """Where a worker's start goes, on a node that has everything, beside what no start can do without.
 
-`python -m benchmarks.startup [CHECKPOINT]` prints a table; without a checkpoint it takes the embedded one, made larger. Each
-run starts two processes: a worker's load through AceStepEngine, and a bare one that imports the same modules in the same order
-and reads the same files. The checkpoint's files are dropped from the page cache before each. Medians over the runs.
+`python -m benchmarks.startup [CHECKPOINT | --full-size]` prints a table; without a checkpoint it takes the embedded one, made
+larger and, like the released one, in bfloat16. `--full-size` makes one of the released model's shapes with random weights: 6.3 GB
+of disk, 13 GB of memory on the CPU, and one run only. Each run starts two processes: a worker's load through AceStepEngine, and
+a bare one that imports the same modules in the same order and reads the same files. The checkpoint's files are dropped from the
+page cache before each. Medians over the runs.
+
+Weights are memory-mapped, so the disk is read while tensors are copied to the device. To tell the two apart, the worker's
+tensors are touched, one byte a page, right before each copy: what is left of the copy is `to device`. Tensors that are on their
+device already, in its number format, are not copied; they are touched all the same, or else nothing would have read them.
 """
 
 import json
@@ -31,14 +37,44 @@ from serve_app.engine import AceStepEngine
 times = [("process", float(sys.argv[2])), ("imports", started)]
 names = {"download": "look up", "load": "read", "warm_up": "warm-up"}
 
+moves = []
+
+def watch_moves(torch):
+    plain = torch.Tensor.to
+    def to(tensor, *args, **kwargs):
+        if tensor.device.type == "cpu":
+            tensor.detach().flatten().view(torch.uint8)[::4096].sum()
+        started = time.time()
+        try:
+            return plain(tensor, *args, **kwargs)
+        finally:
+            moves.append((started, time.time()))
+    torch.Tensor.to = to
+    return lambda: setattr(torch.Tensor, "to", plain)
+
+def moving():  # transformers copies in several threads: what overlaps counts once
+    total = until = 0.0
+    for start, end in sorted(moves):
+        total += max(end - max(start, until), 0.0)
+        until = max(until, end)
+    return total
+
 def report(phase, fraction, words):
+    global unwatch
     if phase in names and names[phase] != times[-1][0]:
         times.append((names[phase], time.time()))
+        if phase == "load":
+            unwatch = watch_moves(sys.modules["torch"])
+        if phase == "warm_up":
+            unwatch()
 
 AceStepEngine("m", ModelArgs(source=sys.argv[1], device="auto"), Path("/nowhere")).load(report)
 times.append(("end", time.time()))
+seconds = {a[0]: b[1] - a[1] for a, b in zip(times, times[1:])}
+warm_up = seconds.pop("warm-up")
+seconds |= {"read": seconds["read"] - moving(), "to device": moving(), "warm-up": warm_up}
 modules = [name for name, module in sys.modules.items() if "site-packages" in str(getattr(module, "__file__", ""))]
-print(json.dumps({"seconds": {a[0]: b[1] - a[1] for a, b in zip(times, times[1:])}, "modules": modules}))
+print(json.dumps({"seconds": seconds, "modules": modules}))
 """
 
 BARE: Final = """
@@ -62,7 +98,7 @@ class Startup:
     """Medians in seconds."""
 
     worker: dict[str, float]
-    """process, imports, look up, read (memory-mapped, straight to the device), warm-up."""
+    """process, imports, look up, read (checks and modules included), to device (number format included), warm-up."""
     bare: dict[str, float]
     """imports and read."""
 
@@ -70,6 +106,13 @@ class Startup:
     def ratio(self) -> float:
         """Imports and read of a worker, in units of the bare ones."""
         return (self.worker["imports"] + self.worker["read"]) / (self.bare["imports"] + self.bare["read"])
+
+
+def large(embedded: Path, folder: Path) -> Path:
+    """A copy of the embedded checkpoint with MEGABYTES of weights in bfloat16, the released model's format."""
+    from tests.checkpoints import enlarged, in_bfloat16
+
+    return in_bfloat16(enlarged(embedded, folder, 2 * MEGABYTES))
 
 
 def measure(checkpoint: Path, runs: int = RUNS) -> Startup:
@@ -120,16 +163,16 @@ def _shown(seconds: float | None) -> str:
 def _checkpoint(words: list[str]) -> Iterator[Path]:
     from serve_app import weights
     from serve_app.config import ModelArgs
-    from tests.checkpoints import enlarged
+    from tests.checkpoints import full_size
 
-    if words:
+    if words and words != ["--full-size"]:
         yield Path(words[0])
         return
     with tempfile.TemporaryDirectory() as scratch:
         small = weights.resolve("m", ModelArgs(source="embedded"), Path(scratch), lambda *_: None)
-        yield enlarged(small, Path(scratch) / "large", MEGABYTES)
+        yield (full_size if words else large)(small, Path(scratch) / "large")
 
 
 if __name__ == "__main__":
     with _checkpoint(sys.argv[1:]) as chosen:
-        print(table(measure(chosen)))
+        print(table(measure(chosen, 1 if "--full-size" in sys.argv else RUNS)))

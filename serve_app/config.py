@@ -10,8 +10,10 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from serve_app.labels import selector_text
 
 Variant = Literal["turbo", "base", "sft"]
 
@@ -86,9 +88,10 @@ class ModelArgs(_Strict):
         "auto", description="`auto`: bfloat16 on CUDA, float32 on the CPU."
     )
     scaling: ScalingArgs = ScalingArgs()
-    label_selector: dict[str, str] = Field(
+    label_selector: dict[str, Annotated[str, BeforeValidator(selector_text)]] = Field(
         default_factory=dict,
-        description="Ray node labels that a worker's node must have, e.g. `ray.io/accelerator-type: GeForce-RTX-4090`.",
+        description="Ray node labels that a worker's node must have, e.g. `ray.io/accelerator-type: GeForce-RTX-4090`; with a list "
+        "of values, one of them; with `'!A'`, any other than A.",
     )
     num_cpus: float = Field(0.5, gt=0, description="Ray CPUs that a worker reserves.")
     price_per_hour: float = Field(

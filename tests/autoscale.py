@@ -100,6 +100,7 @@ def _autoscaled_cluster(folder: Path) -> Iterator[None]:
     path.write_text(json.dumps(config))
     environment = {
         **os.environ,
+        "RAY_TMPDIR": str(folder),  # or else its address would be left where other programs look for a cluster
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         "RAY_FAKE_CLUSTER": "1",
         "RAY_AUTH_MODE": "disabled",

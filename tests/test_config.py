@@ -5,12 +5,14 @@ from pathlib import Path
 import pytest
 import yaml
 from pydantic import ValidationError
+from ray._private.label_utils import validate_label_selector
 from ray.serve.schema import ServeDeploySchema
 
 from serve_app.cli import load_args
-from serve_app.config import AppArgs
+from serve_app.config import AppArgs, ModelArgs
 from serve_app.errors import AuthNotConfigured, ConfigurationError
 from serve_app.exposure import require_keys_beyond_loopback
+from serve_app.labels import Selector
 from serve_app.store import Store
 from tests import settings_table
 
@@ -37,12 +39,48 @@ def test_an_environment_variable_beats_the_file(monkeypatch: pytest.MonkeyPatch)
         ({"default_model": "b"}, "'b' is not among"),
         ({"data_dir": "relative"}, "absolute"),
         ({"queue": {"lease_s": 0}}, "lease_s"),
+        (
+            {"models": {"a": {"label_selector": {"zone": "in(a"}}}},
+            r"models\.a\.label_selector\.zone\n.*a list of values",
+        ),
+        ({"models": {"a": {"label_selector": {"zone": "(a)"}}}}, r"must be a label's value"),
+        ({"models": {"a": {"label_selector": {"zone": ["a", "!b"]}}}}, r"got 'in\(a,!b\)'"),
+        ({"models": {"a": {"label_selector": {"zone": []}}}}, r"label_selector\.zone"),
+        ({"models": {"a": {"label_selector": {"zone": 7}}}}, r"label_selector\.zone"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_name(settings: dict[str, object], says: str):
     """A typo or a value out of bounds never passes in silence."""
     with pytest.raises(ValidationError, match=says):
         AppArgs.model_validate(settings)
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("A", "A"),
+        ("!A", "!A"),
+        ("in(A, B)", "in(A, B)"),
+        ("!in(A,B)", "!in(A,B)"),
+        (["GeForce-RTX-4090", "GeForce-RTX-5090"], "in(GeForce-RTX-4090,GeForce-RTX-5090)"),
+    ],
+)
+def test_a_label_selector_is_a_string_or_a_list(given: str | list[str], meant: str):
+    """What the configuration takes, Ray takes too, and reading it again changes nothing."""
+    model = ModelArgs.model_validate({"label_selector": {"ray.io/accelerator-type": given}})
+
+    assert model.label_selector == {"ray.io/accelerator-type": meant}
+    assert validate_label_selector(model.label_selector) is None
+    assert ModelArgs.model_validate(model.model_dump()) == model
+
+
+@pytest.mark.parametrize(
+    ("text", "fitting"),
+    [("A", ["A"]), ("!A", ["B", "C", None]), ("in(A, B)", ["A", "B"]), ("!in(A,B)", ["C", None])],
+)
+def test_a_selector_fits_the_nodes_that_ray_would_take(text: str, fitting: list[str | None]):
+    """A node without the label has none of its values, so only a negated selector takes it."""
+    assert [label for label in ("A", "B", "C", None) if Selector.parse(text).fits(label)] == fitting
 
 
 @pytest.mark.parametrize("file", sorted(ROOT.glob("*.yaml")), ids=lambda file: file.name)

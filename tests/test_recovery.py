@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.api.reasons import Node
+from serve_app.api.reasons import CARD_LABEL, Node
 from serve_app.config import BreakerArgs
 from serve_app.errors import Conflict
 from serve_app.jobs import Status
@@ -279,6 +279,24 @@ def test_a_worker_without_room_for_its_cpus_says_so(tmp_path: Path):
 def _node(labels: dict[str, str], **resources: float) -> Node:
     total = {"CPU": 8.0, **resources}
     return Node(labels, total, dict(total))
+
+
+@pytest.mark.parametrize(
+    ("selector", "said"),
+    [
+        ({}, "no node has a GPU;"),
+        ({CARD_LABEL: ["RTX-4090", "RTX-5090"]}, "no node has a GPU named RTX-4090 or RTX-5090;"),
+        ({CARD_LABEL: "!in(A100, H100)"}, "no node has a GPU other than A100 or H100;"),
+        ({"zone": "!a", CARD_LABEL: "L4"}, "no node has a GPU named L4 on a node with zone other than a;"),
+    ],
+)
+def test_the_nodes_that_would_do_are_told_in_words(tmp_path: Path, selector: dict[str, object], said: str):
+    """Whatever the selector's form, people read what is missing in words, not in Ray's notation."""
+    models = {"ace-step": simulated(device="cuda", label_selector=selector)}
+    nodes = [_node({}, GPU=0), _node({CARD_LABEL: "A100", "zone": "b"}, GPU=8 * bool(selector))]
+    with running(tmp_path, models, workers=0, cluster=lambda: nodes) as service:
+        waiting = service.job(service.submit()["id"])["waiting_for"]
+    assert waiting.startswith(said)
 
 
 def test_a_job_is_retried_over_http(tmp_path: Path):

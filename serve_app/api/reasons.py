@@ -7,6 +7,7 @@ from typing import Final
 
 from serve_app.api.context import Context
 from serve_app.config import ModelArgs
+from serve_app.labels import Selector
 from serve_app.metrics import STARTING_PHASES
 from serve_app.store import Breaker, WorkerRow
 
@@ -100,7 +101,7 @@ def why_no_worker(parts: Context, model: str) -> str:
 
 
 def _labels_fit(node: Node, settings: ModelArgs) -> bool:
-    return all(node.labels.get(key) == value for key, value in settings.label_selector.items())
+    return all(Selector.parse(text).fits(node.labels.get(key)) for key, text in settings.label_selector.items())
 
 
 def _covers(resources: dict[str, float], needs: dict[str, float]) -> bool:
@@ -108,20 +109,36 @@ def _covers(resources: dict[str, float], needs: dict[str, float]) -> bool:
 
 
 def _no_cpus(settings: ModelArgs, nodes: list[Node]) -> str:
-    labels = f" with {settings.label_selector}" * bool(settings.label_selector)
-    return f"none of the cluster's {len(nodes)} nodes{labels} has the {settings.num_cpus:g} CPUs that a worker reserves"
+    cluster = f"none of the cluster's {len(nodes)} nodes{_with_labels(settings.label_selector)}"
+    return f"{cluster} has the {settings.num_cpus:g} CPUs that a worker reserves"
 
 
 def _no_card(settings: ModelArgs, nodes: list[Node]) -> str:
-    wanted = ", ".join(settings.label_selector.values())
     cards = Counter(
         node.labels.get(CARD_LABEL, "a GPU without a label") for node in nodes if node.total.get("GPU", 0.0) >= 1
     )
     has = ", ".join(f"{count} with {card}" for card, count in cards.items()) or "none with a GPU"
     return (
-        f"no node has a GPU{f' named {wanted}' * bool(wanted)}; the cluster has {len(nodes)} nodes, {has}. "
+        f"no node has a GPU{_wanted(settings)}; the cluster has {len(nodes)} nodes, {has}. "
         "Add such a node, or change the model's label_selector"
     )
+
+
+def _wanted(settings: ModelArgs) -> str:
+    """The card's name first, then what else the node must be."""
+    others = dict(settings.label_selector)
+    card = others.pop(CARD_LABEL, None)
+    named = ""
+    if card:
+        selector = Selector.parse(card)
+        named = f" {'other than' if selector.negated else 'named'} {' or '.join(selector.values)}"
+    return named + " on a node" * bool(others) + _with_labels(others)
+
+
+def _with_labels(selectors: dict[str, str]) -> str:
+    parsed = {key: Selector.parse(text) for key, text in selectors.items()}
+    words = [f"{key} {'other than ' * one.negated}{' or '.join(one.values)}" for key, one in parsed.items()]
+    return " with " * bool(words) + " and ".join(words)
 
 
 def _clock(seconds: float | None) -> str:
