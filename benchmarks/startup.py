@@ -2,9 +2,9 @@
 
 `python -m benchmarks.startup [CHECKPOINT | --full-size]` prints a table; without a checkpoint it takes the embedded one, made
 larger and, like the released one, in bfloat16. `--full-size` makes one of the released model's shapes with random weights: 6.3 GB
-of disk, 13 GB of memory on the CPU, and one run only. Each run starts two processes: a worker's load through AceStepEngine, and
-a bare one that imports the same modules in the same order and reads the same files. The checkpoint's files are dropped from the
-page cache before each. Medians over the runs.
+of disk, on two CPU cores 13 GB of memory and 5 minutes. Each run starts two processes: a worker's load through AceStepEngine,
+and a bare one that imports the same modules in the same order and reads the same files. The checkpoint's files are dropped from
+the page cache before each. Medians over the runs.
 
 Weights are memory-mapped, so the disk is read while tensors are copied to the device. To tell the two apart, the worker's
 tensors are touched, one byte a page, right before each copy: what is left of the copy is `to device`. Tensors that are on their
@@ -175,4 +175,4 @@ def _checkpoint(words: list[str]) -> Iterator[Path]:
 
 if __name__ == "__main__":
     with _checkpoint(sys.argv[1:]) as chosen:
-        print(table(measure(chosen, 1 if "--full-size" in sys.argv else RUNS)))
+        print(table(measure(chosen)))

@@ -8,6 +8,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from serve_app import weights
+
 _QWEN3_EMBEDDING: Final[dict[str, Any]] = {
     "hidden_size": 1024,
     "intermediate_size": 3072,
@@ -75,7 +77,8 @@ def full_size(checkpoint: Path, folder: Path) -> Path:
     from transformers import Qwen3Config, Qwen3Model
 
     def save(part: str, make: Callable[[], Any]) -> None:
-        with torch.device("meta"):  # skips the modules' own initialisation, which takes minutes
+        # On "meta" the modules' own initialisation, which takes minutes, does nothing.
+        with weights.quiet_libraries(), torch.device("meta"):
             module = make().bfloat16()
         module = module.to_empty(device="cpu")
         for tensor in module.state_dict().values():
