@@ -65,7 +65,7 @@ def cluster() -> Iterator[httpx.Client]:
 
 def deploy(folder: Path, least: int) -> Store:
     """Sophia with one simulated model of `least` to WORKERS workers."""
-    scaling = {"min_workers": least, "max_workers": WORKERS, "target_wait_s": 5, "work_prior": 1.0}
+    scaling = {"min_workers": least, "max_workers": WORKERS, "target_wait_s": 1, "work_prior": 1.0}
     model = {"source": "simulated", "simulated": {"step_s": STEP_S}, "num_cpus": 0.1, "scaling": scaling}
     args = AppArgs.model_validate({"data_dir": folder, "models": {"m": model}})
     serve.run(build(args), name="sophia", route_prefix="/")
