@@ -72,7 +72,7 @@ def _workers(name: str, args: AppArgs, deployment: str) -> serve.Deployment:
     model = args.models[name]
     options: dict[str, Any] = {"num_cpus": model.num_cpus}
     if model.device == "cuda":
-        options["num_gpus"] = 1
+        options["num_gpus"] = model.num_gpus
     if model.label_selector:
         options["label_selector"] = model.label_selector
     return serve.deployment(MusicWorker).options(

@@ -94,6 +94,12 @@ class ModelArgs(_Strict):
         "of values, one of them; with `'!A'`, any other than A.",
     )
     num_cpus: float = Field(0.5, gt=0, description="Ray CPUs that a worker reserves.")
+    num_gpus: float = Field(
+        1,
+        gt=0,
+        le=1,
+        description="What a worker reserves of a GPU on CUDA: all of it, so that nobody else is put there. 0.5: two share one.",
+    )
     price_per_hour: float = Field(
         0.0,
         ge=0,

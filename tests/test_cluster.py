@@ -40,15 +40,17 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def args(tmp_path_factory: pytest.TempPathFactory) -> AppArgs:
-    """A model whose three workers want a 4090 each."""
-    model = {
-        "source": "simulated",
-        "device": "cuda",
-        "simulated": {"step_s": 0.1},
-        "label_selector": {CARD: "GeForce-RTX-4090"},
-        "scaling": {"min_workers": 3, "max_workers": 3},
+    """Model m, whose three workers want a 4090 each, and one that is for A100s."""
+    model = {"source": "simulated", "device": "cuda", "simulated": {"step_s": 0.1}}
+    models = {
+        "m": {
+            **model,
+            "label_selector": {CARD: ["GeForce-RTX-4090", "GeForce-RTX-5090"]},
+            "scaling": {"min_workers": 3, "max_workers": 3},
+        },
+        "large": {**model, "label_selector": {CARD: "NVIDIA-A100"}},
     }
-    return AppArgs.model_validate({"data_dir": tmp_path_factory.mktemp("cluster"), "models": {"m": model}})
+    return AppArgs.model_validate({"data_dir": tmp_path_factory.mktemp("cluster"), "models": models})
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +72,19 @@ def store(args: AppArgs) -> Iterator[Store]:
     store.close()
 
 
-def test_workers_get_a_node_each_with_the_card_that_they_want(cluster: Cluster, client: httpx.Client, store: Store):
-    """Two workers on the two nodes with a 4090, none on the A100's."""
-    nodes = [_node_of(cluster, worker.id, store) for worker in store.workers.seen()]
+def test_workers_get_a_node_each_with_the_card_that_their_model_wants(
+    cluster: Cluster, client: httpx.Client, store: Store
+):
+    """Two workers on the two nodes with a 4090, and on the A100's the other model's, none of the first."""
+    workers = eventually(lambda: found if len(found := store.workers.seen()) == 3 else None)
+    nodes = [_node_of(cluster, worker.id, store).node_id for worker in workers]
     cards = {node["NodeID"]: node["Labels"][CARD] for node in ray.nodes() if CARD in node["Labels"]}
-    assert len(set(nodes)) == 2
-    assert {cards[node.node_id] for node in nodes} == {"GeForce-RTX-4090"}
+    assert len(set(nodes)) == 3
+    assert sorted((worker.model, cards[node]) for worker, node in zip(workers, nodes, strict=True)) == [
+        ("large", "NVIDIA-A100"),
+        ("m", "GeForce-RTX-4090"),
+        ("m", "GeForce-RTX-4090"),
+    ]
 
 
 def test_a_worker_without_a_place_is_pending_and_health_says_why(client: httpx.Client):

@@ -84,7 +84,7 @@ def why_no_place(parts: Context, model: str) -> str | None:
     """Why Ray can put no more workers of a model anywhere; None where it can, and outside a cluster."""
     settings = parts.args.models[model]
     nodes = parts.cluster() if parts.cluster else []
-    needs = {"CPU": settings.num_cpus} | ({"GPU": 1.0} if settings.device == "cuda" else {})
+    needs = {"CPU": settings.num_cpus} | ({"GPU": settings.num_gpus} if settings.device == "cuda" else {})
     fitting = [node for node in nodes if _labels_fit(node, settings) and _covers(node.total, needs)]
     if nodes and not fitting:
         return _no_card(settings, nodes) if settings.device == "cuda" else _no_cpus(settings, nodes)
