@@ -7,7 +7,7 @@ from serve_app.processes import Process
 from serve_app.scaling import WINDOWS
 from serve_app.store import Store, WorkerRow
 from serve_app.store.fleet import StoreFleet
-from serve_app.store.tables import jobs
+from serve_app.store.tables import jobs, loads
 from tests.test_store import claim, finish, submit
 
 BOUNDS = ScalingArgs(work_prior=0.5, startup_prior_s=90)
@@ -78,3 +78,28 @@ def test_a_decision_is_published_for_health(fleet: StoreFleet, store: Store):
     fleet.publish(2, "because")
     fleet.publish(3, "more")
     assert (store.decisions.all()["m"].target, store.decisions.all()["m"].reason) == (3, "more")
+
+
+def test_a_start_up_is_measured_from_the_wish_to_the_readiness(fleet: StoreFleet, store: Store):
+    """Two more are wanted and one wish is taken back: the one that comes up is measured, whatever its load took by itself."""
+    fleet.observe()
+    for target in (0, 2, 1):
+        fleet.publish(target, "because")
+    _came_up(store, after_s=50)
+    assert 0 < fleet.observe().startup_s < 40
+
+
+def test_what_nobody_wished_for_is_not_measured(fleet: StoreFleet, store: Store):
+    """The first worker of a deploy and a dead one's successor: what their loads took is all that is known."""
+    _came_up(store, after_s=50)
+    fleet.observe()
+    fleet.publish(1, "because")
+    _came_up(store, after_s=50)
+    assert fleet.observe().startup_s == pytest.approx(50, abs=5)
+
+
+def _came_up(store: Store, after_s: float) -> None:
+    load = store.loads.begin("m", "d", Process.this())
+    with store.database.write() as connection:
+        connection.execute(loads.update().where(loads.c.id == load).values(began_at=loads.c.began_at - after_s))
+    store.loads.succeeded(load)

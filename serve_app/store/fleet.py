@@ -1,6 +1,8 @@
 """What the autoscaling policy looks at: one model's queue, workers and loads, as one observation a second."""
 
 import time
+from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 import sqlalchemy as sa
@@ -13,6 +15,7 @@ from serve_app.store.database import now
 from serve_app.store.tables import jobs, loads
 
 _RECENT = 100  # loads; more workers than that do not come up within one start-up of each other
+_MEASURED_STARTUPS = 20
 _ALIVE_S = 60.0  # a worker that said nothing for so long does not count; its host, or its lease, will see to its job
 
 
@@ -30,6 +33,7 @@ class StoreFleet:
         self._store, self._model, self._deployment = store, model, deployment
         self._bounds, self._breaker = bounds, breaker
         self._published: tuple[int, str] | None = None
+        self._startups = Startups()
 
     def observe(self) -> Observation:
         """The present state."""
@@ -39,17 +43,18 @@ class StoreFleet:
         with self._store.database.read() as connection:
             queued, queued_audio_s, oldest_s = connection.execute(self._queued()).one()
             running = connection.execute(self._running(draining)).all()
-            ready_s = tuple(connection.execute(self._ready()).scalars())
+            ready = {row.id: row.age_s for row in connection.execute(self._ready())}
             arrivals = self._arrivals(connection, speed)
             idle_s = 0.0 if queued or running else connection.execute(self._last_end()).scalar()
+        self._startups.ready(ready)
         return Observation(
             queued_jobs=queued,
             queued_work_s=queued_audio_s * speed,
             oldest_wait_s=oldest_s,
             running_jobs=len(running),
             running_left_s=sum(max(row.audio_seconds * speed - row.ran_s, 0.0) for row in running),
-            ready_s=ready_s,
-            startup_s=self._store.loads.startup_s(self._model) or self._bounds.startup_prior_s,
+            ready_s=tuple(ready.values()),
+            startup_s=self._startups.mean_s or self._store.loads.startup_s(self._model) or self._bounds.startup_prior_s,
             arrivals=arrivals,
             idle_s=float("inf") if idle_s is None else idle_s,
             breaker=self._open_breaker(),
@@ -57,6 +62,7 @@ class StoreFleet:
 
     def publish(self, target: int, reason: str) -> None:
         """Show the decision in /v1/health; writes only what is new."""
+        self._startups.wanted(target)
         if (target, reason) != self._published:
             self._store.decisions.publish(self._model, target, reason)
             self._published = (target, reason)
@@ -81,11 +87,14 @@ class StoreFleet:
         return sa.select(jobs.c.audio_seconds, (now() - jobs.c.started_at).label("ran_s")).where(*at_work)
 
     def _ready(self) -> sa.Select[Any]:
-        """Ages of the last loads that worked, in seconds."""
+        """The last loads that worked, and how many seconds ago they did."""
         ours = loads.c.model == self._model, loads.c.deployment == self._deployment
         worked = loads.c.ended_at.is_not(None), loads.c.code.is_(None)
         return (
-            sa.select(now() - loads.c.ended_at).where(*ours, *worked).order_by(loads.c.ended_at.desc()).limit(_RECENT)
+            sa.select(loads.c.id, (now() - loads.c.ended_at).label("age_s"))
+            .where(*ours, *worked)
+            .order_by(loads.c.ended_at.desc())
+            .limit(_RECENT)
         )
 
     def _arrivals(self, connection: sa.Connection, speed: float) -> tuple[tuple[int, float], ...]:
@@ -106,3 +115,38 @@ class StoreFleet:
     def _last_end(self) -> sa.Select[Any]:
         ended = jobs.c.model == self._model, jobs.c.state == Status.SUCCEEDED
         return sa.select(now() - sa.func.max(jobs.c.finished_at)).where(*ended)
+
+
+class Startups:
+    """Measures how long a worker takes from being wanted to being ready: its node, its process and its load.
+
+    The oldest wish is the first to be fulfilled. What was not wanted by a decision (the first workers of a deploy, the successor of
+    one that died) is not measured.
+    """
+
+    def __init__(self) -> None:
+        self._target: int | None = None
+        self._wishes: deque[float] = deque()
+        self._known: set[str] | None = None
+        self._measured: deque[float] = deque(maxlen=_MEASURED_STARTUPS)
+
+    @property
+    def mean_s(self) -> float | None:
+        """Of the last ones, in seconds; None before the first."""
+        return sum(self._measured) / len(self._measured) if self._measured else None
+
+    def wanted(self, target: int) -> None:
+        """From now on there should be so many workers."""
+        more = target - (target if self._target is None else self._target)
+        self._target = target
+        self._wishes.extend([time.monotonic()] * more)
+        for _ in range(min(-more, len(self._wishes))):
+            self._wishes.pop()
+
+    def ready(self, ages_s: Mapping[str, float]) -> None:
+        """The last loads that worked, and how many seconds ago."""
+        new = set() if self._known is None else ages_s.keys() - self._known
+        self._known = set(ages_s)
+        for load in sorted(new, key=ages_s.__getitem__, reverse=True):
+            if self._wishes:
+                self._measured.append(time.monotonic() - self._wishes.popleft() - ages_s[load])
