@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: serve test long startup chaos manifests check format lock clean
+.PHONY: serve test long startup chaos fleet manifests check format lock clean
 
 # Without the variable a second copy would share the port with the first, and each would get half of the requests.
 serve: .venv/installed
@@ -20,6 +20,10 @@ startup: .venv/installed
 chaos: .venv/installed
 	$(BIN)/python -m tests.chaos --database sqlite --kills 25 --seed 5
 	$(BIN)/python -m tests.chaos --database postgresql --kills 25 --seed 6
+
+# Simulates the autoscaling policy beside others, then writes the tables and the picture of docs/FLEET.md.
+fleet: .venv/installed
+	$(BIN)/python benchmarks/fleet.py
 
 manifests: .venv/installed .venv-skypilot/installed
 	$(BIN)/pytest -m manifests
