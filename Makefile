@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: serve test long startup chaos autoscale bench manifests check format lock clean
+.PHONY: serve test long startup chaos autoscale bench fleet manifests check format lock clean
 
 # Without the variable a second copy would share the port with the first, and each would get half of the requests.
 serve: .venv/installed
@@ -28,6 +28,10 @@ autoscale: .venv/installed
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.burst
 	$(BIN)/python -m benchmarks.store
+
+# Simulates the autoscaling policy beside others, then writes the tables and the picture of docs/FLEET.md.
+fleet: .venv/installed
+	$(BIN)/python -m benchmarks.fleet
 
 manifests: .venv/installed .venv-skypilot/installed
 	$(BIN)/pytest -m manifests

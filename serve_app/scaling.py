@@ -1,12 +1,13 @@
 """How many workers a model should have: a pure decision, and the policy that Ray Serve's controller calls for it.
 
 Ray Serve pickles this module by value into its controller, which must never wait: so nothing heavy is imported here, and the
-store is read by a thread of the policy's own.
+store is read by a thread of the policy's own. docs/FLEET.md shows what the rules cost and save, beside other policies.
 """
 
 import importlib
 import logging
 import math
+import statistics
 import threading
 import time
 import weakref
@@ -30,16 +31,14 @@ PERIOD_S: Final = 1.0
 STALE_S: Final = 10.0
 """After so many seconds without an answer from the store, the reason says so."""
 
+# These numbers were chosen in the simulation of docs/FLEET.md, one set for all of its loads; cost depends little on each.
+
 _EARLY: Final = 0.4
-# Under a steady load, workers leave when what waits is below this part of the accepted wait, not only when nothing waits.
-# Of 0, 0.3, 0.4 and 0.7 the cheapest in a simulation: below, workers that are not needed stay; above, they come and go.
+# Under a steady load, workers leave when the queue is below this part of the accepted wait, not only when nothing waits.
 
-_RESERVE: Final = 0.7
-_BREAK_EVEN: Final = 0.8
-# How many workers beyond the mean load are kept, see `_kept`. Cost depends little on either: 0.5 to 1 are within 1 %.
-
-_SURE: Final = 2.0
-# Standard deviations by which a quiet window must fall short before it counts as a lower load.
+_RESERVE: Final = 0.5
+_BREAK_EVEN: Final = 0.6
+# How many workers beyond the load are kept, see `_kept`: none when the accepted wait is _BREAK_EVEN * (a job + a start-up).
 
 _SETTLE: Final = 0.25
 # Part of a start-up that a worker is kept after it came up, used or not.
@@ -86,87 +85,109 @@ def decide(seen: Observation, bounds: ScalingArgs, previous: Decision) -> Decisi
     """
     if seen.breaker is not None:
         return Decision(0, f"the breaker is open: {seen.breaker}. No worker is wanted until it is closed")
-    needed = _needed(seen, bounds, previous.target)
-    claims = [
-        (needed, _work_in_words(seen, bounds, needed)),
-        (min(previous.needed, previous.target), "a worker that was needed a moment ago may be needed again"),
-        (bounds.min_workers, f"min_workers is {bounds.min_workers}"),
-    ]
+    load = _steady_load(seen)
+    needed = _needed(seen, bounds, previous.target, load)
+    claims = {"work": needed, "moment": min(previous.needed, previous.target), "warm": bounds.min_workers}
     if seen.idle_s < bounds.idle_s:
-        claims += [_kept(seen, bounds, previous.target), _settling(seen, previous.target)]
-    target, reason = max(claims, key=lambda claim: claim[0])
-    if target > bounds.max_workers:
-        target, reason = bounds.max_workers, f"{reason}; max_workers is {bounds.max_workers}"
-    return Decision(target, reason, needed)
+        claims |= {"steady": _kept(seen, bounds, previous.target, load), "new": _new(seen, previous.target)}
+    winner = max(claims, key=claims.__getitem__)
+    reason = _in_words(winner, claims[winner], seen, bounds, load)
+    if claims[winner] > bounds.max_workers:
+        return Decision(bounds.max_workers, f"{reason}; max_workers is {bounds.max_workers}", needed)
+    return Decision(claims[winner], reason, needed)
 
 
-def _needed(seen: Observation, bounds: ScalingArgs, have: int) -> int:
-    """Workers for the work at hand: as many as get through it in the accepted wait, and never more than there are jobs.
+def _needed(seen: Observation, bounds: ScalingArgs, have: int, load: float) -> int:
+    """Workers for the work at hand: as many as get through the queue in the accepted wait, and never more than there are jobs.
 
-    Work in seconds, not a count of jobs, since one song can be eight times another. Workers that are at it already stay while
-    jobs wait: a busy worker costs nothing extra. Under a steady load some may go a little earlier (`_EARLY`): the rest stay
-    fully used, and jobs wait about the same time each instead of either not at all or long.
+    Work in seconds, not a count of jobs, since one song can be eight times another. What counts is the queue when a worker that is
+    started now will be up: until then jobs come, workers work, and those that are starting do so for half of the time. Otherwise
+    a queue that is being dealt with would start workers again and again. Workers that are there stay while jobs wait: a busy
+    worker costs nothing extra. Under a steady load some go a little earlier (`_EARLY`) when none is starting, which Serve would end
+    first, and the rest stay fully used.
     """
-    work_s, jobs = seen.queued_work_s + seen.running_left_s, seen.queued_jobs + seen.running_jobs
-    needed = math.ceil(work_s / bounds.target_wait_s)
     if not seen.queued_jobs:
-        return min(max(needed, seen.running_jobs), jobs)
-    at_work = have
-    if _steady_load(seen.arrivals):
-        at_work = min(have, math.ceil(work_s / (bounds.target_wait_s * _EARLY)))
-    return min(max(needed, at_work), jobs)
+        return seen.running_jobs
+    queue_s, at_work = seen.queued_work_s, have
+    if load:
+        starting = max(have - seen.running_jobs, 0)
+        queue_s += (load - seen.running_jobs - starting / 2) * seen.startup_s
+        if not starting:
+            at_work = min(have, math.ceil(seen.queued_work_s / (bounds.target_wait_s * _EARLY)))
+    needed = math.ceil(queue_s / bounds.target_wait_s)
+    return min(max(needed, at_work, 1), seen.queued_jobs + seen.running_jobs)
 
 
-def _kept(seen: Observation, bounds: ScalingArgs, have: int) -> tuple[int, str]:
-    """Workers that stay through a lull, because the load has been steady: ending and starting one again would cost more.
+def _steady_load(seen: Observation) -> float:
+    """Workers that arrivals will keep busy soon, by a straight line through the last half hour; 0.0 when they are not steady.
+
+    Soon is when a worker that is started now will have been up for as long as it took to start. The line goes through square
+    roots: those of Poisson counts vary by the same 1/2 whatever the load (Anscombe, Biometrika 35, 1948), so that what chance does
+    to its slope is known and can be left out. A burst leaves the other windows empty, and so is no load.
+    """
+    counts = [count for count, _ in seen.arrivals]
+    if len(counts) < WINDOWS or not sorted(counts)[1]:
+        return 0.0
+    roots, windows = [math.sqrt(count + 0.375) for count in counts], range(0, -WINDOWS, -1)
+    slope = statistics.linear_regression(windows, roots).slope
+    by_chance = 0.5 / math.sqrt(WINDOWS * (WINDOWS**2 - 1) / 12)
+    slope = math.copysign(max(0.0, abs(slope) - by_chance), slope)
+    mean, ahead = statistics.fmean(roots), WINDOWS / 2 + min(2 * seen.startup_s / WINDOW_S, 1)
+    soon = statistics.fmean(counts) + max(0.0, mean + slope * ahead) ** 2 - mean**2
+    return max(0.0, soon) * _job_s(seen) / WINDOW_S
+
+
+def _job_s(seen: Observation) -> float:
+    """Mean work in a job of the last half hour, in seconds."""
+    return sum(work_s for _, work_s in seen.arrivals) / sum(count for count, _ in seen.arrivals)
+
+
+def _kept(seen: Observation, bounds: ScalingArgs, have: int, load: float) -> int:
+    """Workers that stay through a lull, because the load is steady: ending and starting one again would cost more.
 
     Load + beta * sqrt(load) of them, as in square-root staffing (Halfin and Whitt, Operations Research 29(3), 1981). Where the
     accepted wait is long against a job and a start-up, a worker can be started in time, and beta is negative; where it is short,
-    only workers that are up already can serve it.
+    only workers that are up already can serve it, and the number is rounded up.
     """
-    load = _steady_load(seen.arrivals)
     if not load:
-        return 0, ""
-    job_s = sum(work for _, work in seen.arrivals) / sum(jobs for jobs, _ in seen.arrivals)
-    beta = _RESERVE * math.log(_BREAK_EVEN * (job_s + seen.startup_s) / bounds.target_wait_s)
-    kept = max(0, min(have, round(load + beta * math.sqrt(load))))
-    reason = f"a steady load of {load:.1f} workers over the last {WINDOWS * WINDOW_S / 60:.0f} min; starting one takes "
-    return kept, f"{reason}{seen.startup_s:.0f} s, so {kept} are kept through a lull"
+        return 0
+    beta = _RESERVE * math.log(_BREAK_EVEN * (_job_s(seen) + seen.startup_s) / bounds.target_wait_s)
+    if not seen.queued_jobs:
+        # Then as many jobs run as there is load, by chance more or less: idle workers tell at once that it has fallen.
+        load = min(load, max(0.0, math.sqrt(seen.running_jobs + 0.375) + (1 + beta) / 2) ** 2)
+    kept = load + beta * math.sqrt(load)
+    return max(0, min(have, math.ceil(kept) if beta > 0 else round(kept)))
 
 
-def _steady_load(arrivals: tuple[tuple[int, float], ...]) -> float:
-    """Workers that the arrivals of the last half hour keep busy, 0.0 when they are not steady.
-
-    The mean, unless the newest or the second quietest window was quieter than chance allows: then the most that this window makes
-    likely, by the upper bound (sqrt(n + 3/8) + z/2)^2 of a Poisson count n (Anscombe, Biometrika 35, 1948). A burst leaves the
-    other windows empty, and so keeps nobody.
-    """
-    counts = [count for count, _ in arrivals]
-    if len(counts) < WINDOWS or not sorted(counts)[1]:
-        return 0.0
-    jobs, work_s = sum(counts), sum(work for _, work in arrivals)
-    likely_jobs = (math.sqrt(min(counts[0], sorted(counts)[1]) + 0.375) + _SURE / 2) ** 2
-    return min(work_s / len(arrivals), likely_jobs * work_s / jobs) / WINDOW_S
-
-
-def _settling(seen: Observation, have: int) -> tuple[int, str]:
+def _new(seen: Observation, have: int) -> int:
     """Workers that have only just come up: nobody pays for a start-up and then throws the worker away.
 
     Where each worker has a node of its own, Serve ends the oldest first, so it is enough to want as many as there are new ones.
     """
-    settle_s = _SETTLE * seen.startup_s
-    new = sum(age < settle_s for age in seen.ready_s)
-    return min(new, have), f"{new} workers came up in the last {settle_s:.0f} s and are kept at least that long"
+    return min(sum(age < _SETTLE * seen.startup_s for age in seen.ready_s), have)
 
 
-def _work_in_words(seen: Observation, bounds: ScalingArgs, needed: int) -> str:
+def _in_words(winner: str, count: int, seen: Observation, bounds: ScalingArgs, load: float) -> str:
+    match winner:
+        case "moment":
+            return f"{count} were needed a moment ago"
+        case "warm":
+            return f"min_workers is {count}"
+        case "steady":
+            return f"a steady load of {load:.1f} workers; starting one takes {seen.startup_s:.0f} s, so {count} stay through a lull"
+        case "new":
+            return f"{count} came up less than {_SETTLE * seen.startup_s:.0f} s ago and are given time to be of use"
+    return _work_in_words(count, seen, bounds)
+
+
+def _work_in_words(count: int, seen: Observation, bounds: ScalingArgs) -> str:
     work_s, jobs = seen.queued_work_s + seen.running_left_s, seen.queued_jobs + seen.running_jobs
     if not jobs:
         return "no work"
-    said = f"{work_s:.0f} s of work in {jobs} jobs ({seen.queued_jobs} waiting); "
-    if needed == jobs:
-        return f"{said}one worker each, which is all that can be of use"
-    return f"{said}{needed} workers do it in about the {bounds.target_wait_s:g} s you accept"
+    said = f"{work_s:.0f} s of work in {jobs} jobs ({seen.queued_jobs} waiting); {count} workers"
+    if count == jobs:
+        return f"{said}, one for each"
+    return f"{said} keep to about the {bounds.target_wait_s:g} s of wait you accept; one more is ready in {seen.startup_s:.0f} s"
 
 
 # --- In Serve's controller ------------------------------------------------------------------------------------------------
@@ -239,11 +260,15 @@ class _Reader:
                 fleet = fleet or self._open()
                 self._look(fleet)
             except Exception as error:  # whatever it was, the next look may go well, and nobody else would try again
-                self._problem = f"{type(error).__name__}: {error}"
-                logger.warning("the fleet's size stays as it is: %s", self._problem)
+                self._stays(f"{type(error).__name__}: {error}")
             self.ended.wait(self._period_s)
         if fleet is not None:
             fleet.close()
+
+    def _stays(self, problem: str) -> None:
+        if problem != self._problem:  # once, not every second of an outage
+            logger.warning("the fleet's size stays as it is: %s", problem)
+        self._problem = problem
 
     def _open(self) -> Fleet:
         module, _, function = self._source.partition(":")

@@ -1,173 +1,451 @@
-"""The autoscaling decision, rule by rule, and the policy that must never make Serve's controller wait."""
+"""The autoscaling policy: each rule of its decision, what holds for all of them, and its life in Serve's controller."""
 
-import math
+import gc
+import subprocess
+import sys
 import threading
-import time
+from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ray.serve.autoscaling_policy import _apply_autoscaling_config
+from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
+from serve_app import scaling
 from serve_app.config import ScalingArgs
-from serve_app.scaling import WINDOWS, Decision, Observation, QueuePolicy, decide
+from serve_app.scaling import WINDOWS, Decision, Observation, QueuePolicy, autoscaling_config, decide
 from tests.helpers import eventually
 
-BOUNDS = ScalingArgs(min_workers=0, max_workers=10, target_wait_s=60, idle_s=300)
-QUIET = ((0, 0.0),) * WINDOWS
+NOTHING = Observation(
+    queued_jobs=0,
+    queued_work_s=0.0,
+    oldest_wait_s=0.0,
+    running_jobs=0,
+    running_left_s=0.0,
+    ready_s=(),
+    startup_s=100.0,
+    arrivals=((0, 0.0),) * WINDOWS,
+    idle_s=0.0,
+)
+BOUNDS = ScalingArgs(min_workers=0, max_workers=50, target_wait_s=100, idle_s=300)
+STEADY = ((40, 2400.0),) * WINDOWS  # eight workers' work, all the time
+BURST = ((240, 14400.0),) + ((0, 0.0),) * (WINDOWS - 1)  # as much, all at once
 
 
-def seen(**values: Any) -> Observation:
-    """An idle model, but for what is given."""
-    idle: dict[str, Any] = {
-        "queued_jobs": 0,
-        "queued_work_s": 0.0,
-        "oldest_wait_s": 0.0,
-        "running_jobs": 0,
-        "running_left_s": 0.0,
-        "ready_s": (),
-        "startup_s": 60.0,
-        "arrivals": QUIET,
-        "idle_s": math.inf,
-    }
-    return Observation(**(idle | values))
+def waiting(jobs: int, work_s: float, **others: Any) -> Observation:
+    return replace(NOTHING, queued_jobs=jobs, queued_work_s=work_s, **others)
 
 
-def busy(jobs: int, work_s: float, **values: Any) -> Observation:
-    """So many jobs waiting, with so much work."""
-    return seen(queued_jobs=jobs, queued_work_s=work_s, idle_s=0.0, **values)
+# --- The rules ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_burst_brings_many_workers_at_once():
-    """From zero: as many as get through the backlog in the accepted wait."""
-    found = decide(busy(40, 360.0), BOUNDS, Decision(0, ""))
-    assert found.target == 6
-    assert "360 s of work in 40 jobs" in found.reason
+def test_a_burst_at_zero_workers_wants_all_of_them_at_once():
+    """2,000 s of work that may wait 100 s need 20 workers, from none, in one step."""
+    decision = decide(waiting(40, 2000.0), BOUNDS, Decision(0, ""))
+    assert decision.target == 20
+    assert decision.reason == (
+        "2000 s of work in 40 jobs (40 waiting); 20 workers keep to about the 100 s of wait you accept; "
+        "one more is ready in 100 s"
+    )
 
 
-def test_one_job_needs_one_worker_however_long_it_is():
-    """Two workers cannot share a job."""
-    assert decide(busy(1, 3600.0), BOUNDS, Decision(0, "")).target == 1
+def test_work_counts_in_seconds():
+    """Forty short songs need fewer workers than forty long ones."""
+    assert decide(waiting(40, 400.0), BOUNDS, Decision(0, "")).target == 4
 
 
-def test_the_bill_is_bounded_and_the_reason_says_so():
-    """max_workers holds whatever waits."""
-    found = decide(busy(1000, 1e6), BOUNDS, Decision(3, ""))
-    assert (found.target, "max_workers is 10" in found.reason) == (10, True)
+def test_a_job_never_gets_two_workers():
+    """Three long jobs want three workers, however long they are."""
+    decision = decide(waiting(3, 5000.0), BOUNDS, Decision(0, ""))
+    assert decision.target == 3
+    assert "one for each" in decision.reason
 
 
-def test_nothing_to_do_for_long_means_the_warm_pool_only():
-    """After idle_s without work min_workers are kept: none, or as many as are asked for."""
-    assert decide(seen(), BOUNDS, Decision(5, "")).target == 0
-    warm = BOUNDS.model_copy(update={"min_workers": 2})
-    assert decide(seen(), warm, Decision(5, "")).target == 2
+def test_the_bill_is_bounded():
+    """More work than max_workers can do in time gets max_workers, and the reason says that it is the bound."""
+    decision = decide(waiting(400, 20_000.0), BOUNDS, Decision(0, ""))
+    assert decision.target == 50
+    assert decision.reason.endswith("max_workers is 50")
 
 
-def test_an_open_breaker_beats_everything():
-    """No worker is wanted, with work waiting and a warm pool asked for."""
-    warm = BOUNDS.model_copy(update={"min_workers": 2})
-    found = decide(busy(9, 900.0, breaker="3 loads failed"), warm, Decision(4, "", 4))
-    assert (found.target, "3 loads failed" in found.reason) == (0, True)
+def test_workers_at_work_stay_while_jobs_wait():
+    """Ten busy workers with a short queue are not sent away: a busy worker costs nothing extra."""
+    seen = waiting(2, 20.0, running_jobs=10, running_left_s=100.0)
+    assert decide(seen, BOUNDS, Decision(10, "", needed=10)).target == 10
+
+
+def test_a_queue_that_is_being_dealt_with_starts_nobody():
+    """Under a steady load, workers that are up or starting and get through the queue in time are enough."""
+    queue = waiting(40, 2400.0, running_jobs=10, running_left_s=300.0, arrivals=STEADY)
+    assert decide(queue, BOUNDS, Decision(10, "")).target == 22
+    assert decide(queue, BOUNDS, Decision(22, "")).target == 22
+    assert decide(replace(queue, running_jobs=22), BOUNDS, Decision(22, "")).target == 22
+
+
+def test_a_load_that_grows_starts_workers_ahead():
+    """The same queue wants more workers when more jobs come every five minutes."""
+    growing = tuple((40 + 15 * step, 2400.0 + 900.0 * step) for step in (2.5, 1.5, 0.5, -0.5, -1.5, -2.5))
+    steady, grows = (
+        decide(waiting(10, 1200.0, running_jobs=8, arrivals=arrivals), BOUNDS, Decision(8, "")).target
+        for arrivals in (STEADY, growing)
+    )
+    assert (steady, grows) == (12, 18)
+
+
+def test_under_a_steady_load_some_leave_a_little_earlier():
+    """With half an hour of steady work, a queue far below the accepted wait is enough for fewer workers."""
+    seen = waiting(10, 600.0, running_jobs=20, running_left_s=800.0, arrivals=STEADY)
+    assert decide(seen, BOUNDS, Decision(20, "", needed=0)).target < 20
+
+
+def test_running_jobs_keep_their_workers():
+    """With nothing waiting, every running job has its worker, and no more are wanted."""
+    seen = replace(NOTHING, running_jobs=5, running_left_s=20.0)
+    assert decide(seen, BOUNDS, Decision(8, "", needed=5)).target == 5
+
+
+def test_a_worker_leaves_only_when_two_decisions_can_do_without_it():
+    """The moment between two jobs costs no worker."""
+    first = decide(replace(NOTHING, running_jobs=4, running_left_s=1.0), BOUNDS, Decision(5, "", needed=5))
+    assert (first.target, first.needed, first.reason) == (5, 4, "5 were needed a moment ago")
+    second = decide(replace(NOTHING, running_jobs=4, running_left_s=1.0), BOUNDS, first)
+    assert second.target == 4
+
+
+def test_a_steady_load_keeps_workers_through_a_lull():
+    """After half an hour of eight workers' work, a lull does not end them, and the reason says what starting one costs."""
+    lull = replace(NOTHING, arrivals=STEADY, running_jobs=6)
+    decision = decide(lull, BOUNDS, Decision(12, ""))
+    assert 8 <= decision.target < 12
+    assert decision.reason.startswith("a steady load of 8.0 workers; starting one takes 100 s")
+
+
+def test_idle_workers_tell_at_once_that_a_load_has_fallen():
+    """When far fewer jobs run than the load of the half hour before, fewer workers are kept."""
+    targets = [
+        decide(replace(NOTHING, arrivals=STEADY, running_jobs=running), BOUNDS, Decision(12, "")).target
+        for running in (7, 4, 1)
+    ]
+    assert targets == sorted(set(targets), reverse=True)
+
+
+def test_a_steady_load_starts_no_worker():
+    """It keeps those that are there; only work brings new ones."""
+    assert decide(replace(NOTHING, arrivals=STEADY, running_jobs=3), BOUNDS, Decision(3, "")).target == 3
+
+
+def test_a_burst_keeps_nobody():
+    """The same work in one go is no steady load: its workers leave when it is done."""
+    assert decide(replace(NOTHING, arrivals=BURST, idle_s=20.0), BOUNDS, Decision(12, "")).target == 0
+
+
+def test_a_load_that_falls_keeps_fewer():
+    """When each window brought less than the one before, what the next one will bring counts."""
+    falling = tuple((count, count * 60.0) for count in (10, 22, 34, 46, 58, 70))
+    kept = [
+        decide(replace(NOTHING, arrivals=arrivals, running_jobs=3), BOUNDS, Decision(12, "")).target
+        for arrivals in (STEADY, falling)
+    ]
+    assert kept[1] < kept[0]
+
+
+def test_the_longer_a_job_may_wait_the_fewer_are_kept():
+    """Where a worker can be started in time, none is kept in reserve."""
+    patient = BOUNDS.model_copy(update={"target_wait_s": 600})
+    assert decide(replace(NOTHING, arrivals=STEADY, running_jobs=4), patient, Decision(12, "")).target < 8
 
 
 def test_a_worker_that_has_just_come_up_is_not_thrown_away():
-    """When the work went away during its start, it stays for a while."""
-    found = decide(seen(ready_s=(1.0,), idle_s=10.0), BOUNDS, Decision(1, ""))
-    assert found.target == 1
-    later = decide(seen(ready_s=(50.0,), idle_s=60.0), BOUNDS, Decision(1, ""))
-    assert later.target == 0
+    """Two that came up seconds ago stay, though the work is gone; the one that is older than a quarter start-up does not."""
+    decision = decide(replace(NOTHING, ready_s=(3.0, 20.0, 30.0), idle_s=5.0), BOUNDS, Decision(3, ""))
+    assert decision.target == 2
+    assert decision.reason == "2 came up less than 25 s ago and are given time to be of use"
 
 
-def test_a_worker_leaves_only_when_two_looks_can_do_without_it():
-    """A moment between two jobs is no reason to end a worker."""
-    first = decide(seen(idle_s=1.0), BOUNDS, Decision(3, "", 3))
-    assert first.target == 3
-    assert decide(seen(idle_s=2.0), BOUNDS, first).target == 0
+def test_an_idle_fleet_goes_to_zero():
+    """After idle_s without work nobody stays, whatever the load was before."""
+    decision = decide(replace(NOTHING, arrivals=STEADY, ready_s=(1.0,), idle_s=300.0), BOUNDS, Decision(8, ""))
+    assert (decision.target, decision.reason) == (0, "no work")
 
 
-@given(
-    jobs=st.integers(0, 500),
-    work_s=st.floats(0, 1e6),
-    running=st.integers(0, 50),
-    have=st.integers(0, 10),
-    least=st.integers(0, 10),
-    breaker=st.sampled_from([None, "open"]),
-)
-def test_bounds_always_hold(jobs: int, work_s: float, running: int, have: int, least: int, breaker: str | None):
-    """Between min_workers and max_workers, or zero behind an open breaker, and always with a reason."""
-    bounds = BOUNDS.model_copy(update={"min_workers": least})
-    observed = seen(queued_jobs=jobs, queued_work_s=work_s if jobs else 0.0, running_jobs=running, breaker=breaker)
-    found = decide(observed, bounds, Decision(have, "", have))
-    assert found.target == 0 if breaker else least <= found.target <= bounds.max_workers
-    assert found.reason
+def test_a_warm_pool_stays():
+    """min_workers are kept without any work."""
+    warm = BOUNDS.model_copy(update={"min_workers": 2})
+    decision = decide(replace(NOTHING, idle_s=9999.0), warm, Decision(2, ""))
+    assert (decision.target, decision.reason) == (2, "min_workers is 2")
 
 
-@given(work_s=st.floats(1, 1e5), more_s=st.floats(0, 1e5))
-def test_more_work_never_means_fewer_workers(work_s: float, more_s: float):
-    """The target grows with the backlog."""
-    less, more = (decide(busy(100, work), BOUNDS, Decision(0, "")).target for work in (work_s, work_s + more_s))
-    assert less <= more
+def test_an_open_breaker_beats_everything():
+    """Neither work nor a warm pool starts workers of a model that cannot be loaded."""
+    warm = BOUNDS.model_copy(update={"min_workers": 2})
+    decision = decide(waiting(40, 2000.0, breaker="3 loads failed with disk_full"), warm, Decision(20, "", needed=20))
+    assert decision.target == 0
+    assert "3 loads failed with disk_full" in decision.reason
 
 
-# --- The policy -------------------------------------------------------------------------------------------------------
+# --- What always holds ----------------------------------------------------------------------------------------------------
 
-RELEASE = threading.Event()
+SECONDS = st.floats(0, 1e5)
 
 
-class Hanging:
-    """A store that answers once and then hangs until the test is over."""
+@st.composite
+def bounds_of_any_kind(draw: st.DrawFn) -> ScalingArgs:
+    low = draw(st.integers(0, 20))
+    return ScalingArgs(
+        min_workers=low,
+        max_workers=draw(st.integers(max(low, 1), 2000)),
+        target_wait_s=draw(st.floats(0.1, 5000)),
+        idle_s=draw(st.floats(0, 1000)),
+    )
+
+
+@st.composite
+def observations(draw: st.DrawFn) -> Observation:
+    queued, running = draw(st.integers(0, 500)), draw(st.integers(0, 500))
+    return Observation(
+        queued_jobs=queued,
+        queued_work_s=draw(SECONDS) if queued else 0.0,
+        oldest_wait_s=draw(SECONDS) if queued else 0.0,
+        running_jobs=running,
+        running_left_s=draw(SECONDS) if running else 0.0,
+        ready_s=tuple(draw(st.lists(SECONDS, max_size=20))),
+        startup_s=draw(st.floats(0.01, 2000)),
+        arrivals=tuple(draw(st.lists(st.tuples(st.integers(0, 500), SECONDS), min_size=WINDOWS, max_size=WINDOWS))),
+        idle_s=0.0 if queued or running else draw(SECONDS),
+        breaker=draw(st.sampled_from([None, None, "it cannot be loaded"])),
+    )
+
+
+DECISIONS = st.builds(Decision, st.integers(0, 2000), st.just(""), st.integers(0, 2000))
+
+
+@given(observations(), bounds_of_any_kind(), DECISIONS)
+def test_the_bounds_hold(seen: Observation, bounds: ScalingArgs, previous: Decision):
+    """Whatever is seen: none with an open breaker, else between min_workers and max_workers, with a reason."""
+    decision = decide(seen, bounds, previous)
+    assert decision.reason
+    if seen.breaker:
+        assert decision.target == 0
+    else:
+        assert bounds.min_workers <= decision.target <= bounds.max_workers
+
+
+@given(observations(), bounds_of_any_kind(), DECISIONS)
+def test_only_work_or_the_warm_pool_starts_workers(seen: Observation, bounds: ScalingArgs, previous: Decision):
+    """The target grows beyond what it was only for jobs, one worker each at the most, or to min_workers."""
+    decision = decide(seen, bounds, previous)
+    assert decision.target <= max(previous.target, seen.queued_jobs + seen.running_jobs, bounds.min_workers)
+
+
+@given(observations(), bounds_of_any_kind(), DECISIONS, st.floats(0, 1e5))
+def test_more_work_never_means_fewer_workers(seen: Observation, bounds: ScalingArgs, previous: Decision, more_s: float):
+    """The target never falls when the jobs that wait are longer."""
+    seen = replace(seen, queued_jobs=max(seen.queued_jobs, 1), idle_s=0.0)
+    longer = replace(seen, queued_work_s=seen.queued_work_s + more_s)
+    assert decide(longer, bounds, previous).target >= decide(seen, bounds, previous).target
+
+
+@given(observations(), bounds_of_any_kind(), DECISIONS)
+def test_what_stays_the_same_settles(seen: Observation, bounds: ScalingArgs, previous: Decision):
+    """Looking again and again at the same thing never makes the target go up and down."""
+    targets = []
+    for _ in range(6):
+        previous = decide(seen, bounds, previous)
+        targets.append(previous.target)
+    assert targets[1:] in (sorted(targets[1:]), sorted(targets[1:], reverse=True))
+
+
+# --- In Serve's controller ------------------------------------------------------------------------------------------------
+
+
+class Desk:
+    """A store for the policy's thread, which the test makes answer, hang or fail: what no real one does on demand."""
 
     def __init__(self) -> None:
+        self.seen = NOTHING
+        self.error: Exception | None = None
+        self.answers = threading.Event()
+        self.answers.set()
         self.asked = 0
+        self.published: list[tuple[int, str]] = []
+        self.closed = threading.Event()
 
     def observe(self) -> Observation:
         self.asked += 1
-        if self.asked > 1:
-            RELEASE.wait(30)
-        return busy(40, 240.0)
+        self.answers.wait()
+        if self.error is not None:
+            raise self.error
+        return self.seen
 
     def publish(self, target: int, reason: str) -> None:
-        PUBLISHED.append((target, reason))
+        self.published.append((target, reason))
 
     def close(self) -> None:
-        CLOSED.set()
+        self.closed.set()
 
 
-PUBLISHED: list[tuple[int, str]] = []
-CLOSED = threading.Event()
+desks: dict[str, Desk] = {}
 
 
-def open_hanging(bounds: ScalingArgs) -> Hanging:
-    return Hanging()
+def open_desk(bounds: ScalingArgs, name: str) -> Desk:
+    return desks[name]
 
 
-def open_nothing(bounds: ScalingArgs) -> Hanging:
+@pytest.fixture
+def desk(request: pytest.FixtureRequest) -> Iterator[Desk]:
+    """A desk that policies of this test find by its name."""
+    desks[request.node.name] = made = Desk()
+    yield made
+    made.answers.set()
+    del desks[request.node.name]
+
+
+@pytest.fixture
+def policy(desk: Desk, request: pytest.FixtureRequest) -> Iterator[QueuePolicy]:
+    """A policy that looks at the desk a hundred times a second."""
+    made = QueuePolicy(BOUNDS.model_dump(), "tests.test_scaling:open_desk", {"name": request.node.name}, period_s=0.01)
+    yield made
+    made._reader.ended.set()
+
+
+def ask(policy: QueuePolicy, current: int = 0) -> tuple[int, str]:
+    target, state = policy(SimpleNamespace(target_num_replicas=current))
+    return target, state["reason"]
+
+
+def test_the_policy_hands_out_and_publishes_what_was_decided(policy: QueuePolicy, desk: Desk):
+    """Work that comes in changes the answer and what health shows."""
+    desk.seen = waiting(40, 2000.0)
+    eventually(lambda: ask(policy)[0] == 20)
+    assert desk.published[-1] == ask(policy)
+    assert "2000 s of work" in desk.published[-1][1]
+
+
+def test_before_the_first_look_everything_stays(policy: QueuePolicy, desk: Desk):
+    """A store that hangs from the beginning delays no call, and changes nothing."""
+    desk.answers.clear()
+    assert ask(policy, 7)[0] == 7
+    eventually(lambda: desk.asked)
+    target, reason = ask(policy, 7)
+    assert target == 7
+    assert reason.startswith("keeping 7 workers: the job store is awaited")
+
+
+def test_a_store_that_hangs_holds_no_call(policy: QueuePolicy, desk: Desk, monkeypatch: pytest.MonkeyPatch):
+    """Every call returns while the store does not; the last target stays, and the reason comes to say why."""
+    monkeypatch.setattr(scaling, "STALE_S", 0.05)
+    desk.seen = waiting(40, 2000.0)
+    eventually(lambda: ask(policy)[0] == 20)
+    desk.answers.clear()
+    target, reason = eventually(lambda: (found := ask(policy, 20))[1].startswith("keeping 20") and found)
+    assert target == 20
+    assert "has not answered" in reason
+    desk.answers.set()
+    eventually(lambda: "2000 s of work" in ask(policy, 20)[1])
+
+
+def test_a_store_that_fails_keeps_the_target(policy: QueuePolicy, desk: Desk, monkeypatch: pytest.MonkeyPatch):
+    """The last target stays with the cause beside it, until the store is back."""
+    monkeypatch.setattr(scaling, "STALE_S", 0.05)
+    desk.seen = waiting(40, 2000.0)
+    eventually(lambda: ask(policy)[0] == 20)
+    desk.seen, desk.error = NOTHING, ConnectionError("connection refused")
+    target, reason = eventually(lambda: (found := ask(policy, 20))[1].startswith("keeping 20") and found)
+    assert target == 20
+    assert "ConnectionError: connection refused" in reason
+    desk.error = None
+    eventually(lambda: ask(policy, 20)[0] == 0)
+
+
+def open_nothing(bounds: ScalingArgs, tries: str) -> Desk:
+    desks[tries].asked += 1
     raise ConnectionError("no database")
 
 
-def context(target: int = 0) -> Any:
-    return SimpleNamespace(target_num_replicas=target)
+def test_a_store_that_cannot_be_opened_keeps_the_target(
+    desk: Desk, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+):
+    """The present number stays; it is tried again and again, and the cause is logged once."""
+    scaling.logger.addHandler(caplog.handler)
+    policy = QueuePolicy(
+        BOUNDS.model_dump(), "tests.test_scaling:open_nothing", {"tries": request.node.name}, period_s=0.01
+    )
+    eventually(lambda: ask(policy, 3) and desk.asked > 5)
+    target, reason = ask(policy, 3)
+    policy._reader.ended.set()
+    scaling.logger.removeHandler(caplog.handler)
+    assert (target, reason) == (3, "keeping 3 workers: the job store is awaited (ConnectionError: no database)")
+    assert len({record for record in caplog.records if "no database" in record.getMessage()}) == 1
 
 
-def test_a_store_that_hangs_never_makes_the_controller_wait():
-    """The last decision stands, every answer comes at once, and the thread ends with its policy."""
-    answer_ms = _ask_a_policy_whose_store_hangs()
-    print(f"an answer of the policy takes {answer_ms:.4f} ms while its store hangs")
-    RELEASE.set()
-    assert CLOSED.wait(30)
+def test_a_policy_that_serve_has_dropped_ends_its_thread(desk: Desk, request: pytest.FixtureRequest):
+    """Serve makes a new policy at each deploy and does not say so to the old one: its thread ends and closes the store."""
+    _ask_a_policy_and_drop_it(desk, request.node.name)
+    gc.collect()
+    assert desk.closed.wait(30)
 
 
-def _ask_a_policy_whose_store_hangs() -> float:
-    policy = QueuePolicy(BOUNDS.model_dump(), "tests.test_scaling:open_hanging", {}, period_s=0.01)
-    eventually(lambda: policy(context())[0] == 4)
-    began = time.perf_counter()
-    assert {policy(context())[0] for _ in range(1000)} == {4}
-    assert PUBLISHED[0][0] == 4
-    return time.perf_counter() - began  # seconds for a thousand: milliseconds for one
+def _ask_a_policy_and_drop_it(desk: Desk, name: str) -> None:
+    policy = QueuePolicy(BOUNDS.model_dump(), "tests.test_scaling:open_desk", {"name": name}, period_s=0.01)
+    eventually(lambda: ask(policy) and desk.asked)
 
 
-def test_a_store_that_is_away_leaves_the_fleet_as_it_is():
-    """Before the first answer the present number stays, and the reason names the trouble."""
-    policy = QueuePolicy(BOUNDS.model_dump(), "tests.test_scaling:open_nothing", {}, period_s=0.01)
-    eventually(lambda: "no database" in policy(context(3))[1]["reason"])
-    assert policy(context(3))[0] == 3
+def test_what_serve_wraps_around_the_policy_changes_nothing(policy: QueuePolicy, desk: Desk):
+    """Through Serve's own wrapper, with our configuration: from zero to all at once, and to zero when the breaker opens."""
+    config = AutoscalingConfig(**autoscaling_config(BOUNDS, "tests.test_scaling:open_desk", {"name": "none"}))
+    wrapped = _apply_autoscaling_config(policy)
+    desk.seen = waiting(40, 2000.0)
+    eventually(lambda: wrapped(context(config, running=0, target=0))[0] == 20)
+    desk.seen = waiting(40, 2000.0, breaker="it cannot be loaded")
+    # Serve goes to zero by way of one
+    eventually(lambda: wrapped(context(config, running=20, target=20))[0] == 1)
+    assert wrapped(context(config, running=1, target=1))[0] == 0
+
+
+def context(config: AutoscalingConfig, running: int, target: int) -> AutoscalingContext:
+    return AutoscalingContext(
+        deployment_id=None,
+        deployment_name="workers",
+        app_name="sophia",
+        current_num_replicas=running,
+        target_num_replicas=target,
+        running_replicas=[],
+        total_num_requests=0,
+        total_queued_requests=0,
+        aggregated_metrics=None,
+        raw_metrics=None,
+        capacity_adjusted_min_replicas=config.min_replicas,
+        capacity_adjusted_max_replicas=config.max_replicas,
+        policy_state={},
+        last_scale_up_time=None,
+        last_scale_down_time=None,
+        current_time=None,
+        config=config,
+    )
+
+
+def test_the_policy_survives_the_way_that_serve_ships_it():
+    """Serve pickles the policy's module by value: the copy decides as the original, in a process that has nothing else."""
+    shipped = AutoscalingConfig(**autoscaling_config(BOUNDS, "tests.nowhere:open", {})).policy
+    program = """
+import sys
+from types import SimpleNamespace
+import ray.cloudpickle
+policy = ray.cloudpickle.loads(sys.stdin.buffer.read())(bounds={"max_workers": 9}, source="tests.nowhere:open", source_kwargs={})
+print(policy(SimpleNamespace(target_num_replicas=4))[0])
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program], input=shipped.get_serialized_policy_def(), capture_output=True, check=False
+    )
+    assert run.stdout.split() == [b"4"], run.stderr.decode()
+
+
+def test_the_policy_imports_nothing_heavy():
+    """Serve's controller, the dashboard and the command line import it."""
+    program = "import sys, serve_app.scaling; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "diffusers", "transformers", "sqlalchemy", "numpy", "ray", "fastapi"} & set(loaded)
