@@ -110,6 +110,7 @@ def test_seed_beyond_32_bits_still_makes_an_ogg_stream() -> None:
     assert soundfile.info(io.BytesIO(file)).frames == 24_000
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("format", FORMATS)
 def test_ten_minutes_in_every_format(format: Format, capsys: pytest.CaptureFixture[str]) -> None:
     """The longest song, 600 s, is encoded whole, without the crash that one long write of Vorbis is."""

@@ -161,7 +161,7 @@ def test_a_fleet_grows_from_zero_in_one_step_and_sleeps_again(cluster: httpx.Cli
     store = deploy(simulated={"step_s": STEP_S}, scaling=bounds)
     eventually(lambda: (_get(cluster, "/readyz") or {}).get("ready"))
     assert _replicas() == 0
-    burst = [_submit(cluster, steps=10) for _ in range(40)]
+    burst = [_submit(cluster, steps=5) for _ in range(40)]
     wanted = eventually(lambda: scale if (scale := cluster.get("/v1/health").json()["scale"]["m"])["wanted"] else None)
     print(f"a burst of 40 at zero workers: {wanted['wanted']} wanted at once: {wanted['reason']}")
     assert wanted["wanted"] == 4
