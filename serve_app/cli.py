@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from serve_app import __version__
 from serve_app.config import AppArgs, ModelArgs
 from serve_app.errors import ConfigurationError, NotFound, SophiaError
+from serve_app.jobs import Status
 from serve_app.store import Store
 from serve_app.store.costs import Account, DeviceUse, OwnerUse
 from serve_app.webhooks import shown_secret, signing_keys
@@ -84,7 +85,10 @@ def _add_keys(commands: Any) -> None:
 
 def _add_jobs(commands: Any) -> None:
     jobs = commands.add_parser("jobs", help="list jobs, newest first")
-    jobs.add_argument("--state", action="append", default=[], help="only jobs in this state; may be repeated")
+    states = [state.value for state in Status]
+    jobs.add_argument(
+        "--state", action="append", default=[], choices=states, help="only jobs in this state; may be repeated"
+    )
     jobs.add_argument("--limit", type=int, default=20, help="how many (default: 20)")
     jobs.set_defaults(run=_list_jobs)
 

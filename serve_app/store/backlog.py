@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 from serve_app.jobs import Job, Status
 from serve_app.store.database import Database, now
-from serve_app.store.tables import jobs
+from serve_app.store.tables import jobs, state_is
 
 _MEASURED_JOBS: Final = 20  # how many finished jobs an estimate looks back on
 _COUNT_REST: Final = 20
@@ -27,10 +27,10 @@ class Backlog:
         is old by so many times what counting took."""
         if time.monotonic() > self._ended_until:
             began = time.monotonic()
-            self._ended = self._count(jobs.c.state.not_in(_LIVE))
+            self._ended = self._count(jobs.c.finished_at.is_not(None))
             ended = time.monotonic()
             self._ended_until = ended + _COUNT_REST * (ended - began)
-        found = self._ended | self._count(jobs.c.state.in_(_LIVE))
+        found = self._ended | self._count(state_is(*_LIVE))
         return {state.value: found.get(state, 0) for state in Status}
 
     def _count(self, which: sa.ColumnElement[bool]) -> dict[str, int]:
@@ -40,7 +40,7 @@ class Backlog:
 
     def oldest_wait_s(self) -> float | None:
         """How long the longest-waiting queued job has waited, in seconds."""
-        query = sa.select(now() - sa.func.min(jobs.c.created_at)).where(jobs.c.state == Status.QUEUED)
+        query = sa.select(now() - sa.func.min(jobs.c.created_at)).where(state_is(Status.QUEUED))
         with self._database.read() as connection:
             waited: float | None = connection.execute(query).scalar()
         return waited
@@ -49,10 +49,10 @@ class Backlog:
         """What starts before a queued job: how many queued jobs, and seconds of audio in all queued and running ones."""
         place = sa.tuple_(-jobs.c.priority, jobs.c.turn, jobs.c.created_at, jobs.c.id)
         earlier = place < sa.tuple_(-job.priority, job.turn, job.created_at, job.id)
-        before = sa.or_(jobs.c.state == Status.RUNNING, sa.and_(jobs.c.state == Status.QUEUED, earlier))
-        queued = sa.func.count().filter(jobs.c.state == Status.QUEUED)
+        before = sa.or_(state_is(Status.RUNNING), sa.and_(state_is(Status.QUEUED), earlier))
+        queued = sa.func.count().filter(state_is(Status.QUEUED))
         query = sa.select(queued, sa.func.coalesce(sa.func.sum(jobs.c.audio_seconds), 0.0)).where(
-            jobs.c.model == job.model, jobs.c.state.in_((Status.QUEUED, Status.RUNNING)), before
+            jobs.c.model == job.model, state_is(Status.QUEUED, Status.RUNNING), before
         )
         with self._database.read() as connection:
             count, seconds = connection.execute(query).one()
@@ -62,7 +62,7 @@ class Backlog:
         """Seconds of work for a second of audio, over the last finished jobs; None before the first."""
         last = (
             sa.select(jobs.c.audio_seconds, jobs.c.timing)
-            .where(jobs.c.model == model, jobs.c.state == Status.SUCCEEDED)
+            .where(jobs.c.model == model, state_is(Status.SUCCEEDED))
             .order_by(jobs.c.finished_at.desc())
             .limit(_MEASURED_JOBS)
         )

@@ -12,7 +12,7 @@ from serve_app.jobs import Status
 from serve_app.scaling import WINDOW_S, WINDOWS, Observation
 from serve_app.store import Store
 from serve_app.store.database import now
-from serve_app.store.tables import jobs, loads
+from serve_app.store.tables import jobs, loads, state_is
 
 _RECENT = 100  # loads; more workers than that do not come up within one start-up of each other
 _MEASURED_STARTUPS = 20
@@ -76,14 +76,14 @@ class StoreFleet:
         return f"{found.runs} loads failed with {found.code}: {found.message}" if found.is_open else None
 
     def _queued(self) -> sa.Select[Any]:
-        waiting = jobs.c.model == self._model, jobs.c.state == Status.QUEUED
+        waiting = jobs.c.model == self._model, state_is(Status.QUEUED)
         oldest_s = sa.func.coalesce(now() - sa.func.min(jobs.c.created_at), 0.0)
         return sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(jobs.c.audio_seconds), 0.0), oldest_s).where(
             *waiting
         )
 
     def _running(self, draining: list[str]) -> sa.Select[Any]:
-        at_work = jobs.c.model == self._model, jobs.c.state == Status.RUNNING, jobs.c.worker.not_in(draining)
+        at_work = jobs.c.model == self._model, state_is(Status.RUNNING), jobs.c.worker.not_in(draining)
         return sa.select(jobs.c.audio_seconds, (now() - jobs.c.started_at).label("ran_s")).where(*at_work)
 
     def _ready(self) -> sa.Select[Any]:
@@ -113,7 +113,7 @@ class StoreFleet:
         return tuple((int(count), work_s) for count, work_s in counted)
 
     def _last_end(self) -> sa.Select[Any]:
-        ended = jobs.c.model == self._model, jobs.c.state == Status.SUCCEEDED
+        ended = jobs.c.model == self._model, state_is(Status.SUCCEEDED)
         return sa.select(now() - sa.func.max(jobs.c.finished_at)).where(*ended)
 
 

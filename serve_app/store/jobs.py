@@ -26,7 +26,7 @@ from serve_app.jobs import Job, Status, new_id, origins
 from serve_app.schemas import MusicRequest
 from serve_app.store.costs import played, wasted
 from serve_app.store.database import Database, now
-from serve_app.store.tables import jobs
+from serve_app.store.tables import jobs, state_is
 from serve_app.store.webhooks import enqueue
 
 
@@ -123,17 +123,24 @@ class JobStore:
         limit: int = 50,
     ) -> list[Job]:
         """Jobs, newest first, older than the job `before`."""
-        query = sa.select(jobs).order_by(jobs.c.id.desc()).limit(limit)
+        query, order = sa.select(jobs).limit(limit), jobs.c.id.desc()
         if owner is not None:
             query = query.where(jobs.c.owner == owner)
         if states:
-            query = query.where(jobs.c.state.in_(states))
+            wanted = [Status(state) for state in states]
+            query = query.where(state_is(*wanted))
+            if all(state.final for state in wanted):
+                query = query.where(jobs.c.finished_at.is_not(None))  # or its index would not be seen to fit
+            elif not any(state.final for state in wanted):
+                order = jobs.c.id.concat(
+                    ""
+                ).desc()  # they are few: sort them, do not walk all jobs in order to find them
         if model is not None:
             query = query.where(jobs.c.model == model)
         if before is not None:
             query = query.where(jobs.c.id < before)
         with self._database.read() as connection:
-            return [_job(row) for row in connection.execute(query)]
+            return [_job(row) for row in connection.execute(query.order_by(order))]
 
     def cancel(self, job: str, owner: str | None = None) -> Job:
         """Cancel a queued or running job; its worker stops at the next step. Raises NotFound, or Conflict when it has ended."""
@@ -158,7 +165,7 @@ class JobStore:
                 "max_attempts": found.attempt + max_attempts,
             }
             blank = dict.fromkeys(("started_at", "finished_at", "error"))
-            ended = jobs.c.state.in_((Status.FAILED, Status.CANCELLED, Status.EXPIRED))
+            ended = state_is(Status.FAILED, Status.CANCELLED, Status.EXPIRED)
             rows = self._move(connection, Status.QUEUED, jobs.c.id == job, ended, **{**_unclaimed(), **blank, **anew})
         if not rows:
             raise Conflict(f"Job {job} cannot be retried: it is {found.status}")
@@ -178,9 +185,7 @@ class JobStore:
 
     def claim(self, worker: str, model: str, lease_s: float) -> Job | None:
         """Take the next job of a model: by priority, then age. None when there is none."""
-        waiting = sa.select(jobs.c.id).where(
-            jobs.c.model == model, jobs.c.state == Status.QUEUED, jobs.c.deadline_at > now()
-        )
+        waiting = sa.select(jobs.c.id).where(jobs.c.model == model, state_is(Status.QUEUED), jobs.c.deadline_at > now())
         with self._database.read() as connection:  # an idle worker must not take the write lock for nothing
             if connection.execute(waiting.limit(1)).one_or_none() is None:
                 return None
@@ -273,11 +278,11 @@ class JobStore:
         `give_up_leases` is false for a while after the database was away: no worker could be heard then.
         """
         overdue = jobs.c.deadline_at <= now()
-        running = jobs.c.state == Status.RUNNING
+        running = state_is(Status.RUNNING)
         too_long = sa.and_(running, jobs.c.started_at <= now() - run_limit_s)
         lost = sa.and_(running, jobs.c.lease_until <= now(), sa.true() if give_up_leases else sa.false())
         with self._database.read() as connection:  # nearly always nothing: no write lock for that
-            due = sa.and_(jobs.c.state.in_(origins(Status.EXPIRED)), sa.or_(overdue, too_long, lost))
+            due = sa.and_(state_is(*origins(Status.EXPIRED)), sa.or_(overdue, too_long, lost))
             if connection.execute(sa.select(jobs.c.id).where(due).limit(1)).first() is None:
                 return 0
         with self._database.write("queued", "ended", "revoked") as connection:
@@ -289,7 +294,7 @@ class JobStore:
     def abandon(self, worker: str) -> int:
         """Give up every claim of a worker that is known to be dead, without waiting for its leases. How many."""
         with self._database.write("queued", "ended") as connection:
-            return len(self._give_up(connection, sa.and_(jobs.c.state == Status.RUNNING, jobs.c.worker == worker)))
+            return len(self._give_up(connection, sa.and_(state_is(Status.RUNNING), jobs.c.worker == worker)))
 
     def _give_up(self, connection: sa.Connection, which: Any) -> list[Job]:
         again = self._move(connection, Status.QUEUED, which, jobs.c.attempt < jobs.c.max_attempts, **_unclaimed())
@@ -299,7 +304,7 @@ class JobStore:
         """The one way in which a state changes: from the legal origins of `target` only."""
         rows = connection.execute(
             jobs.update()
-            .where(jobs.c.state.in_(origins(target)), *where)
+            .where(state_is(*origins(target)), *where)
             .values(state=target, version=jobs.c.version + 1, **values)
             .returning(jobs)
         )
@@ -315,7 +320,7 @@ def _turn(request: MusicRequest, owner: str) -> Any:
     An owner's job comes after its own last queued one by that one's length, and a newcomer's first where the queue's head is, so
     that who asks for much does not keep others waiting (Goyal, Vin and Cheng 1996).
     """
-    queue = (jobs.c.state == Status.QUEUED, jobs.c.model == request.model, jobs.c.priority == request.priority)
+    queue = (state_is(Status.QUEUED), jobs.c.model == request.model, jobs.c.priority == request.priority)
     head = sa.select(sa.func.min(jobs.c.turn)).where(*queue).scalar_subquery()
     own = (
         sa.select(sa.func.max(jobs.c.turn + jobs.c.audio_seconds))
@@ -336,7 +341,7 @@ def owned(owner: str | None) -> tuple[Any, ...]:
 
 
 def _claim(job: str, attempt: int) -> tuple[Any, ...]:
-    return (jobs.c.id == job, jobs.c.attempt == attempt, jobs.c.state == Status.RUNNING)
+    return (jobs.c.id == job, jobs.c.attempt == attempt, state_is(Status.RUNNING))
 
 
 def _ended() -> dict[str, Any]:

@@ -8,10 +8,10 @@ import sqlalchemy as sa
 
 from serve_app.jobs import Status
 from serve_app.store.database import Database, now
-from serve_app.store.tables import jobs
+from serve_app.store.tables import jobs, state_is
 
 _FINAL = tuple(state for state in Status if state.final)
-_HAS_AUDIO = (jobs.c.state == Status.SUCCEEDED, jobs.c.audio_gone_at.is_(None))
+_HAS_AUDIO = (state_is(Status.SUCCEEDED), jobs.c.audio_gone_at.is_(None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class RetentionStore:
 
     def mark_audio_gone(self, ids: Sequence[str], gone: bool = True) -> None:
         """Say on the jobs that their audio was removed, or that it is there after all."""
-        marked = jobs.update().where(jobs.c.id.in_(ids), jobs.c.state == Status.SUCCEEDED)
+        marked = jobs.update().where(jobs.c.id.in_(ids), state_is(Status.SUCCEEDED))
         with self._database.write("ended") as connection:
             connection.execute(marked.values(audio_gone_at=now() if gone else None, version=jobs.c.version + 1))
 
@@ -69,7 +69,7 @@ def _holdings() -> sa.Select[Any]:
 
 
 def _ended(older_s: float) -> tuple[Any, ...]:
-    return (jobs.c.state.in_(_FINAL), jobs.c.finished_at <= now() - older_s)
+    return (state_is(*_FINAL), jobs.c.finished_at <= now() - older_s)
 
 
 def _holding(row: Any) -> Holding:

@@ -2,6 +2,8 @@
 
 import sqlalchemy as sa
 
+from serve_app.jobs import Status
+
 metadata = sa.MetaData()
 
 jobs = sa.Table(
@@ -54,9 +56,19 @@ _partial("jobs_deadlines", "deadline_at", where="state in ('queued', 'running')"
 _partial("jobs_measured", "model", "finished_at", where="state = 'succeeded'")
 _partial("jobs_audio", "finished_at", where="state = 'succeeded' and audio_gone_at is null")
 _partial("jobs_ended", "finished_at", where="finished_at is not null")
+_partial("jobs_ended_by_state", "state", "id", where="finished_at is not null")
 _partial("jobs_idempotency", "owner", "idempotency_key", where="idempotency_key is not null", unique=True)
 sa.Index("jobs_by_owner", jobs.c.owner, jobs.c.id)
-sa.Index("jobs_by_state", jobs.c.state)
+
+
+def state_is(*states: Status) -> sa.ColumnElement[bool]:
+    """The condition that a job is in one of the states, with their names in the statement itself: behind a parameter no planner
+    sees that a partial index fits, and would read a million finished jobs."""
+    if len(states) == 1:
+        return jobs.c.state == sa.literal(states[0].value, literal_execute=True)
+    names = [state.value for state in states]
+    return jobs.c.state.in_(sa.bindparam(None, names, expanding=True, literal_execute=True))
+
 
 webhook_deliveries = sa.Table(
     "webhook_deliveries",

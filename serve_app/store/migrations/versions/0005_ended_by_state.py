@@ -1,0 +1,14 @@
+"""States are indexed of ended jobs only: claims no longer write into an index as large as the table."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0005"
+down_revision = "0004"
+
+
+def upgrade() -> None:
+    """Replace the index."""
+    op.drop_index("jobs_by_state", "jobs")
+    ended = sa.text("finished_at is not null")
+    op.create_index("jobs_ended_by_state", "jobs", ["state", "id"], sqlite_where=ended, postgresql_where=ended)
