@@ -1,5 +1,6 @@
 """What the autoscaling policy looks at: one model's queue, workers and loads, as one observation a second."""
 
+import statistics
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from serve_app.store.tables import jobs, loads, state_is
 
 _RECENT = 100  # loads; more workers than that do not come up within one start-up of each other
 _MEASURED_STARTUPS = 20
+_LONGEST_STARTUP_S = 1800.0  # what takes longer waited for a card that nobody had, and says nothing of the next start
 _ALIVE_S = 60.0  # a worker that said nothing for so long does not count; its host, or its lease, will see to its job
 
 
@@ -54,7 +56,9 @@ class StoreFleet:
             running_jobs=len(running),
             running_left_s=sum(max(row.audio_seconds * speed - row.ran_s, 0.0) for row in running),
             ready_s=tuple(ready.values()),
-            startup_s=self._startups.mean_s or self._store.loads.startup_s(self._model) or self._bounds.startup_prior_s,
+            startup_s=self._startups.median_s
+            or self._store.loads.startup_s(self._model)
+            or self._bounds.startup_prior_s,
             arrivals=arrivals,
             idle_s=float("inf") if idle_s is None else idle_s,
             breaker=self._open_breaker(),
@@ -131,9 +135,9 @@ class Startups:
         self._measured: deque[float] = deque(maxlen=_MEASURED_STARTUPS)
 
     @property
-    def mean_s(self) -> float | None:
+    def median_s(self) -> float | None:
         """Of the last ones, in seconds; None before the first."""
-        return sum(self._measured) / len(self._measured) if self._measured else None
+        return statistics.median(self._measured) if self._measured else None
 
     def wanted(self, target: int) -> None:
         """From now on there should be so many workers."""
@@ -148,5 +152,8 @@ class Startups:
         new = set() if self._known is None else ages_s.keys() - self._known
         self._known = set(ages_s)
         for load in sorted(new, key=ages_s.__getitem__, reverse=True):
-            if self._wishes:
-                self._measured.append(time.monotonic() - self._wishes.popleft() - ages_s[load])
+            if not self._wishes:
+                return
+            seconds = time.monotonic() - self._wishes.popleft() - ages_s[load]
+            if seconds < _LONGEST_STARTUP_S:
+                self._measured.append(seconds)
