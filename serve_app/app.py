@@ -3,6 +3,9 @@
 import logging
 import os
 import subprocess
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +32,9 @@ logger = logging.getLogger("ray.serve")
 
 DRAIN_GRACE_S: Final = 120
 """Beyond the longest run of a job, Serve waits so long for its file to be encoded and stored."""
+
+NODES_FRESH_S: Final = 2.0
+_PATIENCE_S: Final = 1.0
 
 
 def build(args: AppArgs) -> serve.Application:
@@ -106,14 +112,49 @@ class Api:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         artifacts = Artifacts(self._args.resolved_artifacts_url)
-        return create_api(self._args, self._store, artifacts, self._commit, self._deployment, living_nodes)
+        return create_api(self._args, self._store, artifacts, self._commit, self._deployment, LivingNodes())
 
 
-def living_nodes() -> list[Node]:
-    """What placement sees of the cluster."""
+class LivingNodes:
+    """What placement sees of the cluster, asked for at most every NODES_FRESH_S.
+
+    While Ray's control store is away its calls hang, in a thread of their own here: then it is what was known last.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="nodes")
+        self._asked: Future[list[Node]] | None = None
+        self._known: list[Node] = []
+        self._until = 0.0
+
+    def __call__(self) -> list[Node]:
+        with self._lock:
+            if time.monotonic() > self._until:
+                self._ask()
+                self._until = time.monotonic() + NODES_FRESH_S
+            return self._known
+
+    def _ask(self) -> None:
+        self._asked = self._asked or self._pool.submit(_living_nodes)
+        try:
+            self._known = self._asked.result(timeout=_PATIENCE_S)
+        except TimeoutError:
+            return  # the same question is still under way the next time
+        except Exception as error:  # whatever Ray raises: this is only for words
+            logger.warning("the cluster's nodes could not be listed: %s", error)
+        self._asked = None
+
+
+def _living_nodes() -> list[Node]:
     free = available_resources_per_node()
     return [
-        Node(labels=node.get("Labels", {}), total=node["Resources"], free=free.get(node["NodeID"], {}))
+        Node(
+            address=node["NodeManagerAddress"],
+            labels=node.get("Labels", {}),
+            total=node["Resources"],
+            free=free.get(node["NodeID"], {}),
+        )
         for node in ray.nodes()
         if node["Alive"]
     ]

@@ -173,7 +173,11 @@ def _cost(given: argparse.Namespace, args: AppArgs) -> int:
         print("\n" + _columns([_OWNER_HEAD, *(_owner_row(owner, ours, account) for owner in ours)]))
         theirs = [(node, worker, use) for (name, node, worker), use in workers.items() if name == model]
         print("\n" + _columns([_WORKER_HEAD, *(_worker_row(*row) for row in theirs)]) + "\n")
-    if not any(model.price_per_hour for model in args.models.values()):
+    if given.hours * 3600 > args.retention.rows_s:
+        print(
+            f"Accounts are kept for retention.rows_s, {args.retention.rows_s / 3600:g} hours: what was before is not in it."
+        )
+    if not any(account.use.cost for account in accounts.values()):
         print("No price is set, so nothing costs anything: set models.NAME.price_per_hour.")
     return 0
 

@@ -43,19 +43,22 @@ class ScalingArgs(_Strict):
     max_workers: int = Field(
         1,
         ge=1,
-        description="The most workers, whatever waits: what bounds the bill. Each has a GPU of its own on CUDA.",
+        description="The most workers, whatever waits: what bounds the bill. Each has a GPU of its own on CUDA (see num_gpus).",
     )
     target_wait_s: float = Field(
-        60, gt=0, le=86_400, description="Seconds that a job may wait for a worker. Longer is cheaper."
+        60, ge=0.1, le=86_400, description="Seconds that a job may wait for a worker. Longer is cheaper."
     )
     idle_s: float = Field(
         300, ge=0, description="Seconds without any work after which only min_workers are kept, usually none."
     )
     startup_prior_s: float = Field(
-        120, gt=0, description="Seconds until a new worker is ready, node included, as long as none was measured."
+        120,
+        gt=0,
+        le=86_400,
+        description="Seconds until a new worker is ready, node included, as long as none was measured.",
     )
     work_prior: float = Field(
-        0.2, gt=0, description="Seconds of work for a second of audio, as long as none was measured."
+        0.2, gt=0, le=1000, description="Seconds of work for a second of audio, as long as none was measured."
     )
 
     @model_validator(mode="after")
@@ -103,7 +106,8 @@ class ModelArgs(_Strict):
     price_per_hour: float = Field(
         0.0,
         ge=0,
-        description="What a worker's device costs an hour, in your currency; `sophia cost` and health tell what songs cost.",
+        allow_inf_nan=False,
+        description="What a GPU (on the CPU: a worker) costs an hour, in your currency; `sophia cost` and health tell songs' cost.",
     )
     simulated: SimulatedArgs = SimulatedArgs()
 

@@ -80,7 +80,8 @@ class Janitor:
 
 
 def expire(store: Store, artifacts: Artifacts, retention: RetentionArgs, go_on: GoOn) -> None:
-    """Remove the audio of jobs that ended `results_s` ago, and altogether those that ended `rows_s` ago; old accounts, too.
+    """Remove the audio of jobs that ended `results_s` ago, and altogether those that ended `rows_s` ago; and old accounts,
+    loads and workers.
 
     Raises StoreUnavailable or ArtifactsUnavailable; what is done by then stays done.
     """
@@ -93,6 +94,8 @@ def expire(store: Store, artifacts: Artifacts, retention: RetentionArgs, go_on: 
         store.retention.mark_audio_gone([job.id for job in page])
         logger.info("removed the audio of %s jobs that ended %.0f s ago or earlier", len(page), retention.results_s)
     store.costs.forget(retention.rows_s)
+    store.loads.forget(retention.rows_s)
+    store.workers.forget_old(retention.rows_s)
 
 
 def audit(store: Store, artifacts: Artifacts, retention: RetentionArgs, go_on: GoOn) -> None:

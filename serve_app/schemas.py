@@ -320,7 +320,10 @@ class JobView(BaseModel):
         examples=[None],
     )
     timing: Timing | None = Field(description="Where the time went, when finished.")
-    gpu_s: float = Field(description="Device seconds of all attempts that have ended.", examples=[6.2])
+    gpu_s: float = Field(
+        description="Device seconds of all attempts so far whose workers told it; a killed worker's is not in it.",
+        examples=[6.2],
+    )
     error: JobError | None = Field(description="Why it failed or expired.")
     webhook: WebhookView | None = Field(description="How far telling `webhook_url` has come, once the job has ended.")
     links: JobLinks = Field(description="Addresses of what belongs to this job.")
@@ -386,7 +389,7 @@ class ScaleView(BaseModel):
     ready: int = Field(description="Workers that can generate now.", examples=[1])
     starting: int = Field(description="Workers on their way.", examples=[0])
     wanted: int = Field(description="Workers asked for.", examples=[1])
-    pending: int = Field(description="Workers asked for of which no process runs yet.", examples=[0])
+    pending: int = Field(description="Workers asked for that have not spoken yet.", examples=[0])
     pending_for: str | None = Field(
         description="What they wait for.",
         examples=[
@@ -395,7 +398,9 @@ class ScaleView(BaseModel):
     )
     reason: str = Field(
         description="Why that many.",
-        examples=["312 s of work in 9 jobs (7 waiting); 6 workers do it in about the 60 s you accept"],
+        examples=[
+            "312 s of work in 9 jobs (7 waiting); 6 workers keep to about the 60 s of wait you accept; one more is ready in 40 s"
+        ],
     )
 
 

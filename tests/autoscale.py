@@ -126,9 +126,9 @@ def _autoscaled_cluster(folder: Path) -> Iterator[None]:
             ray.init(f"{address}:{port}", log_to_driver=bool(os.environ.get("SOPHIA_TEST_LOGS")))
             yield
         finally:
-            started = psutil.Process(head.pid).children(recursive=True) if head.poll() is None else []
+            started = _with_descendants(head.pid) if head.poll() is None else []
             ray.shutdown()
-            _end([*started, psutil.Process(head.pid)] if started else [])
+            _end(started)
             head.wait(30)
 
 
@@ -220,6 +220,10 @@ def _own_address() -> str:
 def _listens(host: str, port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex((host, port)) == 0
+
+
+def _with_descendants(pid: int) -> list[psutil.Process]:
+    return [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]
 
 
 def _end(processes: list[psutil.Process]) -> None:

@@ -11,5 +11,5 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 def test_nothing_is_lost_while_everything_is_killed(tmp_path: Path, cache: Path, checkpoint: Path):
     """Two hundred songs from the embedded checkpoint while workers, API, controller and proxy are killed: all are there, once."""
-    outcome = run(Plan(jobs=200, kills=6, seed=16, engine="embedded", workers=2, pause_s=(1.0, 4.0)), tmp_path, cache)
+    outcome = run(Plan(jobs=200, kills=6, seed=11, engine="embedded", workers=2, pause_s=(1.0, 4.0)), tmp_path, cache)
     assert set(outcome.kills) == {"worker", "api", "controller", "proxy"}

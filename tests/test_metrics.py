@@ -39,7 +39,8 @@ class Teller:
 @pytest.fixture(scope="module")
 def exported() -> Iterator[str]:
     """What Prometheus gets from a one-node cluster on which every metric was told."""
-    ray.init("local", num_cpus=1, include_dashboard=True, log_to_driver=False)
+    often = {"metrics_report_interval_ms": 1000}
+    ray.init("local", num_cpus=1, include_dashboard=True, log_to_driver=False, _system_config=often)
     try:
         serve.start(proxy_location="Disabled")
         serve.run(Teller.bind(), name="teller", route_prefix=None)

@@ -14,8 +14,8 @@ from serve_app.store.fleet import StoreFleet
 from tests.test_store import claim, finish, submit
 
 
-def _page(state: str) -> Callable[[Store, Job], Any]:
-    return lambda store, _: store.jobs.page(states=[state])
+def _page(*states: str, owner: str | None = None) -> Callable[[Store, Job], Any]:
+    return lambda store, _: store.jobs.page(states=states, owner=owner)
 
 
 @pytest.mark.parametrize(
@@ -38,6 +38,7 @@ def _page(state: str) -> Callable[[Store, Job], Any]:
         ),
         pytest.param(_page("queued"), id="queued jobs"),
         pytest.param(_page("failed"), id="failed jobs"),
+        pytest.param(_page("queued", "running", owner="me"), id="an owner's queued jobs"),
         pytest.param(lambda store, _: store.retention.ended_long_ago(60, 100), id="ended long ago"),
         pytest.param(lambda store, _: store.retention.with_old_audio(60, 100), id="old audio"),
     ],
@@ -49,6 +50,26 @@ def test_a_query_finds_its_jobs_by_an_index(tmp_path: Path, ask: Callable[[Store
     submit(store)
     submit(store)
     job = claim(store)
+    plans = _plans_of(store)
+    ask(store, job)
+    store.close()
+    assert plans
+    whole = ("SCAN jobs", "SCAN jobs USING INDEX sqlite_autoindex_jobs_1")
+    assert [plan for plan in plans if plan in whole] == []
+
+
+def test_an_owners_ended_jobs_are_found_among_the_owners(tmp_path: Path):
+    """Not among everybody's jobs of that state."""
+    store = Store(f"sqlite:///{tmp_path / 'jobs.db'}")
+    store.migrate()
+    plans = _plans_of(store)
+    store.jobs.page(states=["succeeded"], owner="me")
+    store.close()
+    assert plans == ["SEARCH jobs USING INDEX jobs_by_owner (owner=?)"]
+
+
+def _plans_of(store: Store) -> list[str]:
+    """The steps of every statement about jobs from now on, as SQLite explains them."""
     plans: list[str] = []
 
     @sa.event.listens_for(store.database.engine, "before_cursor_execute")
@@ -56,8 +77,4 @@ def test_a_query_finds_its_jobs_by_an_index(tmp_path: Path, ask: Callable[[Store
         if "jobs" in statement and statement.startswith(("SELECT", "UPDATE", "DELETE", "INSERT")):
             plans.extend(row[3] for row in cursor.execute(f"EXPLAIN QUERY PLAN {statement}", parameters).fetchall())
 
-    ask(store, job)
-    store.close()
-    assert plans
-    whole = ("SCAN jobs", "SCAN jobs USING INDEX sqlite_autoindex_jobs_1")
-    assert [plan for plan in plans if plan in whole] == []
+    return plans

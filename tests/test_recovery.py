@@ -263,8 +263,12 @@ def test_a_card_that_the_cluster_lacks_is_named(tmp_path: Path):
         )
         nodes.append(_node(label, GPU=1))
         assert service.job(service.submit()["id"])["waiting_for"] == "no worker of this model is running yet"
-        nodes[-1].free["GPU"] = 0
+        nodes[-1].free["GPU"] = 0  # Ray has given it to a worker that is still importing
+        assert service.job(service.submit()["id"])["waiting_for"].startswith("a GPU that fits is taken by a process")
+        report(service, phase="draining", node="node")
         assert service.job(service.submit()["id"])["waiting_for"].startswith("the only node that fits is full")
+        nodes[-1].total["CPU"] = 0.1
+        assert service.job(service.submit()["id"])["waiting_for"].endswith("has the 0.5 CPUs that a worker reserves")
 
 
 def test_a_worker_without_room_for_its_cpus_says_so(tmp_path: Path):
@@ -278,7 +282,7 @@ def test_a_worker_without_room_for_its_cpus_says_so(tmp_path: Path):
 
 def _node(labels: dict[str, str], **resources: float) -> Node:
     total = {"CPU": 8.0, **resources}
-    return Node(labels, total, dict(total))
+    return Node("node", labels, total, dict(total))
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ CARD_LABEL: Final = "ray.io/accelerator-type"
 class Node:
     """A living node of the cluster, as far as placement goes."""
 
+    address: str
     labels: dict[str, str]
     total: dict[str, float]
     """Ray resources: `CPU`, `GPU`."""
@@ -84,15 +85,29 @@ def why_no_place(parts: Context, model: str) -> str | None:
     """Why Ray can put no more workers of a model anywhere; None where it can, and outside a cluster."""
     settings = parts.args.models[model]
     nodes = parts.cluster() if parts.cluster else []
-    needs = {"CPU": settings.num_cpus} | ({"GPU": settings.num_gpus} if settings.device == "cuda" else {})
-    fitting = [node for node in nodes if _labels_fit(node, settings) and _covers(node.total, needs)]
-    if nodes and not fitting:
-        return _no_card(settings, nodes) if settings.device == "cuda" else _no_cpus(settings, nodes)
-    if nodes and not any(_covers(node.free, needs) for node in fitting):
-        needed = " and ".join(f"{amount:g} {name}" for name, amount in needs.items())
-        full = "the only node that fits is full" if len(fitting) == 1 else f"the {len(fitting)} nodes that fit are full"
-        return f"{full}: a worker needs {needed}. It starts when there is room, or a node more"
-    return None
+    gpus = {"GPU": settings.num_gpus} if settings.device == "cuda" else {}
+    needs = {"CPU": settings.num_cpus} | gpus
+    with_card = [node for node in nodes if _labels_fit(node, settings) and _covers(node.total, gpus)]
+    fitting = [node for node in with_card if _covers(node.total, needs)]
+    if not nodes or any(_covers(node.free, needs) for node in fitting):
+        return None
+    if not fitting:
+        return _no_cpus(settings, nodes) if with_card or not gpus else _no_card(settings, nodes)
+    if gpus and _unannounced_gpus(parts, fitting) >= settings.num_gpus:
+        return (
+            "a GPU that fits is taken by a process that has not spoken yet: a worker that starts, or another program's"
+        )
+    needed = " and ".join(f"{amount:g} {name}" for name, amount in needs.items())
+    full = "the only node that fits is full" if len(fitting) == 1 else f"the {len(fitting)} nodes that fit are full"
+    return f"{full}: a worker needs {needed}. It starts when there is room, or a node more"
+
+
+def _unannounced_gpus(parts: Context, nodes: list[Node]) -> float:
+    """GPUs that Ray has given away on these nodes, and no worker has said to be there: between the two lie imports."""
+    addresses = {node.address for node in nodes}
+    here = [parts.args.models.get(row.model) for row in living(parts) if row.node in addresses]
+    announced = sum(model.num_gpus for model in here if model and model.device == "cuda")
+    return sum(node.total.get("GPU", 0.0) - node.free.get("GPU", 0.0) for node in nodes) - announced
 
 
 def why_no_worker(parts: Context, model: str) -> str:
@@ -120,7 +135,7 @@ def _no_card(settings: ModelArgs, nodes: list[Node]) -> str:
     has = ", ".join(f"{count} with {card}" for card, count in cards.items()) or "none with a GPU"
     return (
         f"no node has a GPU{_wanted(settings)}; the cluster has {len(nodes)} nodes, {has}. "
-        "Add such a node, or change the model's label_selector"
+        "Add such a node, if no autoscaler is about to, or change the model's label_selector"
     )
 
 

@@ -1,5 +1,6 @@
 """What is waiting, and how long it will take."""
 
+import threading
 import time
 from typing import Final
 
@@ -21,15 +22,17 @@ class Backlog:
         self._database = database
         self._ended: dict[str, int] = {}
         self._ended_until = 0.0
+        self._counting = threading.Lock()
 
     def counts(self) -> dict[str, int]:
         """Jobs by state. Those that have ended may be many: counting them is let take 1/_COUNT_REST of the time, so that figure
         is old by so many times what counting took."""
-        if time.monotonic() > self._ended_until:
-            began = time.monotonic()
-            self._ended = self._count(jobs.c.finished_at.is_not(None))
-            ended = time.monotonic()
-            self._ended_until = ended + _COUNT_REST * (ended - began)
+        with self._counting:
+            if time.monotonic() > self._ended_until:
+                began = time.monotonic()
+                self._ended = self._count(jobs.c.finished_at.is_not(None))
+                ended = time.monotonic()
+                self._ended_until = ended + _COUNT_REST * (ended - began)
         found = self._ended | self._count(state_is(*_LIVE))
         return {state.value: found.get(state, 0) for state in Status}
 

@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -12,10 +12,10 @@ from serve_app.config import BreakerArgs, ScalingArgs
 from serve_app.jobs import Status
 from serve_app.scaling import WINDOW_S, WINDOWS, Observation
 from serve_app.store import Store
-from serve_app.store.database import now
+from serve_app.store.database import now, statement_time
 from serve_app.store.tables import jobs, loads, state_is
 
-_RECENT = 100  # loads; more workers than that do not come up within one start-up of each other
+_RECENT = 1000  # loads; more workers than that do not come up within one start-up of each other
 _MEASURED_STARTUPS = 20
 _LONGEST_STARTUP_S = 1800.0  # what takes longer waited for a card that nobody had, and says nothing of the next start
 _ALIVE_S = 60.0  # a worker that said nothing for so long does not count; its host, or its lease, will see to its job
@@ -45,7 +45,7 @@ class StoreFleet:
         with self._store.database.read() as connection:
             queued, queued_audio_s, oldest_s = connection.execute(self._queued()).one()
             running = connection.execute(self._running(draining)).all()
-            ready = {row.id: row.age_s for row in connection.execute(self._ready())}
+            ready = connection.execute(self._ready()).all()
             arrivals = self._arrivals(connection, speed)
             idle_s = 0.0 if queued or running else connection.execute(self._last_end()).scalar()
         self._startups.ready(ready)
@@ -55,7 +55,7 @@ class StoreFleet:
             oldest_wait_s=oldest_s,
             running_jobs=len(running),
             running_left_s=sum(max(row.audio_seconds * speed - row.ran_s, 0.0) for row in running),
-            ready_s=tuple(ready.values()),
+            ready_s=tuple(row.age_s for row in ready),
             startup_s=self._startups.median_s
             or self._store.loads.startup_s(self._model)
             or self._bounds.startup_prior_s,
@@ -91,11 +91,13 @@ class StoreFleet:
         return sa.select(jobs.c.audio_seconds, (now() - jobs.c.started_at).label("ran_s")).where(*at_work)
 
     def _ready(self) -> sa.Select[Any]:
-        """The last loads that worked, and how many seconds ago they did."""
+        """The last loads that worked; how many seconds ago they did, and began."""
         ours = loads.c.model == self._model, loads.c.deployment == self._deployment
         worked = loads.c.ended_at.is_not(None), loads.c.code.is_(None)
         return (
-            sa.select(loads.c.id, (now() - loads.c.ended_at).label("age_s"))
+            sa.select(
+                loads.c.id, (now() - loads.c.ended_at).label("age_s"), (now() - loads.c.began_at).label("began_s")
+            )
             .where(*ours, *worked)
             .order_by(loads.c.ended_at.desc())
             .limit(_RECENT)
@@ -105,16 +107,17 @@ class StoreFleet:
         """(jobs, seconds of work) of each of the last windows, the newest first."""
         # By id, which is indexed and begins with the millisecond of submission: a million older jobs cost nothing.
         since = f"{int((time.time() - WINDOW_S * WINDOWS) * 1000):012x}"
-        recent = sa.select((now() - jobs.c.created_at).label("age_s"), jobs.c.audio_seconds).where(
-            jobs.c.id > f"{since[:8]}-{since[8:]}", jobs.c.model == self._model
-        )
-        counted = [[0, 0.0] for _ in range(WINDOWS)]
-        for age_s, audio_s in connection.execute(recent):
-            window = int(max(age_s, 0.0) / WINDOW_S)
-            if window < WINDOWS:
-                counted[window][0] += 1
-                counted[window][1] += audio_s * speed
-        return tuple((int(count), work_s) for count, work_s in counted)
+        age_s = statement_time() - jobs.c.created_at
+        sums: list[Any] = []
+        for window in range(WINDOWS):
+            inside = age_s < WINDOW_S if window == 0 else age_s.between(window * WINDOW_S, (window + 1) * WINDOW_S)
+            sums += [
+                sa.func.count().filter(inside),
+                sa.func.coalesce(sa.func.sum(jobs.c.audio_seconds).filter(inside), 0.0),
+            ]
+        recent = sa.select(*sums).where(jobs.c.id > f"{since[:8]}-{since[8:]}", jobs.c.model == self._model)
+        found = connection.execute(recent).one()
+        return tuple((found[2 * window], found[2 * window + 1] * speed) for window in range(WINDOWS))
 
     def _last_end(self) -> sa.Select[Any]:
         ended = jobs.c.model == self._model, state_is(Status.SUCCEEDED)
@@ -147,13 +150,14 @@ class Startups:
         for _ in range(min(-more, len(self._wishes))):
             self._wishes.pop()
 
-    def ready(self, ages_s: Mapping[str, float]) -> None:
-        """The last loads that worked, and how many seconds ago."""
-        new = set() if self._known is None else ages_s.keys() - self._known
-        self._known = set(ages_s)
-        for load in sorted(new, key=ages_s.__getitem__, reverse=True):
-            if not self._wishes:
-                return
-            seconds = time.monotonic() - self._wishes.popleft() - ages_s[load]
-            if seconds < _LONGEST_STARTUP_S:
-                self._measured.append(seconds)
+    def ready(self, last: Sequence[Any]) -> None:
+        """The last loads that worked, newest first: `id`, seconds since each ended (`age_s`) and since it began (`began_s`)."""
+        new = [] if self._known is None else [load for load in last if load.id not in self._known]
+        self._known = {load.id for load in last}
+        for load in reversed(new):
+            wished_s = time.monotonic() - self._wishes[0] if self._wishes else 0.0
+            if wished_s < load.began_s:  # nobody wished for it: the wish is another's
+                continue
+            self._wishes.popleft()
+            if wished_s - load.age_s < _LONGEST_STARTUP_S:
+                self._measured.append(wished_s - load.age_s)

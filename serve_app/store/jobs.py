@@ -129,12 +129,10 @@ class JobStore:
         if states:
             wanted = [Status(state) for state in states]
             query = query.where(state_is(*wanted))
-            if all(state.final for state in wanted):
+            if owner is None and len(wanted) == 1 and wanted[0].final:
                 query = query.where(jobs.c.finished_at.is_not(None))  # or its index would not be seen to fit
-            elif not any(state.final for state in wanted):
-                order = jobs.c.id.concat(
-                    ""
-                ).desc()  # they are few: sort them, do not walk all jobs in order to find them
+            if not any(state.final for state in wanted):  # few: sort them, rather than walk all jobs to find them
+                order = jobs.c.id.concat("").desc()
         if model is not None:
             query = query.where(jobs.c.model == model)
         if before is not None:

@@ -18,6 +18,7 @@ from serve_app.store.database import Database, now
 from serve_app.store.tables import loads
 
 _MEASURED_LOADS: Final = 5
+_KEPT_S: Final = 86_400.0
 _LOOKED_AT: Final = 200  # rows; a fleet that fails more often than this has an open breaker anyway
 
 
@@ -109,6 +110,11 @@ class LoadStore:
         """An operator's word: forget the failures of a model. How many there were."""
         with self._database.write("queued") as connection:
             return connection.execute(loads.delete().where(loads.c.model == model, loads.c.code.is_not(None))).rowcount
+
+    def forget(self, older_s: float) -> None:
+        """Drop loads that ended so long ago, but not within a day: the breaker and estimates look back on them."""
+        with self._database.write(durable=False) as connection:
+            connection.execute(loads.delete().where(loads.c.ended_at < now() - max(older_s, _KEPT_S)))
 
     def startup_s(self, model: str) -> float | None:
         """How long a load takes: the mean of the last that worked, in seconds; None before the first."""

@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from serve_app.jobs import Status
-from serve_app.store.database import Database, now
+from serve_app.store.database import Database, now, statement_time
 from serve_app.store.tables import jobs, state_is
 
 _FINAL = tuple(state for state in Status if state.final)
@@ -33,7 +33,7 @@ class RetentionStore:
 
     def with_old_audio(self, older_s: float, limit: int) -> list[Holding]:
         """Succeeded jobs that ended `older_s` seconds ago or earlier and still have their audio, oldest first."""
-        query = _holdings().where(*_HAS_AUDIO, jobs.c.finished_at <= now() - older_s)
+        query = _holdings().where(*_HAS_AUDIO, jobs.c.finished_at <= statement_time() - older_s)
         return self._fetch(query.order_by(jobs.c.finished_at).limit(limit))
 
     def with_audio(self, after: str, limit: int) -> list[Holding]:
@@ -69,7 +69,7 @@ def _holdings() -> sa.Select[Any]:
 
 
 def _ended(older_s: float) -> tuple[Any, ...]:
-    return (state_is(*_FINAL), jobs.c.finished_at <= now() - older_s)
+    return (state_is(*_FINAL), jobs.c.finished_at <= statement_time() - older_s)
 
 
 def _holding(row: Any) -> Holding:

@@ -65,6 +65,11 @@ class WorkerStore:
         with self._database.write(durable=False) as connection:
             connection.execute(workers.delete().where(workers.c.id == worker))
 
+    def forget_old(self, older_s: float) -> None:
+        """Drop what is left of workers that were not heard of for so long: dead ones, of other hosts."""
+        with self._database.write(durable=False) as connection:
+            connection.execute(workers.delete().where(workers.c.seen_at < now() - max(older_s, FORGET_AFTER_S)))
+
     def seen(self, within_s: float = FORGET_AFTER_S) -> list[WorkerRow]:
         """The workers that were heard of lately."""
         query = (

@@ -189,10 +189,12 @@ class Worker:
         files: list[Future[dict[str, Any]]] = []
         for song in self._engine.generate(claim.job.request, claim.on_step, claim.gone.is_set):
             waiting = time.monotonic()
-            while not self._room.acquire(timeout=PROGRESS_S):
-                if claim.gone.is_set():
-                    raise Stopped
-            claim.blocked_s += time.monotonic() - waiting
+            try:
+                while not self._room.acquire(timeout=PROGRESS_S):
+                    if claim.gone.is_set():
+                        raise Stopped
+            finally:
+                claim.blocked_s += time.monotonic() - waiting
             files.append(self._encoder.submit(self._encode, claim, song, len(files)))
         self._encoder.submit(self._publish, claim, files, warnings, claim.total_s, claim.gpu_s)
 

@@ -49,7 +49,8 @@ class MusicWorker:
         _migrate(store)
         artifacts = Artifacts(args.resolved_artifacts_url)
         node = ray.util.get_node_ip_address()
-        price = args.models[model].price_per_hour
+        settings = args.models[model]
+        price = settings.price_per_hour * (settings.num_gpus if settings.device == "cuda" else 1)
         self._worker = Worker(model, _engine(model, args), store, artifacts, args.queue, node, price)
         _Start(self._worker, store, model, deployment, args, self._ending).until_ready()
 

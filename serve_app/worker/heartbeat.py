@@ -32,6 +32,7 @@ class Heartbeat:
         self.row = row
         self._device = DeviceTime(row.model, price_per_hour)
         self._phase_at = time.monotonic()
+        self._looked_at = -1
         self.claims: dict[tuple[str, int], Claim] = {}
         self._row_changed = threading.Event()
         self._done = threading.Event()
@@ -93,26 +94,29 @@ class Heartbeat:
             full = self._row_changed.is_set() or time.monotonic() >= due
             if full:
                 due = time.monotonic() + self._lease_s / 4
-            if not self._spoke(lambda full=full, claims=claims: self._beat(full, claims)):  # type: ignore[misc]
+            if self._spoke(lambda full=full, seen=seen, claims=claims: self._beat(full, seen, claims)):  # type: ignore[misc]
+                self._looked_at = seen
+            else:
                 due = 0.0
                 self._done.wait(_RETRY_S)
             # Under way, look again soon for progress to tell; idle, wake for the next sign of life.
             self._store.changes.wait("revoked", seen, PROGRESS_S if claims else max(due - time.monotonic(), PROGRESS_S))
             self._done.wait(LOOK_S)  # on SQLite our own heartbeat is a change, too
 
-    def _beat(self, full: bool, claims: Sequence[Claim]) -> None:
+    def _beat(self, full: bool, seen: int, claims: Sequence[Claim]) -> None:
         if full:
             self._row_changed.clear()
             self._store.workers.report(self.row)
-            self._tell_device_time()
         told = claims if full else [claim for claim in claims if claim.has_news]
         if told:
             beats = [claim.beat() for claim in told]
             _drop(told, self._store.jobs.heartbeat(beats, self._lease_s))
             for claim, beat in zip(told, beats, strict=True):
                 claim.told = beat.progress or claim.told
-        if claims:
+        if claims and seen != self._looked_at:  # some claim was taken away since the last look
             _drop(claims, self._store.jobs.lost([claim.beat() for claim in claims]))
+        if full:
+            self._tell_device_time()
 
     def _spoke(self, say: Callable[[], None]) -> bool:
         try:

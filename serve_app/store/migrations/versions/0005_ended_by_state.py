@@ -9,6 +9,6 @@ down_revision = "0004"
 
 def upgrade() -> None:
     """Replace the index."""
-    op.drop_index("jobs_by_state", "jobs")
     ended = sa.text("finished_at is not null")
     op.create_index("jobs_ended_by_state", "jobs", ["state", "id"], sqlite_where=ended, postgresql_where=ended)
+    op.drop_index("jobs_by_state", "jobs")
