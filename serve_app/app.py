@@ -16,6 +16,7 @@ from ray._private.state import available_resources_per_node
 from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
+from serve_app import vault
 from serve_app.api import create_api
 from serve_app.api.reasons import Node
 from serve_app.artifacts import Artifacts
@@ -43,6 +44,8 @@ def build(args: AppArgs) -> serve.Application:
     models = {name: _resolved(name, model, cluster_has_gpu) for name, model in args.models.items()}
     args = args.model_copy(update={"models": models})
     deployment = new_id()  # a new build is a new chance: the crash breaker begins afresh
+    if ray.is_initialized():
+        vault.keep(_database_of(deployment), args.resolved_database_url)
     workers = [_workers(name, args, deployment).bind(name, args, this_host(), deployment) for name in models]
     api = serve.deployment(Api).options(
         name="Api",
@@ -92,12 +95,17 @@ def _workers(name: str, args: AppArgs, deployment: str) -> serve.Deployment:
 
 def _scaling(name: str, args: AppArgs, deployment: str) -> dict[str, Any]:
     source = {
-        "database_url": args.resolved_database_url,
+        "database": _database_of(deployment),
         "model": name,
         "deployment": deployment,
         "breaker": args.breaker.model_dump(),
     }
     return autoscaling_config(args.models[name].scaling, "serve_app.store.fleet:open_fleet", source)
+
+
+def _database_of(deployment: str) -> str:
+    """Under which name the vault holds the database's address, which may have a password in it."""
+    return f"database-url-{deployment}"
 
 
 @serve.ingress()

@@ -267,7 +267,9 @@ class _Reader:
 
     def _stays(self, problem: str) -> None:
         if problem != self._problem:  # once, not every second of an outage
-            logger.warning("the fleet's size stays as it is: %s", problem)
+            # Before the first decision the tables may not be there yet: others are about to make them.
+            level = logging.WARNING if self._decision else logging.INFO
+            logger.log(level, "the fleet's size stays as it is: %s", problem)
         self._problem = problem
 
     def _open(self) -> Fleet:

@@ -22,3 +22,12 @@ def test_a_worker_has_a_gpu_of_its_own_unless_told_to_share(tmp_path: Path):
     }
     assert options["sharing"] == {"num_cpus": 2, "num_gpus": 0.5}
     assert options["slow"] == {"num_cpus": 0.5}
+
+
+def test_the_policys_arguments_hold_no_secret(tmp_path: Path):
+    """Serve logs and shows them: the database's address, with its password, is not among them."""
+    url = "postgresql://sophia:hunter2@db/sophia"
+    args = AppArgs.model_validate({"data_dir": tmp_path, "database_url": url, "models": {"m": {"device": "cpu"}}})
+    shown = repr(_workers("m", args, "d")._deployment_config.autoscaling_config.policy.policy_kwargs)
+    assert "database-url-d" in shown
+    assert "hunter2" not in shown

@@ -8,6 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from serve_app import vault
 from serve_app.config import BreakerArgs, ScalingArgs
 from serve_app.jobs import Status
 from serve_app.scaling import WINDOW_S, WINDOWS, Observation
@@ -22,10 +23,10 @@ _ALIVE_S = 60.0  # a worker that said nothing for so long does not count; its ho
 
 
 def open_fleet(
-    bounds: ScalingArgs, database_url: str, model: str, deployment: str, breaker: dict[str, float]
+    bounds: ScalingArgs, database: str, model: str, deployment: str, breaker: dict[str, float]
 ) -> "StoreFleet":
-    """The Fleet of one model, for the policy's thread in Serve's controller."""
-    return StoreFleet(Store(database_url), model, deployment, bounds, BreakerArgs.model_validate(breaker))
+    """The Fleet of one model, for the policy's thread in Serve's controller; `database` names its address in the vault."""
+    return StoreFleet(Store(vault.read(database)), model, deployment, bounds, BreakerArgs.model_validate(breaker))
 
 
 class StoreFleet:
