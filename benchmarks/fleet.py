@@ -427,7 +427,31 @@ DEFAULTS: Final[dict[str, Callable[[], Policy]]] = {
 }
 """The others with the settings of their documentation; RunPod's workers leave after 5 s idle."""
 
-ACCEPTED_S: Final = (2, 5, 10, 20, 30, 45, 60, 80, 100, 120, 150, 200, 260, 330, 430, 600)
+ACCEPTED_S: Final = (
+    2,
+    5,
+    10,
+    20,
+    30,
+    45,
+    60,
+    80,
+    90,
+    100,
+    110,
+    120,
+    135,
+    150,
+    175,
+    200,
+    225,
+    260,
+    290,
+    330,
+    370,
+    430,
+    600,
+)
 """Sophia's grid: the wait that is accepted."""
 
 
