@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: serve test long startup chaos autoscale bench fleet manifests check format lock clean
+.PHONY: serve test faults long startup chaos autoscale bench fleet manifests check format lock clean
 
 # Without the variable a second copy would share the port with the first, and each would get half of the requests.
 serve: .venv/installed
@@ -10,6 +10,10 @@ serve: .venv/installed
 
 test: .venv/installed
 	$(BIN)/pytest
+
+# Every fault that a review found in the first version, row by row, and what happens now.
+faults: .venv/installed
+	$(BIN)/python -m tests.faults
 
 long: .venv/installed
 	$(BIN)/pytest -m long -s
