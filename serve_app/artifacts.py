@@ -20,8 +20,11 @@ from obstore.store import LocalStore, ObjectStore, from_url
 from serve_app.errors import ArtifactsUnavailable, ConfigurationError, NotFound
 
 _SCHEMES: Final = ("file", "s3", "gs", "az", "memory")
-_KEY: Final = re.compile(r"[0-9a-z-]{1,64}/[0-9]{1,9}/[0-9]{1,9}\.[0-9a-z]{1,8}")
-_PREFIX: Final = re.compile(r"([0-9a-z-]{1,64}(/[0-9]{1,9})?/?)?")
+_CLAIM: Final = r"[0-9]{1,9}(-[0-9a-z-]{0,12})?"
+"""The folder of one claim, `jobs.artifact_folder`; files of the first version lie in folders named by the attempt alone."""
+
+_KEY: Final = re.compile(rf"[0-9a-z-]{{1,64}}/{_CLAIM}/[0-9]{{1,9}}\.[0-9a-z]{{1,8}}")
+_PREFIX: Final = re.compile(rf"([0-9a-z-]{{1,64}}(/{_CLAIM})?/?)?")
 _LEFTOVER: Final = re.compile(r"[0-9]{1,9}\.[0-9a-z]{1,8}#[0-9]+")
 """How object_store names a file that it is still writing to a folder: its own name, `#` and a number."""
 

@@ -14,7 +14,7 @@ from typing import Final
 from serve_app.artifacts import Artifacts, StoredFile
 from serve_app.config import RetentionArgs
 from serve_app.errors import ArtifactsUnavailable, NotFound, StoreUnavailable
-from serve_app.jobs import Status, new_id
+from serve_app.jobs import Status, artifact_folder, new_id
 from serve_app.store import Store
 from serve_app.store.retention import Holding
 
@@ -137,7 +137,13 @@ def _belongs(key: str, jobs: dict[str, Holding]) -> bool:
     job = jobs.get(_job_of(key))
     if job is None:
         return False
-    return key in job.keys or (job.status is Status.RUNNING and key.split("/")[1] == str(job.attempt))
+    if key in job.keys:
+        return True
+    being_written = {
+        artifact_folder(job.attempt, job.worker),
+        str(job.attempt),
+    }  # the latter by a worker of the first version
+    return job.status is Status.RUNNING and key.split("/")[1] in being_written
 
 
 def _pages_of_audio(store: Store, go_on: GoOn) -> Iterator[list[Holding]]:

@@ -89,6 +89,14 @@ class Job:
     """Device seconds of all attempts so far."""
 
 
+def artifact_folder(attempt: int, worker: str | None) -> str:
+    """The folder, within a job's own, of what one claim stores.
+
+    It bears the worker as well as the attempt: should two workers ever hold one attempt, neither overwrites the other's files.
+    """
+    return f"{attempt}-{(worker or '')[-12:]}"
+
+
 def new_id() -> str:
     """A UUIDv7 (RFC 9562, 5.7): 48 bits of milliseconds, then random, so that ids sort by age."""
     value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10))

@@ -89,7 +89,7 @@ class Queue(RuleBasedStateMachine):
         if claim is None:
             return
         held = self._holds(claim)
-        assert self.store.jobs.heartbeat([Beat(claim.id, claim.attempt, {"step": 1})], 60) == (
+        assert self.store.jobs.heartbeat([Beat(claim.id, claim.attempt, str(claim.worker), {"step": 1})], 60) == (
             set() if held else {claim.id}
         )
 

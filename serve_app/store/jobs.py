@@ -1,7 +1,8 @@
 """The queue: submit, claim, heartbeat, finish, cancel, list, sweep.
 
-At least once, published once: a claim carries an attempt number and a lease. Every write of a worker names (job, attempt) and
-moves only what is still running under that attempt, so a worker that was given up for dead cannot publish. A worker learns that a
+At least once, published once: a claim is the triple (job, attempt, worker), with a lease. It is on disk before the worker begins,
+or a database that dies would give the same attempt to another worker. Every write of a worker names its claim and moves only what
+is still running under it, so a worker that was given up for dead cannot publish. A worker learns that a
 job is no longer its own (cancelled, deleted, expired, given to another) in one way only: its heartbeat does not find the claim.
 """
 
@@ -36,6 +37,7 @@ class Beat:
 
     job: str
     attempt: int
+    worker: str
     progress: Mapping[str, Any] | None = None
 
 
@@ -83,12 +85,25 @@ class JobStore:
             with self._database.write("queued") as connection:
                 return _job(connection.execute(jobs.insert().values(values).returning(jobs)).one()), True
         except IntegrityError:  # the idempotency key is taken
-            return self._same_as_before(owner, str(idempotency_key), fingerprint), False
+            before = self._same_as_before(owner, str(idempotency_key), fingerprint)
+        if before is not None:
+            return before, False
+        return self.submit(  # that job was deleted between the two statements, so the key is free again
+            request,
+            owner=owner,
+            deadline_s=deadline_s,
+            max_attempts=max_attempts,
+            idempotency_key=idempotency_key,
+            fingerprint=fingerprint,
+        )
 
-    def _same_as_before(self, owner: str, key: str, fingerprint: str | None) -> Job:
+    def _same_as_before(self, owner: str, key: str, fingerprint: str | None) -> Job | None:
         query = sa.select(jobs).where(jobs.c.owner == owner, jobs.c.idempotency_key == key)
         with self._database.read() as connection:
-            job = _job(connection.execute(query).one())
+            row = connection.execute(query).one_or_none()
+        if row is None:
+            return None
+        job = _job(row)
         if job.fingerprint != fingerprint:
             raise IdempotencyConflict(
                 f"Idempotency-Key {key!r} made job {job.id} from another request; use a new key for a new request"
@@ -188,7 +203,7 @@ class JobStore:
             if connection.execute(waiting.limit(1)).one_or_none() is None:
                 return None
         first = waiting.order_by(jobs.c.priority.desc(), jobs.c.turn, jobs.c.created_at, jobs.c.id).limit(1)
-        with self._database.write(durable=False) as connection:
+        with self._database.write() as connection:
             claimed = self._move(
                 connection,
                 Status.RUNNING,
@@ -208,7 +223,7 @@ class JobStore:
 
     def lost(self, beats: Sequence[Beat]) -> set[str]:
         """The jobs that are no longer the worker's own; reads only, so that it may be asked at every change."""
-        held = sa.or_(*(sa.and_(*_claim(beat.job, beat.attempt)) for beat in beats))
+        held = sa.or_(*(sa.and_(*_claim(beat.job, beat.attempt, beat.worker)) for beat in beats))
         with self._database.read() as connection:
             mine = set(connection.execute(sa.select(jobs.c.id).where(held)).scalars())
         return {beat.job for beat in beats} - mine
@@ -217,7 +232,7 @@ class JobStore:
         values: dict[str, Any] = {"lease_until": now() + lease_s}
         if beat.progress is not None:
             values |= {"progress": dict(beat.progress), "version": jobs.c.version + 1}
-        held = jobs.update().where(*_claim(beat.job, beat.attempt)).values(values)
+        held = jobs.update().where(*_claim(beat.job, beat.attempt, beat.worker)).values(values)
         return connection.execute(held).rowcount == 1
 
     def finish(
@@ -228,12 +243,15 @@ class JobStore:
         timing: Mapping[str, float],
         warnings: Sequence[str],
     ) -> bool:
-        """Publish a job's files; on disk when this returns. False when the claim is gone, and nothing is published."""
+        """Publish a job's files; on disk when this returns. False when the claim is gone, and nothing is published.
+
+        May be called again after StoreUnavailable: a publication whose acknowledgement was lost is recognised.
+        """
         with self._database.write("ended") as connection:
             published = self._move(
                 connection,
                 Status.SUCCEEDED,
-                *_claim(job.id, job.attempt),
+                *_claim(job.id, job.attempt, job.worker),
                 audio=[dict(file) for file in audio],
                 timing=dict(timing),
                 warnings=list(warnings),
@@ -244,7 +262,14 @@ class JobStore:
                 audio_s = job.request.duration * job.request.variations
                 songs, gpu_s = job.request.variations, timing["gpu_s"]
                 played(connection, job.owner, job.model, songs=songs, audio_s=audio_s, gpu_s=gpu_s)
-        return bool(published)
+                return True
+            return self._is_published(connection, job)
+
+    def _is_published(self, connection: sa.Connection, job: Job) -> bool:
+        """Whether this very claim has been published before."""
+        ours = (jobs.c.id == job.id, jobs.c.attempt == job.attempt, jobs.c.worker == job.worker)
+        query = sa.select(jobs.c.id).where(*ours, state_is(Status.SUCCEEDED))
+        return connection.execute(query).one_or_none() is not None
 
     def charge(self, job: Job, gpu_s: float) -> None:
         """Put an attempt that gave no song on the accounts of the job and its owner, whoever holds the job by now."""
@@ -262,10 +287,12 @@ class JobStore:
         with self._database.write("queued" if again else "ended") as connection:
             if again:
                 moved = self._move(
-                    connection, Status.QUEUED, *_claim(job.id, job.attempt), **_unclaimed(), error=reason
+                    connection, Status.QUEUED, *_claim(job.id, job.attempt, job.worker), **_unclaimed(), error=reason
                 )
             else:
-                moved = self._move(connection, Status.FAILED, *_claim(job.id, job.attempt), error=reason, **_ended())
+                moved = self._move(
+                    connection, Status.FAILED, *_claim(job.id, job.attempt, job.worker), error=reason, **_ended()
+                )
         return bool(moved)
 
     # --- Upkeep -----------------------------------------------------------------------------------------------------
@@ -338,8 +365,8 @@ def owned(owner: str | None) -> tuple[Any, ...]:
     return () if owner is None else (jobs.c.owner == owner,)
 
 
-def _claim(job: str, attempt: int) -> tuple[Any, ...]:
-    return (jobs.c.id == job, jobs.c.attempt == attempt, state_is(Status.RUNNING))
+def _claim(job: str, attempt: int, worker: str | None) -> tuple[Any, ...]:
+    return (jobs.c.id == job, jobs.c.attempt == attempt, jobs.c.worker == worker, state_is(Status.RUNNING))
 
 
 def _ended() -> dict[str, Any]:

@@ -21,6 +21,7 @@ class Holding:
     id: str
     status: Status
     attempt: int
+    worker: str | None
     keys: tuple[str, ...]
     gone: bool
 
@@ -65,7 +66,7 @@ class RetentionStore:
 
 
 def _holdings() -> sa.Select[Any]:
-    return sa.select(jobs.c.id, jobs.c.state, jobs.c.attempt, jobs.c.audio, jobs.c.audio_gone_at)
+    return sa.select(jobs.c.id, jobs.c.state, jobs.c.attempt, jobs.c.worker, jobs.c.audio, jobs.c.audio_gone_at)
 
 
 def _ended(older_s: float) -> tuple[Any, ...]:
@@ -74,4 +75,4 @@ def _ended(older_s: float) -> tuple[Any, ...]:
 
 def _holding(row: Any) -> Holding:
     keys = tuple(str(file["key"]) for file in row.audio or ())
-    return Holding(row.id, Status(row.state), row.attempt, keys, row.audio_gone_at is not None)
+    return Holding(row.id, Status(row.state), row.attempt, row.worker, keys, row.audio_gone_at is not None)

@@ -27,7 +27,7 @@ from serve_app.errors import (
     Stopped,
     StoreUnavailable,
 )
-from serve_app.jobs import Job, new_id
+from serve_app.jobs import Job, artifact_folder, new_id
 from serve_app.processes import Process
 from serve_app.schemas import SAMPLE_RATE, MusicRequest
 from serve_app.store import Store, WorkerRow
@@ -212,7 +212,7 @@ class Worker:
         finally:
             del song
             self._room.release()
-        key = f"{job.id}/{job.attempt}/{index}.{job.request.format}"
+        key = f"{job.id}/{artifact_folder(job.attempt, job.worker)}/{index}.{job.request.format}"
         self._until_it_works(claim, lambda: self._artifacts.put(key, data))
         return {
             "key": key,

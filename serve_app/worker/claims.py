@@ -63,4 +63,4 @@ class Claim:
 
     def beat(self) -> Beat:
         """What the heartbeat says of it."""
-        return Beat(self.job.id, self.job.attempt, self.progress if self.has_news else None)
+        return Beat(self.job.id, self.job.attempt, str(self.job.worker), self.progress if self.has_news else None)
