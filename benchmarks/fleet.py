@@ -320,7 +320,6 @@ def observe(fleet: Simulation) -> Observation:
     return Observation(
         queued_jobs=len(fleet.queue),
         queued_work_s=max(0.0, fleet.queued_work_s),
-        oldest_wait_s=fleet.now - fleet.load.times[fleet.queue[0]] if fleet.queue else 0.0,
         running_jobs=fleet.running_jobs,
         running_left_s=fleet.running_left_s,
         ready_s=tuple(_ages(fleet)),

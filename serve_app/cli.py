@@ -64,7 +64,18 @@ def _parser() -> argparse.ArgumentParser:
     reset = commands.add_parser("reset", help="close a model's crash breaker: forget its failed loads and try again")
     reset.add_argument("model", help="the model's name in the configuration")
     reset.set_defaults(run=_reset)
+    _add_pause(commands)
     return parser
+
+
+def _add_pause(commands: Any) -> None:
+    pause = commands.add_parser("pause", help="stop a model's spending at once: no worker is wanted, jobs are kept")
+    pause.add_argument("model", help="the model's name in the configuration")
+    pause.add_argument("--reason", default="no reason was given", help="what those who wait are told")
+    pause.set_defaults(run=_pause)
+    resume = commands.add_parser("resume", help="end a model's pause")
+    resume.add_argument("model", help="the model's name in the configuration")
+    resume.set_defaults(run=_resume)
 
 
 def _add_keys(commands: Any) -> None:
@@ -228,9 +239,30 @@ def _columns(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
+def _pause(given: argparse.Namespace, args: AppArgs) -> int:
+    _need_model(given.model, args)
+    _store(args).pauses.pause(given.model, given.reason)
+    print(
+        f"{given.model} is paused: songs in hand are finished, no other is begun, and its workers end. Jobs are kept, and their "
+        f"deadlines run on. 'sophia resume {given.model}' ends the pause."
+    )
+    return 0
+
+
+def _resume(given: argparse.Namespace, args: AppArgs) -> int:
+    _need_model(given.model, args)
+    was_paused = _store(args).pauses.resume(given.model)
+    print(f"{given.model} is no longer paused" if was_paused else f"{given.model} was not paused")
+    return 0
+
+
+def _need_model(name: str, args: AppArgs) -> None:
+    if name not in args.models:
+        raise NotFound(f"There is no model {name!r}; there are {', '.join(args.models)}")
+
+
 def _reset(given: argparse.Namespace, args: AppArgs) -> int:
-    if given.model not in args.models:
-        raise NotFound(f"There is no model {given.model!r}; there are {', '.join(args.models)}")
+    _need_model(given.model, args)
     print(f"{_store(args).loads.reset(given.model)} failed loads of {given.model} are forgotten; workers try again")
     return 0
 

@@ -191,7 +191,8 @@ class BreakerArgs(_Strict):
     open_after: int = Field(
         3,
         ge=1,
-        description="The same failure so often in a row stops the model's workers until a new deploy or `sophia reset`.",
+        description="The same failure so often in a row starts no more workers on that host, or anywhere when the cause is the "
+        "model's, until `sophia reset MODEL` or a deploy with a changed configuration. Workers that work go on.",
     )
     backoff_s: float = Field(
         5, ge=0, description="Seconds before a node tries again after its first failure; doubled each time."

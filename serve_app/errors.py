@@ -4,7 +4,7 @@ An error's own message says what was wrong *this* time and what to do; the class
 All of them take one positional message, because that is what survives pickling between Ray processes.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 
 class SophiaError(Exception):
@@ -123,9 +123,15 @@ class AuthNotConfigured(ConfigurationError):
 # --- Loading a model ------------------------------------------------------------------------------------------------
 
 
+LoadCause = Literal["host", "model", "transient"]
+"""Whose fault a failed load is: this host's (its disk, device, packages), the model's own (its repository, its classes), so that it
+fails everywhere, or something that passes by itself (the network, the hub)."""
+
+
 class LoadError(SophiaError):
     """A worker cannot load its model. Its subclasses name the cause."""
 
+    cause: ClassVar[LoadCause] = "host"
     code, title = "load_failed", "The model could not be loaded"
 
 
@@ -144,30 +150,35 @@ class CorruptFile(LoadError):
 class WrongLayout(LoadError):
     """The folder or repository is not an AceStepPipeline checkpoint in the diffusers layout."""
 
+    cause = "model"
     code, title = "wrong_layout", "This is not an ACE-Step checkpoint in the diffusers layout"
 
 
 class WrongClass(LoadError):
     """`model_index.json` names a pipeline or component class that is not ACE-Step's."""
 
+    cause = "model"
     code, title = "wrong_class", "model_index.json names another class"
 
 
 class UnknownRepository(LoadError):
     """The hub knows no such repository, or it is private and no token was given."""
 
+    cause = "model"
     code, title = "unknown_repository", "The hub knows no such repository"
 
 
 class UnknownRevision(LoadError):
     """The repository has no such revision."""
 
+    cause = "model"
     code, title = "unknown_revision", "The repository has no such revision"
 
 
 class HubUnreachable(LoadError):
     """The hub cannot be reached and the checkpoint is not in the cache."""
 
+    cause = "transient"
     code, retryable, title = "hub_unreachable", True, "The hub cannot be reached and nothing is cached"
 
 
@@ -217,6 +228,12 @@ class LoadCrashed(LoadError):
             "node more memory, or for a fault in a driver or native library"
         ),
     )
+
+
+def load_cause(code: str) -> LoadCause:
+    """Whose fault a failed load with this code was. A code that is not known is taken for the host's."""
+    kinds: list[type[LoadError]] = [LoadError, *LoadError.__subclasses__()]
+    return next((kind.cause for kind in kinds if kind.code == code), "host")
 
 
 # --- Running a job --------------------------------------------------------------------------------------------------

@@ -50,7 +50,6 @@ class Observation:
 
     queued_jobs: int
     queued_work_s: float
-    oldest_wait_s: float
     running_jobs: int
     """On workers that take more jobs; those on draining workers end there and ask for nothing."""
     running_left_s: float
@@ -64,7 +63,13 @@ class Observation:
     idle_s: float
     """Seconds since there was any job queued or running."""
     breaker: str | None = None
-    """Why workers must not be started; None while they may."""
+    """Why no more workers must be started; None while they may."""
+    paused: str | None = None
+    """Why an operator wants no worker at all; None while they may run."""
+    ready_now: int = 0
+    """Workers that can generate at this moment, of any build."""
+    stuck: int = 0
+    """Workers that wait on a host where the model cannot be loaded, while other hosts can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +86,24 @@ def decide(seen: Observation, bounds: ScalingArgs, previous: Decision) -> Decisi
     """How many workers there should be; `previous.target` is how many were wanted until now. Depends on nothing else.
 
     Several reasons ask for workers, and the largest number wins: the work at hand, a steady load, workers that have only just
-    come up, the warm pool. `max_workers` bounds it, and an open breaker beats all of it.
+    come up, the warm pool. `max_workers` bounds it. An open breaker starts no more workers and ends none that works;
+    a pause ends all.
     """
+    if seen.paused is not None:
+        return Decision(0, f"paused by the operator: {seen.paused}")
+    wanted = _wanted(seen, bounds, previous)
     if seen.breaker is not None:
-        return Decision(0, f"the breaker is open: {seen.breaker}. No worker is wanted until it is closed")
+        kept = min(wanted.target, seen.ready_now)
+        return Decision(kept, f"the breaker is open: {seen.breaker}. No worker is started until it is closed")
+    if seen.stuck and wanted.target:
+        target = min(wanted.target + seen.stuck, bounds.max_workers)
+        more = f"{wanted.reason}; {seen.stuck} more, for those on hosts where it cannot be loaded"
+        return replace(wanted, target=target, reason=more)
+    return wanted
+
+
+def _wanted(seen: Observation, bounds: ScalingArgs, previous: Decision) -> Decision:
+    """What work, load and bounds ask for, as long as workers may be started."""
     load = _steady_load(seen)
     needed = _needed(seen, bounds, previous.target, load)
     claims = {"work": needed, "moment": min(previous.needed, previous.target), "warm": bounds.min_workers}

@@ -212,6 +212,24 @@ def test_a_model_that_cannot_be_loaded_stops_being_tried_and_says_why(
     eventually(lambda: not _replicas(), 60)
 
 
+@pytest.mark.fault("A2")
+def test_a_rollout_to_something_broken_leaves_the_good_worker_serving(
+    cluster: httpx.Client, deploy: Deploy, tmp_path: Path
+):
+    """The new build's breaker opens, and the old build's worker plays on."""
+    deploy()
+    eventually(lambda: _get(cluster, "/v1/health")["scale"]["m"]["ready"] == 1, 60)
+    deploy(wait=False, source=str(tmp_path / "missing"))
+    eventually(
+        lambda: (_get(cluster, "/v1/health") or {"breakers": {"m": {"open": False}}})["breakers"]["m"]["open"], 90
+    )
+    eventually(lambda: "breaker is open" in _get(cluster, "/v1/health")["scale"]["m"]["reason"], 30)
+
+    ended = _ended(cluster, _submit(cluster))
+
+    assert ended["state"] == "succeeded"
+
+
 def _replicas() -> int:
     found = serve.status().applications["sophia"].deployments["MusicWorker-m"].replica_states
     return sum(found.values())

@@ -70,8 +70,9 @@ class Queue(RuleBasedStateMachine):
             return
         held = self._holds(claim)
         done = self.store.jobs.finish(claim, audio=[{"attempt": claim.attempt}], timing={"gpu_s": 1.0}, warnings=[])
-        assert done == held
-        if done:
+        said_again = self.published.get(claim.id) == claim.attempt and claim.id not in self.deleted
+        assert done == (held or said_again)
+        if held:
             assert claim.id not in self.published
             self.published[claim.id] = claim.attempt
 

@@ -23,8 +23,8 @@ def _page(*states: str, owner: str | None = None) -> Callable[[Store, Job], Any]
     [
         pytest.param(lambda store, _: submit(store), id="submit"),
         pytest.param(lambda store, _: store.jobs.claim("w", "m", 10), id="claim"),
-        pytest.param(lambda store, job: store.jobs.heartbeat([Beat(job.id, 1, {})], 10), id="heartbeat"),
-        pytest.param(lambda store, job: store.jobs.lost([Beat(job.id, 1)]), id="lost"),
+        pytest.param(lambda store, job: store.jobs.heartbeat([Beat(job.id, 1, "w", {})], 10), id="heartbeat"),
+        pytest.param(lambda store, job: store.jobs.lost([Beat(job.id, 1, "w")]), id="lost"),
         pytest.param(lambda store, job: finish(store, job), id="finish"),
         pytest.param(lambda store, job: store.jobs.cancel(job.id), id="cancel"),
         pytest.param(lambda store, _: store.jobs.abandon("w"), id="abandon"),

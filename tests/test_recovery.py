@@ -150,9 +150,9 @@ def fail(store: Store, code: str = "missing_file", host: str | None = None, depl
 
 
 def test_the_same_failure_again_and_again_opens_the_breaker(store: Store):
-    """Three equal failures open it, whichever nodes they came from; it tells cause, count and phase."""
-    for host in ("a", "b"):
-        fail(store, host=host)
+    """Three equal failures of one host open it; it tells cause, count and phase."""
+    for _ in range(2):
+        fail(store, host="a")
     assert not store.loads.breaker("m", "d", BREAKER).is_open
     fail(store, host="a")
     found = store.loads.breaker("m", "d", BREAKER)
@@ -225,7 +225,7 @@ def test_an_open_breaker_is_told_to_whoever_waits(tmp_path: Path):
             service.store.loads.failed(load, "missing_file", "vae/config.json is missing: fetch it again.", "load")
         waiting = service.job(service.submit()["id"])["waiting_for"]
         assert waiting.startswith("the model cannot be loaded: vae/config.json is missing: fetch it again. Since 20")
-        assert "3 attempts; not retrying until the configuration changes" in waiting
+        assert "3 attempts; not retrying until a changed configuration" in waiting
         ready = service.client.get("/readyz")
         assert (ready.status_code, "cannot be loaded" in ready.json()["reason"]) == (503, True)
         breaker = service.client.get("/v1/health").json()["breakers"]["ace-step"]

@@ -119,13 +119,16 @@ def models(parts: Parts, owner: Owner) -> ModelList:
 
 
 def _wanted(parts: Context) -> set[str]:
-    """The models that should have a worker now: not those that are asleep by design, but those whose breaker is open."""
+    """The models that should have a worker now: not those that are asleep by design, but those that an
+    open breaker or an operator's pause keeps from having one."""
     decisions = parts.store.decisions.all()
+    paused = parts.store.pauses.all()
     return {
         name
         for name, model in parts.args.models.items()
         if (decisions[name].target if name in decisions else model.scaling.min_workers)
         or breaker_of(parts, name).is_open
+        or name in paused
     }
 
 

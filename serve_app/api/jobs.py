@@ -246,6 +246,11 @@ def job_routes(args: AppArgs) -> APIRouter:
     )
     def retry(parts: Parts, owner: Owner, job_id: JobId) -> JobView:
         """Put a failed, cancelled or expired job back into the queue: same id, same request, new deadline."""
+        model = parts.store.jobs.get(str(job_id), owner).model
+        if model not in args.models:
+            raise errors.Conflict(
+                f"Job {job_id} cannot be retried: its model {model!r} is not served any more; submit it again to another one"
+            )
         return Viewer(parts).view(parts.store.jobs.retry(str(job_id), args.queue.max_attempts, owner))
 
     @router.delete(

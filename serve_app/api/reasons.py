@@ -10,8 +10,8 @@ from serve_app.config import ModelArgs
 from serve_app.labels import Selector
 from serve_app.metrics import STARTING_PHASES
 from serve_app.store import Breaker, WorkerRow
+from serve_app.store.workers import READY_PHASES
 
-_READY: Final = ("idle", "generating")
 CARD_LABEL: Final = "ray.io/accelerator-type"
 
 
@@ -35,7 +35,7 @@ def living(parts: Context) -> list[WorkerRow]:
 
 def is_ready(worker: WorkerRow) -> bool:
     """Whether it can generate."""
-    return worker.phase in _READY
+    return worker.phase in READY_PHASES
 
 
 def is_coming(worker: WorkerRow) -> bool:
@@ -50,6 +50,13 @@ def breaker_of(parts: Context, model: str) -> Breaker:
 
 def why_waiting(parts: Context, model: str, ahead: int, workers: list[WorkerRow]) -> str:
     """Why a queued job waits that has `ahead` jobs before it. `workers` are those of its model."""
+    if model not in parts.args.models:
+        return (
+            f"the model {model!r} is not served any more: an operator took it out of the configuration. The job ends at its "
+            "deadline; cancel it and submit it to another model (GET /v1/models)"
+        )
+    if pause := parts.store.pauses.all().get(model):
+        return f"paused by the operator since {_clock(pause.since)}: {pause.reason}"
     ready = sum(map(is_ready, workers))
     if ready:
         jobs = "no job" if ahead == 0 else "1 job" if ahead == 1 else f"{ahead} jobs"
@@ -59,11 +66,13 @@ def why_waiting(parts: Context, model: str, ahead: int, workers: list[WorkerRow]
 
 def why_not_ready(parts: Context, model: str, workers: list[WorkerRow]) -> str:
     """Why a model has no worker that can generate. `workers` are those of the model."""
+    if pause := parts.store.pauses.all().get(model):
+        return f"paused by the operator since {_clock(pause.since)}: {pause.reason}; `sophia resume {model}` ends the pause"
     breaker = breaker_of(parts, model)
     if breaker.is_open:
         return (
             f"the model cannot be loaded: {breaker.message} Since {_clock(breaker.since)}, {breaker.runs} attempts; not retrying "
-            f"until the configuration changes or an operator says `sophia reset {model}`"
+            f"until a changed configuration is deployed or an operator says `sophia reset {model}`"
         )
     coming = [worker for worker in workers if is_coming(worker)]
     if coming:

@@ -9,6 +9,7 @@ from serve_app.store.jobs import Beat, JobStore
 from serve_app.store.keys import KeyStore
 from serve_app.store.leases import LeaseStore
 from serve_app.store.loads import Breaker, LoadStore
+from serve_app.store.pauses import PauseStore
 from serve_app.store.retention import RetentionStore
 from serve_app.store.webhooks import WebhookStore
 from serve_app.store.workers import WorkerRow, WorkerStore
@@ -27,6 +28,7 @@ class Store:
         self.workers = WorkerStore(self.database)
         self.loads = LoadStore(self.database)
         self.decisions = DecisionStore(self.database)
+        self.pauses = PauseStore(self.database)
         self.costs = CostStore(self.database)
         self.keys = KeyStore(self.database)
         self.webhooks = WebhookStore(self.database)

@@ -25,8 +25,11 @@ class DecisionStore:
     def publish(self, model: str, target: int, reason: str) -> None:
         """Write the decision in force."""
         values = {"target": target, "reason": reason, "decided_at": now()}
+        lowered_at = sa.case((decisions.c.target > target, now()), else_=decisions.c.lowered_at)
         with self._database.write(durable=False) as connection:
-            updated = connection.execute(decisions.update().where(decisions.c.model == model).values(values))
+            updated = connection.execute(
+                decisions.update().where(decisions.c.model == model).values(**values, lowered_at=lowered_at)
+            )
             if updated.rowcount == 0:
                 connection.execute(decisions.insert().values(model=model, **values))
 

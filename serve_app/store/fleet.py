@@ -12,9 +12,10 @@ from serve_app import vault
 from serve_app.config import BreakerArgs, ScalingArgs
 from serve_app.jobs import Status
 from serve_app.scaling import WINDOW_S, WINDOWS, Observation
-from serve_app.store import Store
+from serve_app.store import Breaker, Store
 from serve_app.store.database import now, statement_time
 from serve_app.store.tables import jobs, loads, state_is
+from serve_app.store.workers import READY_PHASES
 
 _RECENT = 1000  # loads; more workers than that do not come up within one start-up of each other
 _MEASURED_STARTUPS = 20
@@ -44,16 +45,18 @@ class StoreFleet:
         ours = [row for row in self._store.workers.seen(_ALIVE_S) if row.model == self._model]
         draining = [row.id for row in ours if row.phase == "draining"]
         with self._store.database.read() as connection:
-            queued, queued_audio_s, oldest_s = connection.execute(self._queued()).one()
+            queued, queued_audio_s = connection.execute(self._queued()).one()
             running = connection.execute(self._running(draining)).all()
             ready = connection.execute(self._ready()).all()
             arrivals = self._arrivals(connection, speed)
             idle_s = 0.0 if queued or running else connection.execute(self._last_end()).scalar()
         self._startups.ready(ready)
+        ready_now = sum(row.phase in READY_PHASES for row in ours)
+        breaker = self._store.loads.breaker(self._model, self._deployment, self._breaker)
+        one_host = breaker.is_open and not breaker.everywhere and ready_now > 0
         return Observation(
             queued_jobs=queued,
             queued_work_s=queued_audio_s * speed,
-            oldest_wait_s=oldest_s,
             running_jobs=len(running),
             running_left_s=sum(max(row.audio_seconds * speed - row.ran_s, 0.0) for row in running),
             ready_s=tuple(row.age_s for row in ready),
@@ -62,7 +65,10 @@ class StoreFleet:
             or self._bounds.startup_prior_s,
             arrivals=arrivals,
             idle_s=float("inf") if idle_s is None else idle_s,
-            breaker=self._open_breaker(),
+            breaker=_in_words(breaker) if breaker.is_open and not one_host else None,
+            paused=self._paused(),
+            ready_now=ready_now,
+            stuck=sum(row.phase == "failed" for row in ours) if one_host else 0,
         )
 
     def publish(self, target: int, reason: str) -> None:
@@ -76,16 +82,13 @@ class StoreFleet:
         """Give the connections back."""
         self._store.close()
 
-    def _open_breaker(self) -> str | None:
-        found = self._store.loads.breaker(self._model, self._deployment, self._breaker)
-        return f"{found.runs} loads failed with {found.code}: {found.message}" if found.is_open else None
+    def _paused(self) -> str | None:
+        pause = self._store.pauses.all().get(self._model)
+        return pause.reason if pause else None
 
     def _queued(self) -> sa.Select[Any]:
         waiting = jobs.c.model == self._model, state_is(Status.QUEUED)
-        oldest_s = sa.func.coalesce(now() - sa.func.min(jobs.c.created_at), 0.0)
-        return sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(jobs.c.audio_seconds), 0.0), oldest_s).where(
-            *waiting
-        )
+        return sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(jobs.c.audio_seconds), 0.0)).where(*waiting)
 
     def _running(self, draining: list[str]) -> sa.Select[Any]:
         at_work = jobs.c.model == self._model, state_is(Status.RUNNING), jobs.c.worker.not_in(draining)
@@ -123,6 +126,10 @@ class StoreFleet:
     def _last_end(self) -> sa.Select[Any]:
         ended = jobs.c.model == self._model, state_is(Status.SUCCEEDED)
         return sa.select(now() - sa.func.max(jobs.c.finished_at)).where(*ended)
+
+
+def _in_words(breaker: Breaker) -> str:
+    return f"{breaker.runs} loads failed with {breaker.code}: {breaker.message}"
 
 
 class Startups:

@@ -27,7 +27,7 @@ from serve_app.jobs import Job, Status, new_id, origins
 from serve_app.schemas import MusicRequest
 from serve_app.store.costs import played, wasted
 from serve_app.store.database import Database, now
-from serve_app.store.tables import jobs, state_is
+from serve_app.store.tables import jobs, pauses, state_is
 from serve_app.store.webhooks import enqueue
 
 
@@ -197,8 +197,11 @@ class JobStore:
     # --- Workers ----------------------------------------------------------------------------------------------------
 
     def claim(self, worker: str, model: str, lease_s: float) -> Job | None:
-        """Take the next job of a model: by priority, then age. None when there is none."""
-        waiting = sa.select(jobs.c.id).where(jobs.c.model == model, state_is(Status.QUEUED), jobs.c.deadline_at > now())
+        """Take the next job of a model: by priority, then age. None when there is none, or the model is paused."""
+        paused = sa.exists().where(pauses.c.model == model)
+        waiting = sa.select(jobs.c.id).where(
+            jobs.c.model == model, state_is(Status.QUEUED), jobs.c.deadline_at > now(), ~paused
+        )
         with self._database.read() as connection:  # an idle worker must not take the write lock for nothing
             if connection.execute(waiting.limit(1)).one_or_none() is None:
                 return None

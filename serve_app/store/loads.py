@@ -1,21 +1,23 @@
 """The attempts to load a model: what failed and how often, when to try again, and how long a start takes.
 
-The crash breaker is read from this table, so that it holds for the whole fleet, survives every process, and needs no state
-of its own: it is open when the same failure has come `open_after` times since the last load that worked.
+The crash breaker is read from this table, so that it survives every process and needs no state of its own. It is open when the same
+failure has come `open_after` times since the last load that worked: for one host where the cause is the host's, for the model where
+the model would fail everywhere. What passes by itself, such as a hub that is away, opens nothing and only makes the pauses longer.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 
 from serve_app.config import BreakerArgs
-from serve_app.errors import LoadCrashed
+from serve_app.errors import LoadCrashed, load_cause
 from serve_app.jobs import new_id
 from serve_app.processes import Process
 from serve_app.store.database import Database, now
-from serve_app.store.tables import loads
+from serve_app.store.tables import decisions, loads
 
 _MEASURED_LOADS: Final = 5
 _KEPT_S: Final = 86_400.0
@@ -27,6 +29,9 @@ class Breaker:
     """What past loads say about the next one. `since` is in seconds since the epoch."""
 
     is_open: bool = False
+    """Whether the asking host, or any host when none asks, should start no more loads."""
+    everywhere: bool = False
+    """Whether that holds for every host, since the cause is the model's."""
     runs: int = 0
     """Loads tried since the last one that worked."""
     code: str = ""
@@ -66,24 +71,42 @@ class LoadStore:
         """Loads whose process died on this host have failed: `load_crashed`. How many."""
         with self._database.read() as connection:
             open_loads = connection.execute(sa.select(loads).where(loads.c.ended_at.is_(None))).all()
-        dead = [row.id for row in open_loads if Process(row.host, row.pid, row.born).is_dead]
+        dead = [row for row in open_loads if Process(row.host, row.pid, row.born).is_dead]
         if dead:
             with self._database.write() as connection:
-                for load in dead:
-                    self._fail(connection, load, LoadCrashed.code, LoadCrashed().message, "load")
+                for row in dead:
+                    if self._was_let_go(connection, row):
+                        connection.execute(loads.delete().where(loads.c.id == row.id))
+                    else:
+                        self._fail(connection, row.id, LoadCrashed.code, LoadCrashed().message, "load")
         return len(dead)
+
+    def ended(self, load: str) -> None:
+        """The load was ended on purpose, so it says nothing about the model."""
+        with self._database.write(durable=False) as connection:
+            connection.execute(loads.delete().where(loads.c.id == load, loads.c.ended_at.is_(None)))
+
+    @staticmethod
+    def _was_let_go(connection: sa.Connection, load: Any) -> bool:
+        """Whether fewer workers were wanted since the load began: then Serve has ended it, and kills without a last word."""
+        fewer = sa.select(decisions.c.model).where(
+            decisions.c.model == load.model, decisions.c.lowered_at >= load.began_at
+        )
+        return connection.execute(fewer).one_or_none() is not None
 
     def breaker(self, model: str, deployment: str, args: BreakerArgs, host: str = "") -> Breaker:
         """What the failures since the last success say. `host` is whose turn to try again is asked for."""
         failures = self._failures(model, deployment)
         if not failures:
             return Breaker()
-        last = failures[0]
-        same = Counter(row.code for row in failures)[last.code]
         here = [row for row in failures if row.host == host]
+        everywhere = _reaches(args.open_after, [row.code for row in failures if load_cause(row.code) == "model"])
+        hosts = [(row.host, row.code) for row in (here if host else failures) if load_cause(row.code) == "host"]
+        last = (here or failures)[0]
         pause_s = min(args.backoff_s * 2 ** (len(here) - 1), args.max_backoff_s) if here else 0.0
         return Breaker(
-            is_open=same >= args.open_after,
+            is_open=everywhere or _reaches(args.open_after, hosts),
+            everywhere=everywhere,
             runs=len(failures),
             code=last.code,
             message=last.message,
@@ -135,3 +158,8 @@ class LoadStore:
             .where(loads.c.id == load, loads.c.ended_at.is_(None))
             .values(ended_at=now(), code=code, message=message, phase=phase)
         )
+
+
+def _reaches(count: int, failures: Sequence[Any]) -> bool:
+    """Whether any failure has come so often."""
+    return any(times >= count for times in Counter(failures).values())

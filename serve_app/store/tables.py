@@ -145,6 +145,15 @@ decisions = sa.Table(  # what the autoscaling policy wants, and why
     sa.Column("target", sa.Integer, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("decided_at", sa.Double, nullable=False),
+    sa.Column("lowered_at", sa.Double, nullable=False, server_default="0"),  # when fewer were wanted than before, last
+)
+
+pauses = sa.Table(  # the models that an operator has paused
+    "pauses",
+    metadata,
+    sa.Column("model", sa.Text, primary_key=True),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("since", sa.Double, nullable=False),
 )
 
 device_hours = sa.Table(  # what each worker's device time went into; kept when the worker is gone

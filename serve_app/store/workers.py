@@ -9,6 +9,9 @@ from serve_app.processes import Process
 from serve_app.store.database import Database, now
 from serve_app.store.tables import workers
 
+READY_PHASES: Final = ("idle", "generating")
+"""The phases of a worker that can generate."""
+
 FORGET_AFTER_S: Final = 600
 """A worker that said nothing for so long is no longer listed."""
 

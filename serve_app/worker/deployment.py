@@ -4,8 +4,9 @@ import asyncio
 import logging
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import ray
 
@@ -18,6 +19,8 @@ from serve_app.store import Breaker, Store
 from serve_app.worker import Engine, Worker
 
 logger = logging.getLogger("ray.serve.sophia")
+
+_T = TypeVar("_T")
 
 _LOOK_S: Final = 1.0
 
@@ -37,6 +40,7 @@ class MusicWorker:
         """
         self._ending = threading.Event()
         self._worker: Worker | None = None
+        self._starting: _Start | None = None
         await asyncio.to_thread(self._start, model, args, host, deployment)
 
     def _start(self, model: str, args: AppArgs, host: str, deployment: str) -> None:
@@ -52,7 +56,8 @@ class MusicWorker:
         settings = args.models[model]
         price = settings.price_per_hour * (settings.num_gpus if settings.device == "cuda" else 1)
         self._worker = Worker(model, _engine(model, args), store, artifacts, args.queue, node, price)
-        _Start(self._worker, store, model, deployment, args, self._ending).until_ready()
+        self._starting = _Start(self._worker, store, model, deployment, args, self._ending)
+        self._starting.until_ready()
 
     def check_health(self) -> None:
         """Serve asks this now and then; a worker whose threads have ended is replaced."""
@@ -61,6 +66,8 @@ class MusicWorker:
 
     async def __del__(self) -> None:
         self._ending.set()
+        if self._starting is not None:
+            await asyncio.to_thread(self._starting.let_go)
         if self._worker is not None:
             await asyncio.to_thread(self._worker.drain)
 
@@ -73,35 +80,66 @@ class _Start:
     ):
         self._worker, self._store, self._model, self._deployment = worker, store, model, deployment
         self._args, self._ending = args, ending
+        self._load: str | None = None
 
     def until_ready(self) -> None:
+        """Return when the model is loaded. Raises LoadError when the worker is ended before that."""
         self._worker.announce()
         while True:
             self._wait_for_permission()
-            load = self._store.loads.begin(self._model, self._deployment, Process.this())
+            load = self._told(lambda: self._store.loads.begin(self._model, self._deployment, Process.this()))
+            self._load = load
             try:
                 self._worker.load()
             except LoadError as error:
-                self._store.loads.failed(load, error.code, error.message, self._worker.failed_in)
+                code, message, phase = error.code, error.message, self._worker.failed_in
+                self._told(lambda: self._store.loads.failed(load, code, message, phase))  # noqa: B023 - called at once
             else:
-                self._store.loads.succeeded(load)
+                self._told(lambda: self._store.loads.succeeded(load))  # noqa: B023 - called at once
                 return
+            finally:
+                self._load = None
+
+    def let_go(self) -> None:
+        """The worker is ended on purpose: what it was loading is no failure. Not worth waiting for a store that is away."""
+        load = self._load
+        if load is None:
+            return
+        try:
+            self._store.loads.ended(load)
+        except StoreUnavailable as error:
+            logger.warning("a load that was ended on purpose may be counted as a crash: %s", error)
+
+    def _told(self, tell: Callable[[], _T]) -> _T:
+        """What `tell` gives, as soon as the store listens: an outage costs no model that has been loaded, and is no failure."""
+        while True:
+            try:
+                return tell()
+            except StoreUnavailable as error:
+                logger.warning("the start of a worker of %s waits for the job database: %s", self._model, error)
+                if self._ending.wait(_LOOK_S):
+                    raise LoadError(f"Ended while it waited for the job database: {error}") from error
 
     def _wait_for_permission(self) -> None:
         """Until the breaker is closed and this host's pause is over; says meanwhile why it waits."""
-        self._store.bury()
+        self._told(self._store.bury)
         while (breaker := self._breaker()).is_open or breaker.retry_in_s > 0:
             self._worker.waits(_why(breaker))
             if self._ending.wait(min(max(breaker.retry_in_s, 0.1), _LOOK_S)):
                 raise LoadError(f"Ended while it waited to load {self._model}: {breaker.message}")
 
     def _breaker(self) -> Breaker:
-        return self._store.loads.breaker(self._model, self._deployment, self._args.breaker, this_host())
+        return self._told(
+            lambda: self._store.loads.breaker(self._model, self._deployment, self._args.breaker, this_host())
+        )
 
 
 def _why(breaker: Breaker) -> str:
     if breaker.is_open:
-        return f"not trying again after {breaker.runs} loads until a new deploy or `sophia reset`: {breaker.message}"
+        return (
+            f"not trying again after {breaker.runs} loads until `sophia reset` or a deploy with a changed configuration: "
+            f"{breaker.message}"
+        )
     return f"trying again in {breaker.retry_in_s:.0f} s, after {breaker.runs} loads that failed: {breaker.message}"
 
 

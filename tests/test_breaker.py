@@ -1,0 +1,200 @@
+"""What a failed load stops, and what it must leave alone; and an operator's pause."""
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serve_app import cli
+from serve_app.config import AppArgs, BreakerArgs, ScalingArgs
+from serve_app.errors import StoreUnavailable
+from serve_app.processes import Process
+from serve_app.scaling import Decision, decide
+from serve_app.store import Store, WorkerRow
+from serve_app.store.fleet import StoreFleet
+from serve_app.worker.deployment import _Start
+from tests.helpers import eventually
+from tests.running import running
+
+BREAKER = BreakerArgs(open_after=3, backoff_s=10, max_backoff_s=30)
+BOUNDS = ScalingArgs(min_workers=2, max_workers=4)
+
+
+@pytest.fixture
+def fleet(store: Store) -> StoreFleet:
+    return StoreFleet(store, "m", "d", BOUNDS, BREAKER)
+
+
+def fail(store: Store, code: str, host: str, times: int = 3) -> None:
+    for _ in range(times):
+        store.loads.failed(store.loads.begin("m", "d", Process(host, 1, 1)), code, "It failed.", "load")
+
+
+def report(store: Store, name: str, phase: str) -> None:
+    row = WorkerRow(id=name, model="m", node="n", process=Process.this(), device="cpu", phase=phase)
+    store.workers.report(row)
+
+
+@pytest.mark.fault("A2")
+def test_one_bad_host_stops_nobody_else(store: Store, fleet: StoreFleet):
+    """Failures whose cause is a host's stop that host; while others work, workers may be started."""
+    report(store, "good", "idle")
+    fail(store, "missing_file", "bad")
+
+    assert store.loads.breaker("m", "d", BREAKER, "bad").is_open
+    assert not store.loads.breaker("m", "d", BREAKER, "good").is_open
+    assert fleet.observe().breaker is None
+
+
+@pytest.mark.fault("A2")
+def test_a_failure_of_the_model_itself_stops_every_host_and_no_worker(store: Store, fleet: StoreFleet):
+    """A repository that does not exist starts no more workers anywhere; the two that work are still wanted."""
+    report(store, "one", "idle")
+    report(store, "two", "generating")
+    for host in ("a", "b", "c"):
+        fail(store, "unknown_repository", host, times=1)
+
+    seen = fleet.observe()
+    decision = decide(seen, BOUNDS, Decision(2, ""))
+
+    assert store.loads.breaker("m", "d", BREAKER, "another").everywhere
+    assert (decision.target, "breaker is open" in decision.reason) == (2, True)
+    assert decide(replace(seen, ready_now=0), BOUNDS, Decision(2, "")).target == 0
+
+
+@pytest.mark.fault("A2")
+def test_a_worker_that_is_stuck_on_a_bad_host_gets_a_substitute(store: Store, fleet: StoreFleet):
+    """One more is wanted, within max_workers, for each worker that waits where the model cannot be loaded."""
+    report(store, "good", "idle")
+    report(store, "stuck", "failed")
+    fail(store, "missing_file", "bad")
+
+    decision = decide(fleet.observe(), BOUNDS, Decision(2, ""))
+
+    assert decision.target == 3
+
+
+@pytest.mark.fault("E3")
+def test_a_hub_that_is_away_opens_nothing(store: Store):
+    """What passes by itself makes the pauses longer and never opens the breaker."""
+    fail(store, "hub_unreachable", "a", times=5)
+
+    found = store.loads.breaker("m", "d", BREAKER, "a")
+
+    assert not found.is_open
+    assert found.retry_in_s > 20
+
+
+@pytest.mark.fault("A1")
+def test_a_worker_that_is_let_go_while_it_loads_has_not_crashed(store: Store):
+    """A load whose process ended after fewer workers were wanted is no failure."""
+    me = Process.this()
+    store.decisions.publish("m", 3, "work")
+    store.loads.begin("m", "d", Process(me.host, me.pid, me.born - 1))
+    store.decisions.publish("m", 0, "no work")
+
+    store.loads.bury()
+
+    assert store.loads.breaker("m", "d", BREAKER).runs == 0
+
+
+@pytest.mark.fault("A1")
+def test_a_worker_that_dies_while_it_is_wanted_has_crashed(store: Store):
+    """More workers being wanted is no excuse: the load counts as crashed."""
+    me = Process.this()
+    store.decisions.publish("m", 1, "work")
+    store.loads.begin("m", "d", Process(me.host, me.pid, me.born - 1))
+    store.decisions.publish("m", 2, "more work")
+
+    store.loads.bury()
+
+    assert store.loads.breaker("m", "d", BREAKER).code == "load_crashed"
+
+
+class Loaded:
+    """As much of a worker as a start needs: its load works at once."""
+
+    failed_in = ""
+
+    def __init__(self) -> None:
+        self.loads = 0
+
+    def announce(self) -> None:
+        pass
+
+    def waits(self, why: str) -> None:
+        pass
+
+    def load(self) -> None:
+        self.loads += 1
+
+
+@pytest.mark.fault("A10")
+def test_a_database_outage_during_a_start_costs_no_loaded_model(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Every word of a start is said again until the database listens, and the model is loaded once."""
+    outages = dict.fromkeys(("bury", "breaker", "begin", "succeeded"), 1)
+
+    def fails_once(name: str, says: Any) -> Any:
+        def say(*arguments: Any, **named: Any) -> Any:
+            if outages[name]:
+                outages[name] -= 1
+                raise StoreUnavailable("away")
+            return says(*arguments, **named)
+
+        return say
+
+    for name in ("breaker", "begin", "succeeded"):
+        monkeypatch.setattr(store.loads, name, fails_once(name, getattr(store.loads, name)))
+    monkeypatch.setattr(store, "bury", fails_once("bury", store.bury))
+    monkeypatch.setattr("serve_app.worker.deployment._LOOK_S", 0.01)
+    worker = Loaded()
+
+    _Start(worker, store, "m", "d", AppArgs(data_dir=tmp_path), threading.Event()).until_ready()  # type: ignore[arg-type]  # Loaded is enough of a Worker
+
+    assert worker.loads == 1
+    assert not any(outages.values())
+    assert store.loads.startup_s("m") is not None
+
+
+def test_a_paused_model_keeps_its_jobs_and_starts_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """`sophia pause` is told to whoever waits, wants no worker, and `sophia resume` lets the job run."""
+    with running(tmp_path) as service:
+        monkeypatch.setenv("SOPHIA_DATA_DIR", str(tmp_path))
+        monkeypatch.chdir(tmp_path)
+        assert cli.main(["pause", "ace-step", "--reason", "the bill"]) == 0
+
+        job = service.submit()
+        waiting_for = service.job(job["id"])["waiting_for"]
+        ready = service.client.get("/readyz")
+
+        assert job["state"] == "queued"
+        assert "paused by the operator since" in waiting_for
+        assert "the bill" in waiting_for
+        assert ready.status_code == 200  # its worker is up, and idle
+        assert StoreFleet(service.store, "ace-step", "", BOUNDS, BREAKER).observe().paused == "the bill"
+        assert cli.main(["resume", "ace-step"]) == 0
+        assert service.ended(job["id"])["state"] == "succeeded"
+        assert cli.main(["pause", "no-such-model"]) != 0
+
+
+@pytest.mark.fault("A6")
+def test_a_job_of_a_model_that_is_gone_is_told(tmp_path: Path):
+    """When its model leaves the configuration, a job is still listed and shown with the reason, and its retry is refused."""
+    with running(tmp_path, workers=0) as service:
+        job = service.submit()
+        cancelled = service.submit()
+        service.client.post(f"/v1/jobs/{cancelled['id']}/cancel")
+    with running(tmp_path, models={"other": service.args.models["ace-step"]}, workers=0) as service:
+        listed = service.client.get("/v1/jobs")
+        shown = eventually(lambda: service.job(job["id"])["waiting_for"])
+        retried = service.client.post(f"/v1/jobs/{cancelled['id']}/retry")
+
+        assert listed.status_code == 200
+        assert len(listed.json()["jobs"]) == 2
+        assert "is not served any more" in shown
+        assert retried.status_code == 409
+        assert service.job(cancelled["id"])["state"] == "cancelled"
