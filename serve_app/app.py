@@ -21,7 +21,7 @@ from serve_app.api import create_api
 from serve_app.api.reasons import Node
 from serve_app.artifacts import Artifacts
 from serve_app.config import AppArgs, ModelArgs
-from serve_app.exposure import require_keys_beyond_loopback
+from serve_app.exposure import keys_are_needed
 from serve_app.jobs import new_id
 from serve_app.processes import this_host
 from serve_app.scaling import autoscaling_config
@@ -116,11 +116,13 @@ class Api:
         """`workers` are bound here only to be one application with the API; they are never called, they pull."""
         self._args, self._commit, self._deployment = args, commit, deployment
         self._store = Store(args.resolved_database_url)
-        require_keys_beyond_loopback(args, self._store, _get_global_client().http_config.host)
+        self._keys_needed = keys_are_needed(args, _get_global_client().http_config.host)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         artifacts = Artifacts(self._args.resolved_artifacts_url)
-        return create_api(self._args, self._store, artifacts, self._commit, self._deployment, LivingNodes())
+        return create_api(
+            self._args, self._store, artifacts, self._commit, self._deployment, LivingNodes(), self._keys_needed
+        )
 
 
 class LivingNodes:

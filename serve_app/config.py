@@ -125,8 +125,8 @@ class AuthArgs(_Strict):
 
     mode: Literal["auto", "keys", "none"] = Field(
         "auto",
-        description="`keys`: every call needs an API key. `none`: nobody does, wherever Sophia listens. `auto`: keys are needed as "
-        "soon as one exists; without any, Sophia starts on loopback addresses only.",
+        description="`keys`: every call needs an API key. `none`: nobody does, wherever Sophia listens. `auto`: beyond "
+        "loopback addresses every call needs a key, on them only while there is one.",
     )
 
 

@@ -175,12 +175,12 @@ def _disk(folder: Path) -> str:
 
 
 def _keys(args: AppArgs, http_host: str) -> str:
-    from serve_app.exposure import require_keys_beyond_loopback
+    from serve_app.exposure import require_a_key
     from serve_app.store import Store
 
     store = Store(args.resolved_database_url)
     try:
-        require_keys_beyond_loopback(args, store, http_host)
+        require_a_key(args, store, http_host)
     finally:
         store.close()
     return f"listening on {http_host} is as safe as the configuration says (auth.mode: {args.auth.mode})"

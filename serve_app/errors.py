@@ -4,6 +4,8 @@ An error's own message says what was wrong *this* time and what to do; the class
 All of them take one positional message, because that is what survives pickling between Ray processes.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import ClassVar, Literal
 
 
@@ -14,6 +16,9 @@ class SophiaError(Exception):
     code: ClassVar[str] = "internal_error"
     retryable: ClassVar[bool] = False
     title: ClassVar[str] = "Something went wrong inside Sophia"
+
+    headers: Mapping[str, str] = MappingProxyType({})
+    """Further headers of the HTTP answer."""
 
     def __init__(self, message: str = ""):
         super().__init__(message or self.title)
@@ -115,9 +120,9 @@ class ConfigurationError(SophiaError):
 
 
 class AuthNotConfigured(ConfigurationError):
-    """Sophia would listen beyond loopback without API keys."""
+    """Callers need an API key and there is none, so nobody can use Sophia."""
 
-    code, title = "auth_not_configured", "Sophia does not listen beyond loopback without API keys"
+    code, title = "auth_not_configured", "Callers need an API key, and there is none"
 
 
 # --- Loading a model ------------------------------------------------------------------------------------------------

@@ -6,8 +6,17 @@
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 
+from serve_app import spellings
 from serve_app.config import Variant
 
 SAMPLE_RATE: Final = 48_000
@@ -55,11 +64,12 @@ class VariantDefaults(BaseModel):
     shift: float = Field(description="Shift of the timestep schedule.", examples=[3.0])
 
 
-# Turbo is distilled to 8 steps and has its guidance in the weights; base and sft are the model cards' values.
+# The original's own: turbo is distilled to 8 steps and shift 3, and has its guidance in the weights. For base its page takes 64
+# steps, its command line and HTTP interface 50.
 VARIANT_DEFAULTS: Final[dict[Variant, VariantDefaults]] = {
     "turbo": VariantDefaults(steps=8, guidance_scale=1.0, shift=3.0),
-    "base": VariantDefaults(steps=50, guidance_scale=7.0, shift=3.0),
-    "sft": VariantDefaults(steps=50, guidance_scale=7.0, shift=3.0),
+    "base": VariantDefaults(steps=50, guidance_scale=7.0, shift=1.0),
+    "sft": VariantDefaults(steps=50, guidance_scale=7.0, shift=1.0),
 }
 
 # A URL as far as a pattern can say it: scheme, a name or an address, port, path. serve_app.webhooks.check_url says the rest.
@@ -67,6 +77,12 @@ _WEBHOOK_URL = r"^https?://([A-Za-z0-9_.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9
 
 # No NUL: PostgreSQL's text cannot hold it, and no prompt means it.
 _Text = r"^[^\x00]*$"
+
+
+_NUMBERS: Final = (
+    "duration", "variations", "seed", "bpm", "steps", "guidance_scale", "shift", "cfg_interval_start", "cfg_interval_end",
+    "priority", "deadline_s",
+)  # fmt: skip
 
 
 class MusicRequest(BaseModel):
@@ -86,7 +102,7 @@ class MusicRequest(BaseModel):
         "",
         max_length=20_000,
         pattern=_Text,
-        description="Words to sing, with section tags such as [verse] and [chorus]. Empty: instrumental.",
+        description="Words to sing, with section tags such as [verse] and [chorus]. Empty or [Instrumental]: instrumental.",
         examples=["[verse]\nSoft notes in the morning light"],
     )
     model: str | None = Field(
@@ -100,14 +116,14 @@ class MusicRequest(BaseModel):
         1,
         ge=1,
         le=8,
-        description="How many versions to make in one go; version i (from 0) uses seed + i.",
+        description="How many versions to make in one go; version i (from 0) uses seed + i; after the largest seed comes 0.",
         examples=[2],
     )
     seed: int | None = Field(
         None,
-        ge=0,
+        ge=-1,
         le=MAX_SEED,
-        description="Where the noise starts: the same request and seed give the same song. Left out: drawn at random and told.",
+        description="Where the noise starts: the same request and seed give the same song. -1 or left out: drawn and told.",
         examples=[7],
     )
     format: Format = Field(
@@ -149,21 +165,25 @@ class MusicRequest(BaseModel):
         None,
         ge=0.1,
         le=10,
-        description="Shift of the timestep schedule; above 1 spends more steps on the form. Left out: 3.",
+        description="Shift of the timestep schedule; above 1 spends more steps on the form. Left out: turbo 3, base and sft 1.",
         examples=[3.0],
     )
     cfg_interval_start: float = Field(
-        0.0, ge=0, le=1, description="Fraction of the denoising at which guidance begins.", examples=[0.0]
+        0.0,
+        ge=0,
+        le=1,
+        description="Noise level below which guidance is not applied, as in ACE-Step: it falls from 1 to 0 in the song's making.",
+        examples=[0.0],
     )
     cfg_interval_end: float = Field(
         1.0,
         ge=0,
         le=1,
-        description="Fraction of the denoising at which guidance ends; before its start, it is never applied.",
+        description="Noise level above which guidance is not applied. Below `cfg_interval_start`: it is never applied.",
         examples=[1.0],
     )
     priority: int = Field(
-        5, ge=0, le=9, description="9 starts before 0; jobs of one priority start by age.", examples=[5]
+        5, ge=0, le=9, description="9 starts before 0; within one priority, API keys take turns.", examples=[5]
     )
     deadline_s: float | None = Field(
         None,
@@ -192,11 +212,65 @@ class MusicRequest(BaseModel):
         examples=[{"project": "rainy-day"}],
     )
 
-    @field_validator("variations", "seed", "bpm", "steps", "priority", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _whole(cls, value: Any) -> Any:
-        """JSON Schema calls 1.0 an integer; "1" and true are none."""
-        return int(value) if isinstance(value, float) and value.is_integer() else value
+    def _null_is_left_out(cls, given: Any) -> Any:
+        """Clients that fill in every field send null for what they leave out."""
+        if not isinstance(given, dict):
+            return given
+        return {name: value for name, value in given.items() if value is not None or name == "prompt"}
+
+    @field_validator(*_NUMBERS, mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> Any:
+        return spellings.number(value)
+
+    @field_validator("seed")
+    @classmethod
+    def _drawn_seed(cls, value: int | None) -> int | None:
+        """ACE-Step writes -1 for a seed that is drawn at random."""
+        return None if value == -1 else value
+
+    @field_validator("keyscale", mode="before")
+    @classmethod
+    def _keyscale(cls, value: Any) -> Any:
+        return spellings.keyscale(value)
+
+    @field_validator("timesignature", mode="before")
+    @classmethod
+    def _timesignature(cls, value: Any) -> Any:
+        return spellings.timesignature(value)
+
+    @field_validator("format", "vocal_language", mode="before")
+    @classmethod
+    def _word(cls, value: Any) -> Any:
+        return spellings.word(value)
+
+    @field_validator("prompt", "lyrics", mode="before")
+    @classmethod
+    def _text(cls, value: Any) -> Any:
+        return spellings.text(value)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """The schema of what is read: null for every field that may be left out, and the other spellings."""
+        schema = handler.resolve_ref_schema(handler(core))
+        properties = schema["properties"]
+        for name, field in properties.items():
+            if name == "keyscale":
+                field["anyOf"][0]["pattern"] = spellings.KEYSCALE
+            if name == "timesignature":
+                field["anyOf"][0] = {"enum": list(spellings.TIMESIGNATURES)}
+            if name not in schema["required"] and "anyOf" not in field and field.get("type") != "null":
+                _allow_null(field)
+        return schema
+
+
+def _allow_null(field: dict[str, Any]) -> None:
+    """Change a property of a JSON schema so that null is valid, too; its description and default stay where they are."""
+    kept = ("title", "description", "default", "examples")
+    kind = {name: field.pop(name) for name in list(field) if name not in kept}
+    field["anyOf"] = [kind, {"type": "null"}]
 
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled", "expired"]
@@ -507,4 +581,4 @@ class Ready(BaseModel):
 def bounds_of(field: str) -> dict[str, Any]:
     """The JSON schema of one field of MusicRequest, for messages and documents."""
     schema: dict[str, Any] = MusicRequest.model_json_schema()["properties"][field]
-    return schema
+    return schema | schema.get("anyOf", [{}])[0]  # the other kind is null

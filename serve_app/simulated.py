@@ -11,7 +11,7 @@ from serve_app import errors
 from serve_app.audio import Song
 from serve_app.config import ModelArgs, Variant
 from serve_app.engine import EngineFacts, OnStep
-from serve_app.schemas import SAMPLE_RATE, TASKS, VARIANT_DEFAULTS, MusicRequest
+from serve_app.schemas import MAX_SEED, SAMPLE_RATE, TASKS, VARIANT_DEFAULTS, MusicRequest
 from serve_app.weights import Report
 
 _TONE_HZ: Final = 440
@@ -72,7 +72,7 @@ class SimulatedEngine:
         for i in range(request.variations):
             _stop_if(stopped)
             on_step("decoding", i + 1, request.variations)
-            yield Song(seed=request.seed + i, samples=tone.copy())
+            yield Song(seed=(request.seed + i) % (MAX_SEED + 1), samples=tone.copy())
 
 
 def _pass(seconds: float, report: Callable[[float], None]) -> None:

@@ -57,6 +57,7 @@ def running(
     engine: Engine | None = None,
     workers: int = 1,
     cluster: Callable[[], list[Node]] | None = None,
+    keys_needed: bool = False,
     **settings: Any,
 ) -> Iterator[Service]:
     """A service whose first model has `workers` workers; `engine` instead of a simulated one where it is given."""
@@ -73,7 +74,9 @@ def running(
             worker = Worker(name, engine_of_it, store, artifacts, args.queue, price_per_hour=model.price_per_hour)
             worker.start()
             stack.callback(worker.drain)
-        app = create_api(args, Store(args.resolved_database_url), artifacts, "test", cluster=cluster)
+        app = create_api(
+            args, Store(args.resolved_database_url), artifacts, "test", cluster=cluster, keys_needed=keys_needed
+        )
         url = stack.enter_context(_http_server(app))
         client = stack.enter_context(httpx.Client(base_url=url, timeout=60))
         yield Service(client, url, args, store, artifacts)

@@ -40,12 +40,16 @@ def create_api(
     commit: str,
     deployment: str = "",
     cluster: Callable[[], list[Node]] | None = None,
+    keys_needed: bool = False,
 ) -> FastAPI:
-    """The application. It owns `store` from now on and closes it when it shuts down."""
+    """The application. It owns `store` from now on and closes it when it shuts down.
+
+    `keys_needed`: every caller needs an API key, even while there is none (`exposure.keys_are_needed`).
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        context = Context(args, store, artifacts, JobWatcher(store), commit, deployment, cluster)
+        context = Context(args, store, artifacts, JobWatcher(store), commit, deployment, cluster, keys_needed)
         app.state.context = context
         busy: list[Upkeep | Janitor | Sender] = [Upkeep(context), Janitor(store, artifacts, args.retention)]
         if args.webhook_secret:

@@ -32,6 +32,8 @@ class Context:
     deployment: str
     cluster: Callable[[], list[Any]] | None = None
     """The living nodes (`reasons.Node`); None outside a cluster."""
+    keys_needed: bool = False
+    """Whether every caller needs an API key, even while there is none."""
     _digests: dict[str, str] | None = None
     _digests_at: float = 0.0
 
@@ -61,7 +63,9 @@ async def _owner(parts: Parts, credentials: Annotated[HTTPAuthorizationCredentia
     if parts.args.auth.mode == "none":
         return ""
     digests = await parts.digests()
-    if parts.args.auth.mode == "auto" and not digests:
+    if not digests:
+        if parts.keys_needed or parts.args.auth.mode == "keys":
+            raise Unauthorized("There is no API key yet; an operator makes one with 'sophia keys create NAME'")
         return ""
     if credentials is None:
         raise Unauthorized("Send an API key as 'Authorization: Bearer KEY'; 'sophia keys create NAME' makes one")

@@ -48,9 +48,11 @@ async def answer_file(request: Request, parts: Context, job: Job, index: int) ->
     }
     if _matches(request.headers.get("if-none-match"), etag):
         return Response(status_code=304, headers=headers)
-    start, end = _range(request, etag, size)
+    asked = _range(request, etag, size)
+    part = asked is not None
+    start, end = asked or (0, size)
     headers["Content-Length"] = str(end - start)
-    if part := (start, end) != (0, size):
+    if part:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
     media_type = MEDIA_TYPES[file["format"]]
     if request.method == "HEAD":
@@ -66,8 +68,11 @@ async def _joined(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[byt
         yield chunk
 
 
-def _range(request: Request, etag: str, size: int) -> tuple[int, int]:
-    """First byte and the one after the last. What is no single byte range is ignored, as RFC 9110 (14.2) allows."""
+def _range(request: Request, etag: str, size: int) -> tuple[int, int] | None:
+    """First byte and the one after the last, also of a range that is the whole file.
+
+    None for what is no single byte range, which is ignored, as RFC 9110 (14.2) allows.
+    """
     asked = _ONE_RANGE.fullmatch(request.headers.get("range", "").replace(" ", ""))
     if (
         request.method != "GET"
@@ -75,13 +80,15 @@ def _range(request: Request, etag: str, size: int) -> tuple[int, int]:
         or request.headers.get("if-range", etag) != etag
         or asked[1] == asked[2] == ""
     ):
-        return 0, size
+        return None
     start = int(asked[1]) if asked[1] else max(size - int(asked[2]), 0)
     end = min(int(asked[2]) + 1, size) if asked[1] and asked[2] else size
     if asked[1] and asked[2] and int(asked[2]) < start:
-        return 0, size
+        return None
     if start >= size:
-        raise RangeNotSatisfiable(f"The file has {size} bytes; the range begins at {start}")
+        error = RangeNotSatisfiable(f"The file has {size} bytes; the range begins at {start}")
+        error.headers = {"Content-Range": f"bytes */{size}"}  # RFC 9110, 15.5.17
+        raise error
     return start, end
 
 

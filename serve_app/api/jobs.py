@@ -25,8 +25,12 @@ from serve_app.store.jobs import fingerprint
 from serve_app.webhooks import check_url
 
 MAX_WAIT_S: Final = 3600
+_NOT_BLANK: Final = r"^[^\x00]*[^\s\x00][^\x00]*$"
+"""A prompt of a new job says something; jobs of earlier versions may have a blank one."""
+
 _NO_WEBHOOKS: Final = "Not here: the operator has set no `webhook_secret`."
-_PREFER_WAIT: Final = re.compile(r"(?:^|[,;\s])wait=(\d{1,6})(?:$|[,;\s])")
+_PREFER_WAIT: Final = re.compile(r'(?:^|[,;\s])wait\s*=\s*"?(\d{1,6})"?\s*(?:$|[,;])', re.IGNORECASE)
+"""RFC 7240: among other preferences, with spaces, quoted or not."""
 
 _ALWAYS = (errors.Unauthorized, errors.InvalidRequest, errors.StoreUnavailable)
 _SUBMIT = (*_ALWAYS, errors.MalformedBody, errors.BodyTooLarge, errors.UnsupportedMediaType, errors.IdempotencyConflict)
@@ -100,7 +104,7 @@ def job_routes(args: AppArgs) -> APIRouter:
         response: Response,
         idempotency_key: IdempotencyKey = None,
         prefer: Annotated[
-            str | None,
+            list[str] | None,
             Header(
                 description="`wait=N`: hold the answer until the job has ended, at most N seconds (RFC 7240).",
                 examples=["wait=30"],
@@ -109,7 +113,7 @@ def job_routes(args: AppArgs) -> APIRouter:
     ) -> JobView:
         """Put a song into the queue. The answer is its job; it is on disk, and will not be lost, when you have it."""
         job, new = await _submit(parts, body, owner, idempotency_key)
-        wait_s = _wait_s(prefer)
+        wait_s = _wait_s(", ".join(prefer or ()))
         if wait_s:
             response.headers["Preference-Applied"] = f"wait={wait_s}"
             job = await parts.watcher.finished(job, wait_s) or job
@@ -142,12 +146,13 @@ def job_routes(args: AppArgs) -> APIRouter:
 
         A caller who goes away cancels the job, unless an Idempotency-Key lets them come back for it.
         """
-        job, _ = await _submit(parts, cast(MusicRequest, body), owner, idempotency_key)
+        submission = asyncio.ensure_future(_submit(parts, cast(MusicRequest, body), owner, idempotency_key))
         try:
+            job, _ = await asyncio.shield(submission)
             ended = await _unless_they_leave(request, parts, job)
         except (ClientDisconnect, asyncio.CancelledError):
             if idempotency_key is None:
-                await asyncio.shield(asyncio.to_thread(_cancel_quietly, parts, job))
+                await asyncio.shield(_cancel_quietly(parts, submission))
             raise
         return await answer_file(request, parts, _succeeded(ended), 0)
 
@@ -275,8 +280,19 @@ def _request_type(args: AppArgs) -> type[MusicRequest]:
     """
     names: Any = Literal[tuple(args.models)]
     described = MusicRequest.model_fields["model"].description
+    prompt = MusicRequest.model_fields["prompt"]
     fields: dict[str, Any] = {
-        "model": (names | None, Field(None, description=described, examples=[args.default_model]))
+        "prompt": (
+            str,
+            Field(
+                min_length=1,
+                max_length=4000,
+                pattern=_NOT_BLANK,
+                description=prompt.description,
+                examples=prompt.examples,
+            ),
+        ),
+        "model": (names | None, Field(None, description=described, examples=[args.default_model])),
     }
     if not args.webhook_secret:
         fields["webhook_url"] = (None, Field(None, description=_NO_WEBHOOKS, examples=[None]))
@@ -310,8 +326,8 @@ def _random_seed() -> int:
     return secrets.randbelow(MAX_SEED - 8)
 
 
-def _wait_s(prefer: str | None) -> int:
-    found = _PREFER_WAIT.search(prefer or "")
+def _wait_s(prefer: str) -> int:
+    found = _PREFER_WAIT.search(prefer)
     return min(int(found[1]), MAX_WAIT_S) if found else 0
 
 
@@ -335,9 +351,11 @@ async def _left(request: Request) -> None:
         pass
 
 
-def _cancel_quietly(parts: Context, job: Job) -> None:
-    with suppress(errors.Conflict, errors.NotFound, errors.StoreUnavailable):
-        parts.store.jobs.cancel(job.id)
+async def _cancel_quietly(parts: Context, submission: asyncio.Future[tuple[Job, bool]]) -> None:
+    """Cancel what was submitted for a caller who has left, be it during the insert: that goes on to its end first."""
+    with suppress(errors.SophiaError):
+        job, _ = await submission
+        await asyncio.to_thread(parts.store.jobs.cancel, job.id)
 
 
 def _succeeded(job: Job | None) -> Job:

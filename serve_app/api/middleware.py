@@ -7,7 +7,7 @@ from typing import Final
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.api.problems import problem
-from serve_app.errors import BodyTooLarge
+from serve_app.errors import BodyTooLarge, UnsupportedMediaType
 from serve_app.jobs import new_id
 
 _GIVEN_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
@@ -28,6 +28,15 @@ class RequestMiddleware:
         if _declared_length(headers) > self._limit:
             await self._refuse(scope, receive, send)
             return
+        encoding = headers.get(b"content-encoding", b"identity").strip().lower()
+        if encoding not in (b"", b"identity"):
+            detail = "Send the body as it is: a Content-Encoding such as gzip is not read here"
+            answer = problem(scope["request_id"], UnsupportedMediaType, detail, headers={"Accept-Encoding": "identity"})
+            await answer(scope, receive, send)
+            return
+        if scope["method"] == "HEAD" and not scope["path"].endswith("/events") and "/audio" not in scope["path"]:
+            # HEAD wherever there is GET (RFC 9110, 9.3.2); the server sends no body. Files have routes of their own for it.
+            scope = {**scope, "method": "GET"}
         exchange = _Exchange(receive, send, self._limit)
         with suppress(BodyTooLarge):
             await self._app(scope, exchange.receive, exchange.send)

@@ -15,10 +15,14 @@ from starlette.routing import Match
 from serve_app import errors
 from serve_app.errors import SophiaError
 from serve_app.schemas import MusicRequest, Problem
+from serve_app.spellings import FOREIGN_NAMES
 
 logger = logging.getLogger("ray.serve.sophia")
 
 _SHOWN: Final = 100  # characters of a wrong value
+_MOST_ERRORS: Final = 20
+"""Wrong fields that one answer tells: a body of a megabyte may have fifty thousand."""
+_LONGEST_MESSAGE: Final = 1000
 _BY_STATUS: Final[dict[int, type[SophiaError]]] = {404: errors.NotFound, 405: errors.MethodNotAllowed}
 
 
@@ -77,7 +81,7 @@ def request_id_of(request: Request) -> str:
 
 async def _ours(request: Request, error: Exception) -> ProblemResponse:
     assert isinstance(error, SophiaError)  # noqa: S101 - the handler is registered for this class only
-    return problem(request_id_of(request), type(error), error.message)
+    return problem(request_id_of(request), type(error), error.message, headers=dict(error.headers))
 
 
 async def _http(request: Request, error: Exception) -> ProblemResponse:
@@ -110,6 +114,8 @@ async def _unexpected(request: Request, error: Exception) -> ProblemResponse:
 async def _invalid(request: Request, error: Exception) -> ProblemResponse:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - the handler is registered for this class only
     found = error.errors()
+    count = len(found)
+    found = found[:_MOST_ERRORS]
     if found[0]["type"] == "json_invalid":
         reason = found[0].get("ctx", {}).get("error", "")
         return problem(request_id_of(request), errors.MalformedBody, f"The body is not valid JSON: {reason}")
@@ -119,6 +125,8 @@ async def _invalid(request: Request, error: Exception) -> ProblemResponse:
         return problem(request_id_of(request), errors.UnsupportedMediaType, detail)
     wrong = [_field_error(entry) for entry in found]
     detail = "; ".join(f"{entry['field']}: {entry['message']}" for entry in wrong[:5])
+    if count > len(wrong):
+        detail = f"{detail}; and more: {count} in all, of which the first {len(wrong)} are told"
     return problem(request_id_of(request), errors.InvalidRequest, detail, wrong)
 
 
@@ -126,20 +134,37 @@ def _field_error(entry: dict[str, Any]) -> dict[str, Any]:
     kind, given = entry["type"], entry.get("input")
     path = [str(part) for part in entry["loc"][1:]] or [str(entry["loc"][0])]
     if kind == "extra_forbidden":
-        return {"field": ".".join(path), "value": _shown(given), "message": _unknown_field(path[-1])}
+        return {"field": _shown(".".join(path)), "value": _shown(given), "message": _unknown_field(path[-1][:_SHOWN])}
     message = str(entry["msg"]).replace("Input should", "must").replace("String should", "must")
+    message = _in_words(path[-1], kind, message.removeprefix("Value error, "))
     message = "is required" if kind == "missing" else message[:1].lower() + message[1:]
-    field = {"field": _printable(".".join(path)), "message": message}
+    field = {"field": _shown(".".join(path)), "message": message[:_LONGEST_MESSAGE]}
     return field if kind == "missing" else field | {"value": _shown(given)}
 
 
+def _in_words(field: str, kind: str, message: str) -> str:
+    """A sentence in place of a regular expression."""
+    if kind != "string_pattern_mismatch":
+        return message
+    if field == "prompt":
+        return "must say something, and hold no NUL character"
+    if field == "webhook_url":
+        return "must be an address such as 'https://example.com/hooks/sophia'"
+    return "must hold no NUL character" if field in ("lyrics", "model") else "has characters that are not allowed here"
+
+
 def _unknown_field(name: str) -> str:
+    ours = FOREIGN_NAMES.get(name.lower())
+    if ours is not None:
+        return f"there is no such field; here it is called {ours!r}"
     known: Sequence[str] = list(MusicRequest.model_fields)
     near = difflib.get_close_matches(name, known, n=1)
     return "there is no such field" + (f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}")
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, dict | list) and len(value) > _SHOWN:
+        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)} entries"
     text = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
     return _printable(text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…")
 

@@ -25,7 +25,7 @@ from serve_app.engine.device import (
     memory_facts,
     need_memory,
 )
-from serve_app.engine.generating import OnStep, Tiles, finished, metas, seeds, settings, stop_if
+from serve_app.engine.generating import OnStep, Tiles, finished, metas, seeds, settings, stop_if, words
 from serve_app.engine.loading import import_errors, import_packages, load_pipeline, unforeseen
 from serve_app.schemas import MAX_LYRICS_TOKENS, MAX_PROMPT_TOKENS, SAMPLE_RATE, TASKS, MusicRequest, TaskType
 
@@ -147,6 +147,7 @@ class AceStepEngine:
         import torch
 
         chosen = settings(request, self._variant)
+        lyrics, language = words(request)
 
         def after_step(pipe: Any, step: int, timestep: float, tensors: dict[str, Any]) -> dict[str, Any]:
             on_step("denoising", step + 1, chosen["num_inference_steps"])
@@ -158,8 +159,8 @@ class AceStepEngine:
         with torch.inference_mode():
             result: torch.Tensor = self._pipe(
                 prompt=[request.prompt] * request.variations,
-                lyrics=[request.lyrics] * request.variations,
-                vocal_language=[request.vocal_language] * request.variations,
+                lyrics=[lyrics] * request.variations,
+                vocal_language=[language] * request.variations,
                 task_type=request.task_type,
                 generator=[torch.Generator(self._pipe.device).manual_seed(seed) for seed in seeds(request)],
                 output_type="latent",
@@ -203,10 +204,11 @@ class AceStepEngine:
             )
 
     def _cut_texts(self, request: MusicRequest) -> Iterator[str]:
+        sung, language = words(request)
         text, lyrics = self._pipe._format_prompt(
             request.prompt,
-            request.lyrics,
-            request.vocal_language,
+            sung,
+            language,
             request.duration,
             self._pipe._get_task_instruction(request.task_type),
             request.bpm,

@@ -9,7 +9,7 @@ import numpy as np
 
 from serve_app import errors
 from serve_app.config import Variant
-from serve_app.schemas import SAMPLE_RATE, VARIANT_DEFAULTS, MusicRequest
+from serve_app.schemas import MAX_SEED, SAMPLE_RATE, VARIANT_DEFAULTS, MusicRequest
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +20,9 @@ OnStep = Callable[[str, int, int], None]
 _TARGET_PEAK: Final = 10.0 ** (-1.0 / 20.0)
 """-1 dBFS, to which AceStepPipeline.__call__ normalises every song (diffusers 0.42.1, `target_amp`)."""
 
+_INSTRUMENTAL: Final = ("", "[instrumental]", "[inst]")
+"""Lyrics that stand for none."""
+
 _SILENCE: Final = 1e-5
 """A peak below this (-100 dBFS, under a 16-bit file's smallest step) is silence: normalised, it would be hiss."""
 
@@ -28,7 +31,7 @@ def seeds(request: MusicRequest) -> list[int]:
     """One seed a variation: the request's own, and those after it."""
     if request.seed is None:
         raise ValueError("the caller fills in the seed")
-    return [request.seed + i for i in range(request.variations)]
+    return [(request.seed + i) % (MAX_SEED + 1) for i in range(request.variations)]
 
 
 def settings(request: MusicRequest, variant: Variant) -> dict[str, Any]:
@@ -41,9 +44,20 @@ def settings(request: MusicRequest, variant: Variant) -> dict[str, Any]:
         "num_inference_steps": defaults.steps if request.steps is None else request.steps,
         "guidance_scale": 1.0 if never or variant == "turbo" else guidance,
         "shift": defaults.shift if request.shift is None else request.shift,
-        "cfg_interval_start": 0.0 if never else request.cfg_interval_start,
-        "cfg_interval_end": 1.0 if never else request.cfg_interval_end,
+        # Ours are noise levels, as the original's (start <= t <= end); the pipeline's are 1 - t.
+        "cfg_interval_start": 0.0 if never else 1.0 - request.cfg_interval_end,
+        "cfg_interval_end": 1.0 if never else 1.0 - request.cfg_interval_start,
     }
+
+
+def words(request: MusicRequest) -> tuple[str, str]:
+    """Lyrics and their language as the model was trained on them: an instrumental has a tag for lyrics, and no language.
+
+    So the original's trainers label their data (acestep/training/dataset_builder_modules, `[Instrumental]` with `unknown`).
+    """
+    if request.lyrics.strip().lower() in _INSTRUMENTAL:
+        return "[Instrumental]", "unknown"
+    return request.lyrics, request.vocal_language
 
 
 def metas(request: MusicRequest) -> dict[str, Any]:

@@ -1,5 +1,8 @@
 """Connections, transactions and the schema. What differs between SQLite and PostgreSQL stands here and nowhere else."""
 
+import logging
+import math
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +16,8 @@ from sqlalchemy.sql.expression import FunctionElement
 
 from serve_app.errors import ConfigurationError, StoreUnavailable
 
+logger = logging.getLogger("ray.serve.sophia")
+
 CHANNEL: Final = "sophia"
 """PostgreSQL's notification channel; the payload is a topic."""
 
@@ -21,6 +26,32 @@ Topic = Literal["queued", "ended", "revoked"]
 
 BUSY_TIMEOUT_S: Final = 15
 """How long a transaction waits for another's lock before it gives up."""
+
+_TELL_EVERY_S: Final = 60.0
+
+_CAUSES: Final = (
+    ("refused", "it refuses connections"),
+    ("resolve", "its host name cannot be resolved"),
+    ("name or service not known", "its host name cannot be resolved"),
+    ("authentication failed", "it rejects the user or the password"),
+    ("no password supplied", "it wants a password"),
+    ("too many clients", "it has no free connection"),
+    ("connection slots", "it has no free connection"),
+    ("queuepool limit", "this process has no free connection"),
+    ("database is locked", "another process holds its lock"),
+    ("readonly", "it is read-only"),
+    ("read-only", "it is read-only"),
+    ("full", "its disk is full"),
+    ("no space", "its disk is full"),
+    ("unable to open database file", "its file cannot be opened"),
+    ("does not exist", "there is no such database, role or table"),
+    ("timeout", "no answer in time"),
+    ("timed out", "no answer in time"),
+    ("closed the connection", "it closed the connection"),
+    ("shutting down", "it is shutting down"),
+    ("starting up", "it is starting up"),
+)
+"""What a driver's text holds, and what we say instead."""
 
 _MIGRATION_LOCK: Final = 0x50F1A  # any number that no other program takes
 
@@ -92,12 +123,13 @@ class Database:
     def __init__(self, url: str):
         self.url = _checked(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        self._told_at = -math.inf
         self.engine = _sqlite_engine(self.url) if self.is_sqlite else _postgresql_engine(self.url)
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
         """A transaction that reads. Raises StoreUnavailable when the database is away."""
-        with _unavailable_as_ours(), self.engine.connect() as connection, connection.begin():
+        with self._unavailable_as_ours(), self.engine.connect() as connection, connection.begin():
             yield connection
 
     @contextmanager
@@ -106,7 +138,7 @@ class Database:
 
         `durable`: on disk before it returns, which is owed for whatever a client was promised. A heartbeat is not.
         """
-        with _unavailable_as_ours(), self.engine.connect() as connection:
+        with self._unavailable_as_ours(), self.engine.connect() as connection:
             if self.is_sqlite:
                 cursor = connection.connection.cursor()
                 cursor.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
@@ -133,6 +165,26 @@ class Database:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
 
+    @contextmanager
+    def _unavailable_as_ours(self) -> Iterator[None]:
+        """The driver's errors become ours here. A constraint that is violated stays what it is: that is for the caller."""
+        try:
+            yield
+        except sa.exc.IntegrityError:
+            raise
+        except (DBAPIError, TimeoutError) as error:
+            self._tell(error)
+            raise StoreUnavailable(f"The job database did not answer ({_cause(error)}); try again shortly") from None
+
+    def _tell(self, error: Exception) -> None:
+        """Log what the driver said, which names addresses, at most once a minute; never the password."""
+        if time.monotonic() < self._told_at + _TELL_EVERY_S:
+            return
+        self._told_at = time.monotonic()
+        said = str(getattr(error, "orig", None) or error).strip()
+        password = str(self.url.password or "")
+        logger.warning("the job database did not answer: %s", said.replace(password, "***") if password else said)
+
     def close(self) -> None:
         """Close every connection."""
         self.engine.dispose()
@@ -143,6 +195,12 @@ def _checked(url: str) -> sa.URL:
         parsed = sa.make_url(url)
     except sa.exc.ArgumentError:  # its text shows the URL, and so a password
         raise ConfigurationError("database_url is not a URL such as postgresql://user@host/name") from None
+    if "@" in (
+        parsed.host or ""
+    ):  # of a password; the driver would look up what comes after it, and name it in its errors
+        raise ConfigurationError(
+            "database_url: a user name or password with '@', ':', '/' or '%' in it must be percent-encoded ('@' is %40)"
+        )
     if parsed.get_backend_name() not in ("sqlite", "postgresql"):
         raise ConfigurationError(
             f"database_url: Sophia stores jobs in sqlite or postgresql, not in {parsed.drivername!r}"
@@ -181,13 +239,7 @@ def _postgresql_engine(url: sa.URL) -> sa.Engine:
     )
 
 
-@contextmanager
-def _unavailable_as_ours() -> Iterator[None]:
-    """The driver's errors become ours here. A constraint that is violated stays what it is: that is for the caller."""
-    try:
-        yield
-    except sa.exc.IntegrityError:
-        raise
-    except (DBAPIError, TimeoutError) as error:
-        cause = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-        raise StoreUnavailable(f"The job database did not answer ({cause}); try again shortly") from error
+def _cause(error: Exception) -> str:
+    """What is wrong with the database, in words that anybody may read: no address, no user, no password."""
+    text = str(getattr(error, "orig", None) or error).lower()
+    return next((words for sign, words in _CAUSES if sign in text), "the log of the process says why")

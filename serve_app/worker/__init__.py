@@ -243,9 +243,7 @@ class Worker:
                 "encode_s": round(sum(file.pop("encode_s") for file in audio), 3),
                 "gpu_s": round(gpu_s, 3),
             }
-            published = self._until_it_works(
-                claim, lambda: self._store.jobs.finish(job, audio=audio, timing=timing, warnings=warnings)
-            )
+            published = self._finish(claim, audio, timing, warnings)
             outcome = "succeeded" if published else "was taken away"
             logger.info("job %s %s in %.2f s", job.id, outcome, total_s, extra={"job": job.id})
             if published:
@@ -261,6 +259,21 @@ class Worker:
             self._give_up(claim, error)
         finally:
             self._heart.claims.pop(claim.key, None)
+
+    def _finish(
+        self, claim: Claim, audio: Sequence[dict[str, Any]], timing: dict[str, float], warnings: Sequence[str]
+    ) -> bool:
+        """Publish; whether the song is published. Raises Stopped when the claim was taken away meanwhile."""
+
+        def finish() -> bool:
+            return self._store.jobs.finish(claim.job, audio=audio, timing=timing, warnings=warnings)
+
+        try:
+            return self._until_it_works(claim, finish)
+        except Stopped:  # a claim is gone as well when the store published it and its answer was lost: ask
+            if finish():
+                return True
+            raise
 
     def _until_it_works(self, claim: Claim, action: Callable[[], _T]) -> _T:
         """A finished song outlives an outage of the stores, as long as the job is the worker's own."""

@@ -1,0 +1,98 @@
+"""What else a request may say: other spellings that mean one thing only, and the names that other services give our fields.
+
+A value comes back in our spelling, or as it was when it has no other meaning; the field's own type then refuses it. The names
+come from ACE-Step's own server and page, and from hosted music services.
+"""
+
+import re
+from typing import Any, Final
+
+FOREIGN_NAMES: Final = {
+    "caption": "prompt",
+    "tags": "prompt",
+    "description": "prompt",
+    "style": "prompt",
+    "text": "prompt",
+    "lyric": "lyrics",
+    "audio_duration": "duration",
+    "length": "duration",
+    "seconds": "duration",
+    "duration_s": "duration",
+    "infer_step": "steps",
+    "infer_steps": "steps",
+    "inference_steps": "steps",
+    "num_inference_steps": "steps",
+    "cfg": "guidance_scale",
+    "cfg_scale": "guidance_scale",
+    "guidance": "guidance_scale",
+    "batch_size": "variations",
+    "num_songs": "variations",
+    "n": "variations",
+    "key": "keyscale",
+    "key_scale": "keyscale",
+    "time_signature": "timesignature",
+    "tempo": "bpm",
+    "language": "vocal_language",
+    "audio_format": "format",
+    "response_format": "format",
+    "output_format": "format",
+    "manual_seed": "seed",
+    "manual_seeds": "seed",
+    "callback_url": "webhook_url",
+    "webhook": "webhook_url",
+}
+"""What a field is called elsewhere, and here."""
+
+KEYSCALE: Final = r"^\s*[A-Ga-g]\s*([#♯b♭]|[Ss]harp|[Ff]lat)?\s*([Mm]ajor|[Mm]inor|[Mm]aj|[Mm]in|m|M)?\s*$"
+"""Every spelling of a key that is read."""
+
+_KEYSCALE: Final = re.compile(r"\s*([A-G])\s*(#|♯|b|♭|sharp|flat)?\s*(major|minor|maj|min|m)?\s*", re.IGNORECASE)
+_ACCIDENTALS: Final = {"#": "#", "♯": "#", "sharp": "#", "b": "b", "♭": "b", "flat": "b"}
+_BEATS: Final = {"2": "2", "3": "3", "4": "4", "6": "6", "2/4": "2", "3/4": "3", "4/4": "4", "6/8": "6"}
+TIMESIGNATURES: Final = (*_BEATS, 2, 3, 4, 6)
+"""Every spelling of a time signature that is read."""
+
+_NUMBER: Final = re.compile(r"\s*[+-]?\d{1,12}(\.\d{1,12})?\s*")
+
+
+def number(value: Any) -> Any:
+    """A number that came as text ("120"), and a whole number that came as 120.0: JSON Schema calls that an integer."""
+    if isinstance(value, str) and _NUMBER.fullmatch(value):
+        value = float(value)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def keyscale(value: Any) -> Any:
+    """A key as `A minor` or `F# major`: "Am", "c Major", "B♭ min" and a bare "C", which is C major, mean one thing only.
+
+    Raises ValueError for text that is no key.
+    """
+    if not isinstance(value, str):
+        return value
+    found = _KEYSCALE.fullmatch(value)
+    if found is None:
+        raise ValueError("must be a key such as 'C major', 'F# minor', 'Bb major' or 'Am'")
+    accidental = _ACCIDENTALS[found[2].lower()] if found[2] else ""
+    mode = found[3] or "major"
+    is_minor = mode == "m" or mode.lower().startswith("min")
+    return f"{found[1].upper()}{accidental} {'minor' if is_minor else 'major'}"
+
+
+def timesignature(value: Any) -> Any:
+    """Beats in a bar as `4`: 4, "4" and "4/4" are the same. Raises ValueError for another text or number."""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        return value
+    beats = _BEATS.get(str(value).replace(" ", ""))
+    if beats is None:
+        raise ValueError("must be 2, 3, 4 or 6 beats in a bar, also written '2/4', '3/4', '4/4' or '6/8'")
+    return beats
+
+
+def word(value: Any) -> Any:
+    """A name out of a list, whatever its case: "MP3" is mp3."""
+    return value.strip().lower() if isinstance(value, str) else value
+
+
+def text(value: Any) -> Any:
+    """Lines that end in LF, as the model was trained on: the same words with CRLF would be another song."""
+    return value.replace("\r\n", "\n").replace("\r", "\n") if isinstance(value, str) else value
