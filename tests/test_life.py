@@ -216,10 +216,10 @@ def test_a_model_that_cannot_be_loaded_stops_being_tried_and_says_why(
 def test_a_rollout_to_something_broken_leaves_the_good_worker_serving(
     cluster: httpx.Client, deploy: Deploy, tmp_path: Path
 ):
-    """The new build's breaker opens, and the old build's worker plays on."""
-    deploy()
-    eventually(lambda: _get(cluster, "/v1/health")["scale"]["m"]["ready"] == 1, 60)
-    deploy(wait=False, source=str(tmp_path / "missing"))
+    """The new build's breaker opens, and the old build plays on: of two workers Serve replaces one at a time."""
+    deploy(workers=2)
+    eventually(lambda: _get(cluster, "/v1/health")["scale"]["m"]["ready"] == 2, 60)
+    deploy(wait=False, workers=2, source=str(tmp_path / "missing"), device="cpu")
     eventually(
         lambda: (_get(cluster, "/v1/health") or {"breakers": {"m": {"open": False}}})["breakers"]["m"]["open"], 90
     )
