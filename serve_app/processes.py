@@ -9,7 +9,11 @@ from typing import Self
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A process of some host: `host` is `this_host()` there, `born` the clock tick of its start since boot."""
+    """A process of some host: `host` is `this_host()` and the PID namespace there, `born` the clock tick of its start since boot.
+
+    Without the namespace, containers that share a host name would take each other's processes for dead: a pid means nothing in another
+    namespace.
+    """
 
     host: str
     pid: int
@@ -18,17 +22,22 @@ class Process:
     @classmethod
     def this(cls) -> Self:
         """The process that asks."""
-        return cls(this_host(), os.getpid(), _born(os.getpid()) or 0)
+        return cls(_pid_namespace(), os.getpid(), _born(os.getpid()) or 0)
 
     @property
     def is_dead(self) -> bool:
-        """Whether it is known to have ended; of a process on another host nothing is known."""
-        return self.host == this_host() and _born(self.pid) != self.born
+        """Whether it is known to have ended; of a process on another host or in another PID namespace nothing is known."""
+        return self.host == _pid_namespace() and _born(self.pid) != self.born
 
 
 def this_host() -> str:
     """What tells one machine (or container) from another: a file or a pid here is one there only where this is the same."""
     return f"{socket.gethostname()}/{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}"
+
+
+def _pid_namespace() -> str:
+    """Where this process's pids mean something: its host and its PID namespace (pid_namespaces(7))."""
+    return f"{this_host()}/{os.readlink('/proc/self/ns/pid')}"
 
 
 def _born(pid: int) -> int | None:

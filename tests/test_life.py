@@ -223,7 +223,6 @@ def test_a_rollout_to_something_broken_leaves_the_good_worker_serving(
     eventually(
         lambda: (_get(cluster, "/v1/health") or {"breakers": {"m": {"open": False}}})["breakers"]["m"]["open"], 90
     )
-    eventually(lambda: "breaker is open" in _get(cluster, "/v1/health")["scale"]["m"]["reason"], 30)
 
     ended = _ended(cluster, _submit(cluster))
 

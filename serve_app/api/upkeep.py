@@ -24,6 +24,7 @@ class Upkeep:
     def __init__(self, parts: Context):
         self._parts, self._store, self._queue = parts, parts.store, parts.args.queue
         self._deaf_until = self._told_at = 0.0
+        self._awake_at = _awake_clock()
         self._board = metrics.Board()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
@@ -40,6 +41,7 @@ class Upkeep:
     def _run(self) -> None:
         migrated = False
         while not self._ended.is_set():
+            self._notice_a_pause()
             try:
                 if not migrated:
                     self._store.migrate()
@@ -51,6 +53,16 @@ class Upkeep:
                 # While the database was away no worker could be heard: give them a lease's time to speak up again.
                 self._deaf_until = time.monotonic() + self._queue.lease_s
             self._ended.wait(EVERY_S)
+
+    def _notice_a_pause(self) -> None:
+        """A machine that slept has heard no worker, and its workers slept, too: give them a lease's time to speak up again."""
+        asleep_s = _awake_clock() - self._awake_at - EVERY_S
+        self._awake_at = _awake_clock()
+        if asleep_s > self._queue.lease_s / 3:  # workers speak up four times in a lease
+            logger.warning(
+                "this process stood still for %.0f s; no lease is given up for %s s", asleep_s, self._queue.lease_s
+            )
+            self._deaf_until = time.monotonic() + self._queue.lease_s
 
     def _sweep(self) -> None:
         self._store.bury()
@@ -72,6 +84,11 @@ class Upkeep:
                 **metrics.fleet(seen, wanted, open_breakers),
             }
         )
+
+
+def _awake_clock() -> float:
+    """Seconds that pass also while the machine is suspended, unlike those of time.monotonic()."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _seen(row: WorkerRow) -> metrics.Seen:

@@ -9,7 +9,7 @@ job is no longer its own (cancelled, deleted, expired, given to another) in one 
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
@@ -17,6 +17,7 @@ from sqlalchemy.exc import IntegrityError
 from serve_app.errors import (
     Conflict,
     DeadlineExceeded,
+    DeviceLost,
     IdempotencyConflict,
     NotFound,
     RunLimitExceeded,
@@ -29,6 +30,9 @@ from serve_app.store.costs import played, wasted
 from serve_app.store.database import Database, now
 from serve_app.store.tables import jobs, pauses, state_is
 from serve_app.store.webhooks import enqueue
+
+_MOST_LOST_DEVICES: Final = 5
+"""Attempts of a job after which a device that fails under it counts as any other failure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,14 +287,22 @@ class JobStore:
     def fail(self, job: Job, error: SophiaError) -> bool:
         """End an attempt with an error: it is tried again where that can help and attempts are left, else it has failed.
 
+        An attempt that a failing device ended is not counted, within reason: a job that ends every device must end, too.
         False when the claim is gone, and nothing changes.
         """
-        again = error.retryable and job.attempt < job.max_attempts
+        uncounted = isinstance(error, DeviceLost) and job.attempt < _MOST_LOST_DEVICES
+        again = uncounted or (error.retryable and job.attempt < job.max_attempts)
+        most = jobs.c.max_attempts + int(uncounted)
         reason = {"code": error.code, "message": error.message}
         with self._database.write("queued" if again else "ended") as connection:
             if again:
                 moved = self._move(
-                    connection, Status.QUEUED, *_claim(job.id, job.attempt, job.worker), **_unclaimed(), error=reason
+                    connection,
+                    Status.QUEUED,
+                    *_claim(job.id, job.attempt, job.worker),
+                    **_unclaimed(),
+                    error=reason,
+                    max_attempts=most,
                 )
             else:
                 moved = self._move(

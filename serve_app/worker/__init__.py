@@ -32,6 +32,7 @@ from serve_app.processes import Process
 from serve_app.schemas import SAMPLE_RATE, MusicRequest
 from serve_app.store import Store, WorkerRow
 from serve_app.worker.claims import Claim
+from serve_app.worker.failures import Failures
 from serve_app.worker.heartbeat import PROGRESS_S, Heartbeat
 
 logger = logging.getLogger("ray.serve.sophia")
@@ -75,6 +76,7 @@ class Worker:
         row = WorkerRow(id=new_id(), model=model, node=node, process=Process.this(), device="", phase="starting")
         self._heart = Heartbeat(store, row, queue.lease_s, price_per_hour)
         self._stopping = threading.Event()
+        self._failures = Failures(queue.max_failures_in_a_row)
         self._room = threading.BoundedSemaphore(SONGS_IN_FLIGHT)
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")
         self._thread = threading.Thread(target=self._work, name="generate", daemon=True)
@@ -170,6 +172,7 @@ class Worker:
         self._heart.say(phase="generating", detail=f"job {job.id}, attempt {job.attempt}", job=job.id)
         try:
             self._generate(claim)
+            self._failures.song()
         except Stopped:
             logger.info("job %s is no longer worker %s's: stopped", job.id, self.id, extra={"job": job.id})
             metrics.job_ended(self.model, "stopped")
@@ -177,10 +180,17 @@ class Worker:
             self._heart.claims.pop(claim.key, None)
         except Exception as error:
             logger.exception("job %s failed on worker %s", job.id, self.id, extra={"job": job.id})
-            if isinstance(error, DeviceLost):  # no later job could run here: Serve will see that the thread has ended
+            judged = self._failures.judge(error)
+            if isinstance(judged, DeviceLost):  # no later job could run here: Serve will see that the thread has ended
                 self._stopping.set()
+                self._heart.say(
+                    phase="failed",
+                    detail=f"takes no more jobs: {judged.message}",
+                    error={"code": judged.code, "message": judged.message},
+                    job=None,
+                )
             self._charge(job, claim.gpu_s)
-            self._give_up(claim, error)
+            self._give_up(claim, judged)
         if not self._stopping.is_set():
             self._heart.say(phase="idle", detail="ready", job=None)
 

@@ -130,7 +130,7 @@ class _Start:
 
     def _breaker(self) -> Breaker:
         return self._told(
-            lambda: self._store.loads.breaker(self._model, self._deployment, self._args.breaker, this_host())
+            lambda: self._store.loads.breaker(self._model, self._deployment, self._args.breaker, Process.this().host)
         )
 
 

@@ -1,0 +1,125 @@
+"""Workers whose device fails, processes of other namespaces, and a machine that slept."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from serve_app.api import upkeep
+from serve_app.audio import Song
+from serve_app.errors import DeviceLost, GenerationError
+from serve_app.processes import Process
+from serve_app.schemas import MusicRequest
+from serve_app.simulated import SimulatedEngine
+from serve_app.store import Store
+from serve_app.store.tables import jobs as job_table
+from serve_app.worker import Worker
+from serve_app.worker.failures import Failures
+from tests.helpers import eventually
+from tests.running import running
+from tests.test_store import claim, submit
+
+
+class BrokenDevice(SimulatedEngine):
+    """Fails at once, as torch does on a card that has failed."""
+
+    def generate(
+        self, request: MusicRequest, on_step: Callable[[str, int, int], None], stopped: Callable[[], bool]
+    ) -> Iterator[Song]:
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`")
+
+
+@pytest.mark.fault("E4")
+def test_a_failing_device_costs_no_job(tmp_path: Path):
+    """Beside a worker whose device fails at once every job succeeds, and health shows why the worker left."""
+    with running(tmp_path) as service:
+        model = service.args.models["ace-step"]
+        bad = Worker("ace-step", BrokenDevice("ace-step", model), service.store, service.artifacts, service.args.queue)
+        bad.start()
+        jobs = [service.submit(duration=1, steps=1)["id"] for _ in range(20)]
+        ended = [service.ended(job) for job in jobs]
+        eventually(lambda: not bad.alive)
+        failed = [row for row in service.client.get("/v1/health").json()["workers"] if row["phase"] == "failed"]
+        bad.drain()
+
+        assert {job["state"] for job in ended} == {"succeeded"}
+        assert [row["error"]["code"] for row in failed] == ["device_lost"]
+
+
+@pytest.mark.fault("E4")
+def test_jobs_that_fail_one_after_another_are_the_workers_fault():
+    """The third unexpected failure in a row is the device's; a song between begins the count anew."""
+    failures = Failures(3)
+    error = ValueError("shapes do not fit")
+
+    first = [failures.judge(error) for _ in range(2)]
+    failures.song()
+    again = [failures.judge(error) for _ in range(3)]
+
+    assert first == [error, error]
+    assert again[:2] == [error, error]
+    assert isinstance(again[2], DeviceLost)
+    assert not isinstance(Failures(1).judge(GenerationError("no")), DeviceLost)
+
+
+@pytest.mark.fault("E4")
+def test_an_attempt_that_a_device_ended_is_not_counted_for_ever(store: Store):
+    """A job with one attempt comes back from failing devices, and fails when it has ended five."""
+    job = submit(store, max_attempts=1)
+    attempts = 0
+    while (held := store.jobs.claim("w", "m", 60)) is not None:
+        attempts += 1
+        store.jobs.fail(held, DeviceLost("gone"))
+
+    assert attempts == 5
+    assert store.jobs.get(job.id).error == {"code": "device_lost", "message": "gone"}
+
+
+@pytest.mark.fault("A9")
+def test_a_process_of_another_pid_namespace_is_never_taken_for_dead():
+    """A pid says nothing in another namespace, whatever the host is called."""
+    me = Process.this()
+    host = me.host.rpartition("/")[0]
+
+    assert not Process(host, me.pid, me.born - 1).is_dead  # a row of the first version
+    assert not Process(f"{host}/pid:[1]", me.pid, me.born - 1).is_dead
+    assert Process(me.host, me.pid, me.born - 1).is_dead
+
+
+@pytest.mark.fault("A9")
+def test_a_container_that_shares_the_host_name_leaves_our_process_alone():
+    """From inside another PID namespace, this live process is not dead."""
+    me = Process.this()
+    program = f"from serve_app.processes import Process; print(Process({me.host!r}, {me.pid}, {me.born}).is_dead)"
+    unshared = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", program]
+
+    ran = subprocess.run(unshared, capture_output=True, text=True)
+
+    if ran.returncode and "unshare" in ran.stderr:
+        pytest.skip(f"no PID namespace can be made here: {ran.stderr.strip()}")
+    assert ran.stdout.strip() == "False"
+
+
+@pytest.mark.fault("E14")
+def test_a_machine_that_slept_gives_up_no_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """After a pause of all processes the sweep leaves leases alone for as long as workers need to speak up."""
+    slept_s = 0.0
+    awake = upkeep._awake_clock
+    monkeypatch.setattr(upkeep, "_awake_clock", lambda: awake() + slept_s)
+    with running(tmp_path, workers=0, queue={"lease_s": 5}) as service:
+        submit(service.store, model="ace-step")
+        held = claim(service.store, model="ace-step", lease_s=600)
+        slept_s = 40.0
+        eventually(lambda: service.client.get("/v1/health").status_code == 200)
+        swept = time.monotonic() + 2 * upkeep.EVERY_S
+        eventually(lambda: time.monotonic() > swept)
+        with service.store.database.write() as connection:
+            connection.execute(job_table.update().where(job_table.c.id == held.id).values(lease_until=0))
+        looked = time.monotonic() + 2 * upkeep.EVERY_S
+        eventually(lambda: time.monotonic() > looked)
+
+        assert service.job(held.id)["state"] == "running"
+        assert eventually(lambda: service.job(held.id)["state"] == "queued")  # nobody spoke up
