@@ -11,8 +11,8 @@ from typing import Self
 class Process:
     """A process of some host: `host` is `this_host()` and the PID namespace there, `born` the clock tick of its start since boot.
 
-    Without the namespace, containers that share a host name would take each other's processes for dead: a pid means nothing in another
-    namespace.
+    Without the namespace, containers that share a host name would take each other's processes for dead: a pid means nothing in
+    another one.
     """
 
     host: str

@@ -581,4 +581,5 @@ class Ready(BaseModel):
 def bounds_of(field: str) -> dict[str, Any]:
     """The JSON schema of one field of MusicRequest, for messages and documents."""
     schema: dict[str, Any] = MusicRequest.model_json_schema()["properties"][field]
-    return schema | schema.get("anyOf", [{}])[0]  # the other kind is null
+    kinds: list[dict[str, Any]] = schema.get("anyOf", [{}])
+    return schema | kinds[0]  # the other one is null

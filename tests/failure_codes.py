@@ -18,7 +18,7 @@ WRITING: Final = os.environ.get("SOPHIA_WRITE_DOCS") == "1"
 ADVICE: Final[dict[str, str]] = {
     "internal_error": "Report it with the request id; the log has the traceback under that id.",
     "invalid_request": "Correct the field that `errors` names.",
-    "malformed_body": "Send JSON, or multipart with a JSON part.",
+    "malformed_body": "Send the body as JSON.",
     "unauthorized": "Send `Authorization: Bearer KEY`; `sophia keys create NAME` makes one.",
     "not_found": "Check the address; finished jobs are forgotten after their time.",
     "audio_expired": "Run the job again; `retention.results_s` says how long audio is kept.",
@@ -44,7 +44,7 @@ ADVICE: Final[dict[str, str]] = {
     "device_unavailable": "Run the model on a node with a GPU and its driver, or set `device: cpu`.",
     "device_memory": "End what else runs on the device, or take a smaller model.",
     "package_missing": "Install the named package on every node (the image has it).",
-    "package_mismatch": "Remove the named package; Sophia needs neither torchaudio nor torchvision.",
+    "package_mismatch": "Do what the message says: upgrade the named package, or remove it where Sophia does not need it.",
     "self_test_failed": "Fetch the checkpoint again; with bfloat16, try `dtype: float32`.",
     "load_crashed": "Give the node more memory (`dmesg` shows the kernel's killer), or look for a fault in a driver.",
     "generation_failed": "Read the traceback in the worker's log; retry the job once the cause is gone.",

@@ -19,7 +19,8 @@ def test_nothing_that_schemathesis_sends_breaks_the_api(tmp_path: Path):
     with running(tmp_path, {"ace-step": simulated(step_s=0)}, workers=2, auth={"mode": "keys"}) as service:
         command = [
             str(Path(sys.executable).with_name("schemathesis")), "run", f"{service.url}/openapi.json",
-            "--checks", "all", "--max-examples", str(EXAMPLES), "--seed", "7", "--request-timeout", "60", "--max-response-time", "60",
+            "--checks", "all", "--max-examples", str(EXAMPLES), "--seed", "7",
+            "--request-timeout", "60", "--max-response-time", "60",
             "--header", f"Authorization: Bearer {service.store.keys.create('fuzz')}",
         ]  # fmt: skip
         environment = {

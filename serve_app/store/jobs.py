@@ -389,7 +389,7 @@ def _ended() -> dict[str, Any]:
 
 
 def _unclaimed() -> dict[str, Any]:
-    return {"lease_until": None, "worker": None, "progress": None, "turn": 0.0}  # it has waited its turn already
+    return {"lease_until": None, "worker": None, "progress": None}  # its turn stays: it is the earliest, so it goes first
 
 
 def _reason(error: SophiaError) -> dict[str, str]:
