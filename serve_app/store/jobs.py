@@ -389,7 +389,8 @@ def _ended() -> dict[str, Any]:
 
 
 def _unclaimed() -> dict[str, Any]:
-    return {"lease_until": None, "worker": None, "progress": None}  # its turn stays: it is the earliest, so it goes first
+    # The turn stays: it is the earliest, so the job goes first.
+    return {"lease_until": None, "worker": None, "progress": None}
 
 
 def _reason(error: SophiaError) -> dict[str, str]:
