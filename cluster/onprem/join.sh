@@ -8,9 +8,13 @@ ssh "$machine" 'id sophia >/dev/null 2>&1 || useradd --system --home-dir /var/li
     install -d -m 755 /opt/sophia && install -d -m 750 -g sophia /etc/sophia'
 rsync -a --delete --exclude .git --exclude .venv "$here/../../" "$machine:/opt/sophia/"
 rsync -a /etc/sophia/ "$machine:/etc/sophia/"
+# The database's password, on which the address in sophia.env depends.
+if [ -e /var/lib/sophia/.pgpass ]; then
+    rsync -a --chmod=600 --chown=sophia:sophia /var/lib/sophia/.pgpass "$machine:/var/lib/sophia/.pgpass"
+fi
 ssh "$machine" "sed -i 's/^SOPHIA_NODE_IP=.*/SOPHIA_NODE_IP=$address/' /etc/sophia/sophia.env
     make -C /opt/sophia .venv/installed
     cp /opt/sophia/cluster/onprem/*.service /opt/sophia/cluster/onprem/*.timer /etc/systemd/system/
-    nft -f /etc/sophia/sophia.nft
     systemctl daemon-reload
+    systemctl enable --now sophia-firewall.service
     systemctl enable --now sophia-weights.timer sophia-ray-worker.service"
