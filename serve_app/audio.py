@@ -1,13 +1,14 @@
-"""Finished songs into files: encoded in memory with libsndfile, tagged with mutagen, and the same bytes every time.
+"""Finished songs into files: encoded in memory, tagged with mutagen, and the same bytes every time.
 
-Nothing here needs FFmpeg or torch. What is out of range is clipped by libsndfile; whether samples are finite is
-checked before they come here.
+Opus is encoded by FFmpeg's libopus, the other formats by libsndfile. Nothing here needs torch, or an installed FFmpeg:
+PyAV brings its libraries. What is out of range is clipped; whether samples are finite is checked before they come here.
 """
 
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, Final
 
+import av
 import numpy as np
 import numpy.typing as npt
 import soundfile
@@ -34,9 +35,10 @@ _CODECS: Final[dict[Format, dict[str, Any]]] = {
     "wav32": {"format": "WAV", "subtype": "FLOAT"},
     # Vorbis's q6 (its quality is 1 - level), about 190 kbit/s.
     "ogg": {"format": "OGG", "subtype": "VORBIS", "compression_level": 0.4},
-    # libopus's own choice, about 120 kbit/s.
-    "opus": {"format": "OGG", "subtype": "OPUS"},
 }
+
+
+_OPUS_BITS_PER_SECOND: Final = 128_000
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,9 @@ def encode(samples: npt.NDArray[np.float32], format: Format, tags: Tags) -> byte
 
     `samples` are float32 of shape (frames, 2) in [-1, 1] at 48 kHz. The same samples and tags give the same bytes.
     Title, prompt (as the comment), seed and model are ID3v2.4 in MP3 and WAV, Vorbis comments in the others.
-    Raises `soundfile.LibsndfileError` when the codec fails.
+    Raises `soundfile.LibsndfileError` or `av.FFmpegError` when the codec fails.
     """
-    file = _write(samples, format)
+    file = _write_opus(samples) if format == "opus" else _write(samples, format)
     match format:
         case "mp3":
             _add_id3(MP3, file, tags)
@@ -89,6 +91,22 @@ def _write(samples: npt.NDArray[np.float32], format: Format) -> BytesIO:
     with soundfile.SoundFile(file, "w", SAMPLE_RATE, samples.shape[1], **_CODECS[format]) as sound:
         for start in range(0, len(samples), _BLOCK_FRAMES):
             sound.write(samples[start : start + _BLOCK_FRAMES])
+    return file
+
+
+def _write_opus(samples: npt.NDArray[np.float32]) -> BytesIO:
+    """Ogg Opus by FFmpeg. libsndfile does not flush libopus's look-ahead, so its files end in wrong samples."""
+    file = BytesIO()
+    with av.open(file, "w", format="ogg") as container:
+        stream = container.add_stream("libopus", rate=SAMPLE_RATE, layout="stereo", format="flt")
+        stream.bit_rate = _OPUS_BITS_PER_SECOND
+        for start in range(0, len(samples), _BLOCK_FRAMES):
+            block = np.clip(samples[start : start + _BLOCK_FRAMES], -1, 1)
+            frame = av.AudioFrame.from_ndarray(block.reshape(1, -1), format="flt", layout="stereo")
+            frame.sample_rate = SAMPLE_RATE
+            frame.pts = start
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
     return file
 
 

@@ -63,6 +63,21 @@ def test_file_plays_the_song(format: Format, tolerance: float) -> None:
     assert np.abs(played - samples)[middle].max() <= tolerance
 
 
+@pytest.mark.fault("C5")
+@pytest.mark.parametrize("frames", [960, 12_345, 48_000, 48_961, 95_688, 480_000])
+def test_opus_is_right_up_to_both_ends(frames: int) -> None:
+    """The first and the last 5 ms of an Opus file differ from the song by at most 4 times what its middle does."""
+    samples = tones(frames / SAMPLE_RATE)
+
+    played, _ = soundfile.read(io.BytesIO(encode(samples, "opus", TAGS)), dtype="float32")
+
+    assert len(played) == frames
+    error = np.abs(played - samples)
+    middle = max(float(error[240:-240].max()), 0.02)
+    assert error[:240].max() <= 4 * middle
+    assert error[-240:].max() <= 4 * middle
+
+
 @pytest.mark.parametrize("format", FORMATS)
 def test_tags_hold_any_script(format: Format) -> None:
     """Title, prompt, seed and model read back as they were, in any script and with emoji."""
