@@ -17,4 +17,5 @@ ssh "$machine" "sed -i 's/^SOPHIA_NODE_IP=.*/SOPHIA_NODE_IP=$address/' /etc/soph
     cp /opt/sophia/cluster/onprem/*.service /opt/sophia/cluster/onprem/*.timer /etc/systemd/system/
     systemctl daemon-reload
     systemctl enable --now sophia-firewall.service
+    systemctl reload sophia-firewall.service
     systemctl enable --now sophia-weights.timer sophia-ray-worker.service"
