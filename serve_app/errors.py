@@ -180,8 +180,14 @@ class UnknownRevision(LoadError):
     code, title = "unknown_revision", "The repository has no such revision"
 
 
+class HubTokenRefused(LoadError):
+    """The hub does not accept this node's token: it has expired, was revoked or is mistyped."""
+
+    code, title = "hub_token_refused", "The hub refuses this node's token"
+
+
 class HubUnreachable(LoadError):
-    """The hub cannot be reached and the checkpoint is not in the cache."""
+    """The hub cannot be reached, or cannot serve just now, and the checkpoint is not in the cache."""
 
     cause = "transient"
     code, retryable, title = "hub_unreachable", True, "The hub cannot be reached and nothing is cached"

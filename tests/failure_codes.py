@@ -39,6 +39,7 @@ ADVICE: Final[dict[str, str]] = {
     "wrong_class": "Name an ACE-Step 1.5 checkpoint in `source`.",
     "unknown_repository": "Check `source`; set HF_TOKEN (or the bucket's credentials) where it is private.",
     "unknown_revision": "Give a commit, tag or branch that the repository has.",
+    "hub_token_refused": "Make a new HF_TOKEN for every worker's node, or remove it for a public repository.",
     "hub_unreachable": "Check the node's network and HF_ENDPOINT, or run `sophia weights pull` where there is one.",
     "disk_full": "Make room, or move `data_dir`; what was fetched is kept.",
     "device_unavailable": "Run the model on a node with a GPU and its driver, or set `device: cpu`.",

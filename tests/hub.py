@@ -10,10 +10,11 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -35,6 +36,13 @@ class Hub:
         self.flips = 1_000_000
         self._hashes: dict[str, str] = {}
         self.gated = False
+        """Whether files are refused to everybody: as on the real hub, the repository's description is not."""
+        self.refused: Counter[str] = Counter()
+        """File -> how often it was refused because the repository is gated."""
+        self.revoked = ""
+        """The token that is refused wherever it is sent."""
+        self.refusals: list[int] = []
+        """With which status to refuse the next requests, one entry a request."""
         self.served: Counter[str] = Counter()
         """File -> bytes of it that were sent, over all connections."""
         self.authorized: set[str] = set()
@@ -105,7 +113,11 @@ class _Handler(BaseHTTPRequestHandler):
         if "Authorization" in self.headers:
             self.hub.authorized.add(self.headers["Host"].split(":")[0])
         path = self.path.split("?")[0]
-        if info := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
+        if self.hub.refusals:
+            self._refuse(self.hub.refusals.pop(0), "", {"Retry-After": "30"})
+        elif self.hub.revoked and self.headers["Authorization"] == f"Bearer {self.hub.revoked}":
+            self._refuse(401, "", {"X-Error-Message": "Invalid credentials in Authorization header"})
+        elif info := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
             self._info(info[1], info[2] or "main")
         elif stored := re.fullmatch(r"/storage/(.+)", path):
             self._file(stored[1])
@@ -117,14 +129,16 @@ class _Handler(BaseHTTPRequestHandler):
     def _info(self, repository: str, revision: str) -> None:
         if repository != REPOSITORY:
             self._refuse(404, "RepoNotFound")
-        elif self.hub.gated:
-            self._refuse(403, "GatedRepo")
         elif revision not in ("main", COMMIT):
             self._refuse(404, "RevisionNotFound")
         else:
             self._json({"id": repository, "sha": COMMIT, "siblings": self.hub.siblings()})
 
     def _resolve(self, name: str) -> None:
+        if self.hub.gated:
+            self.hub.refused[name] += 1
+            self._refuse(403, "GatedRepo")
+            return
         if not name.endswith(".safetensors"):
             self._file(name)
             return
@@ -168,9 +182,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def _refuse(self, status: int, code: str) -> None:
+    def _refuse(self, status: int, code: str, headers: Mapping[str, str] = MappingProxyType({})) -> None:
         self.send_response(status)
-        self.send_header("X-Error-Code", code)
+        if code:
+            self.send_header("X-Error-Code", code)
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.send_header("Content-Length", "0")
         self.end_headers()
 

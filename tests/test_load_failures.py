@@ -97,6 +97,13 @@ def _original_layout(scene: Scene) -> ModelArgs:
     return scene.local(scene.folder / "original")
 
 
+def _refused_token(scene: Scene) -> ModelArgs:
+    scene.monkeypatch.setenv("HF_TOKEN", "hf_expired")
+    hub = scene.hub()
+    hub.revoked = "hf_expired"
+    return ModelArgs(source=REPOSITORY, device="cpu")
+
+
 def _unknown_repository(scene: Scene) -> ModelArgs:
     scene.hub()
     return ModelArgs(source="sophia/other", device="cpu")
@@ -180,6 +187,9 @@ CASES = [
     Case("ACE-Step's original layout", _original_layout, errors.WrongLayout, "load", "convert_ace_step_to_diffusers"),
     Case("the hub does not know it", _unknown_repository, errors.UnknownRepository, "download", "check the name"),
     Case("no such revision", _unknown_revision, errors.UnknownRevision, "download", "Give a commit, tag or branch"),
+    Case(
+        "the hub refuses the token", _refused_token, errors.HubTokenRefused, "download", "Make a new one, or remove it"
+    ),
     Case("no network, nothing cached", _no_network, errors.HubUnreachable, "download", "Check this node's network"),
     Case("offline, nothing cached", _offline, errors.HubUnreachable, "download", "sophia weights pull m"),
     Case("the disk is too small", _disk_too_small, errors.DiskFull, "download", "needs 7.0 MB more .* Make room"),

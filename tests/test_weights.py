@@ -193,12 +193,49 @@ def test_an_unknown_repository_is_named(hub: Hub, tmp_path: Path, monkeypatch: p
     assert "hf_not" not in caught.value.message
 
 
+@pytest.mark.fault("E13")
 def test_a_gated_repository_says_what_to_do(hub: Hub, tmp_path: Path):
-    """A repository whose terms were not accepted is an error that says so."""
+    """A repository whose terms were not accepted is an error that says so, at the first refusal of a file."""
     hub.gated = True
 
     with pytest.raises(errors.UnknownRepository, match="is gated"):
         weights.resolve("m", REMOTE, tmp_path, lambda *report: None)
+
+    assert set(hub.refused.values()) == {1}  # no file is asked for again
+
+
+@pytest.mark.fault("E12")
+def test_a_refused_token_is_named_as_the_cause(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A token that the hub refuses is an error of its own, which does not repeat the token."""
+    monkeypatch.setenv("HF_TOKEN", "hf_expired")
+    hub.revoked = "hf_expired"
+
+    with pytest.raises(errors.HubTokenRefused, match="refuses this node's token") as caught:
+        weights.resolve("m", REMOTE, tmp_path, lambda *report: None)
+
+    assert "hf_expired" not in caught.value.message
+
+
+def test_a_branch_in_the_cache_survives_a_refused_token(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A token that has expired since a branch was fetched stops no worker: the branch means what it was then."""
+    branch = ModelArgs(source=REPOSITORY, revision="main")
+    before = weights.resolve("m", branch, tmp_path, lambda *report: None)
+    monkeypatch.setenv("HF_TOKEN", "hf_expired")
+    hub.revoked = "hf_expired"
+
+    assert weights.resolve("m", branch, tmp_path, lambda *report: None) == before
+
+
+@pytest.mark.fault("E3", "E12")
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_hub_that_cannot_serve_is_told_by_its_answer(status: int, hub: Hub, tmp_path: Path):
+    """A hub that answers 429 or 5xx is a cause that passes, told with the status and the wait that it asks for."""
+    hub.refusals = [status] * 20
+
+    with pytest.raises(errors.HubUnreachable, match=rf"it answered {status}, and asks to wait 30 s") as caught:
+        weights.resolve("m", REMOTE, tmp_path, lambda *report: None)
+
+    assert caught.value.cause == "transient"
 
 
 @pytest.mark.parametrize("source", ["not a repository", "a/b/c", "./models/ace"])

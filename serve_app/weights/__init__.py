@@ -42,7 +42,7 @@ def resolve(name: str, args: ModelArgs, cache: Path, report: Report, online: boo
 
     Raises:
         MissingFile: the local folder does not exist.
-        UnknownRepository, UnknownRevision, HubUnreachable, DiskFull, CorruptFile, WrongLayout: see `errors`.
+        UnknownRepository, UnknownRevision, HubTokenRefused, HubUnreachable, DiskFull, CorruptFile, WrongLayout: see `errors`.
     """
     with _disk_errors(cache):
         if args.source == "embedded":

@@ -43,11 +43,11 @@ class Remote:
     """Names this state of it, as a folder's name: the same name, the same bytes."""
     files: Mapping[str, RemoteFile]
     read: Callable[[str, int], Iterator[bytes]]
-    """(file, first byte) -> the rest of the file, piece by piece. Raises Interrupted."""
+    """(file, first byte) -> the rest of the file, piece by piece. Raises Interrupted, or a LoadError that no further try cures."""
 
 
 class Interrupted(Exception):
-    """The other side stopped sending; another connection may bring more."""
+    """The other side stopped sending; another connection may bring more. The message, if any, says what it answered."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def plan(home: Path, revision: str, commit: str | None, ask: Callable[[], Remote
         return Plan(home / commit, None, ref)
     try:
         remote = ask()
-    except errors.HubUnreachable:
+    except (errors.HubUnreachable, errors.HubTokenRefused):
         kept = home / ref.read_text() if ref.exists() else None
         if kept is None or not manifest.is_complete(kept):
             raise
@@ -87,7 +87,7 @@ def plan(home: Path, revision: str, commit: str | None, ask: Callable[[], Remote
 
 
 def fetch(planned: Plan, report: Report) -> Path:
-    """The folder, filled. Raises HubUnreachable, DiskFull, CorruptFile."""
+    """The folder, filled. Raises HubUnreachable, DiskFull, CorruptFile, and what the remote's `read` raises."""
     if planned.remote is None:
         return planned.folder
     if not manifest.is_complete(planned.folder):
@@ -170,7 +170,7 @@ def _failures(remote: Remote, progress: Progress) -> Iterator[None]:
         yield
     except Interrupted as error:
         raise errors.HubUnreachable(
-            f"{remote.title}: nothing comes any more ({type(error.__cause__).__name__}). {shown_size(progress.done)} of "
+            f"{remote.title}: nothing comes any more ({error or type(error.__cause__).__name__}). {shown_size(progress.done)} of "
             f"{shown_size(progress.total)} {kept}."
         ) from error
     except OSError as error:
