@@ -13,11 +13,17 @@ FOREIGN_NAMES: Final = {
     "description": "prompt",
     "style": "prompt",
     "text": "prompt",
+    "desc": "prompt",
+    "song_description": "prompt",
+    "global_caption": "prompt",
     "lyric": "lyrics",
     "audio_duration": "duration",
+    "target_duration": "duration",
     "length": "duration",
     "seconds": "duration",
     "duration_s": "duration",
+    "duration_seconds": "duration",
+    "audio_length": "duration",
     "infer_step": "steps",
     "infer_steps": "steps",
     "inference_steps": "steps",
@@ -27,6 +33,7 @@ FOREIGN_NAMES: Final = {
     "guidance": "guidance_scale",
     "batch_size": "variations",
     "num_songs": "variations",
+    "sample_count": "variations",
     "n": "variations",
     "key": "keyscale",
     "key_scale": "keyscale",
@@ -36,12 +43,18 @@ FOREIGN_NAMES: Final = {
     "audio_format": "format",
     "response_format": "format",
     "output_format": "format",
+    "model_name": "model",
+    "model_id": "model",
+    "dit_model": "model",
+    "task": "task_type",
+    "user_metadata": "metadata",
+    "seeds": "seed",
     "manual_seed": "seed",
     "manual_seeds": "seed",
     "callback_url": "webhook_url",
     "webhook": "webhook_url",
 }
-"""What a field is called elsewhere, and here."""
+"""What a field is called elsewhere, in snake case, and here. `our_name` reads other cases."""
 
 KEYSCALE: Final = r"^\s*[A-Ga-g]\s*([#♯b♭]|[Ss]harp|[Ff]lat)?\s*([Mm]ajor|[Mm]inor|[Mm]aj|[Mm]in|m|M)?\s*$"
 """Every spelling of a key that is read."""
@@ -52,7 +65,15 @@ _BEATS: Final = {"2": "2", "3": "3", "4": "4", "6": "6", "2/4": "2", "3/4": "3",
 TIMESIGNATURES: Final = (*_BEATS, 2, 3, 4, 6)
 """Every spelling of a time signature that is read."""
 
+_INSIDE_CAMEL_CASE: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+
 _NUMBER: Final = re.compile(r"\s*[+-]?\d{1,12}(\.\d{1,12})?\s*")
+
+
+def our_name(foreign: str) -> str | None:
+    """The field of ours that another service calls `foreign`, in any case: `audio_duration`, `audioDuration`. None: not known."""
+    snake = _INSIDE_CAMEL_CASE.sub("_", foreign).lower().replace("-", "_")
+    return FOREIGN_NAMES.get(snake)
 
 
 def number(value: Any) -> Any:
@@ -79,9 +100,8 @@ def keyscale(value: Any) -> Any:
 
 
 def timesignature(value: Any) -> Any:
-    """Beats in a bar as `4`: 4, "4" and "4/4" are the same. Raises ValueError for another text or number."""
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        return value
+    """Beats in a bar as `4`: 4, 4.0, "4" and "4/4" are the same. Raises ValueError for every other value."""
+    value = number(value)
     beats = _BEATS.get(str(value).replace(" ", ""))
     if beats is None:
         raise ValueError("must be 2, 3, 4 or 6 beats in a bar, also written '2/4', '3/4', '4/4' or '6/8'")

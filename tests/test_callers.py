@@ -76,6 +76,53 @@ def test_an_error_text_points_to_the_right_field(service: Service):
     assert "^" not in errors["keyscale"]
 
 
+@pytest.mark.fault("C2")
+@pytest.mark.parametrize(
+    ("foreign", "ours"),
+    [
+        ("tags", "prompt"),
+        ("audioDuration", "duration"),
+        ("target_duration", "duration"),
+        ("inferenceSteps", "steps"),
+        ("batchSize", "variations"),
+        ("timeSignature", "timesignature"),
+        ("audio-format", "format"),
+        ("modelName", "model"),
+        ("lyrcs", "lyrics"),
+        ("Prompt", "prompt"),
+    ],
+)
+def test_another_services_name_or_a_slip_leads_to_the_field_that_is_meant(service: Service, foreign: str, ours: str):
+    """A name in another service's spelling, or with a letter missing, is answered with our name for it."""
+    answer = service.client.post("/v1/jobs", json={"prompt": "x", foreign: "y"})
+
+    [error] = answer.json()["errors"]
+    assert error["message"].endswith((f"here it is called {ours!r}", f"did you mean {ours!r}?"))
+
+
+@pytest.mark.fault("C2")
+@pytest.mark.parametrize("name", ["mood", "speed", "timesteps", "instrumental", "negative_prompt"])
+def test_a_name_that_means_something_else_is_not_taken_for_one_of_ours(service: Service, name: str):
+    """A name that only looks like one of ours gets the list of fields instead of a guess."""
+    answer = service.client.post("/v1/jobs", json={"prompt": "x", name: 1})
+
+    [error] = answer.json()["errors"]
+    assert "did you mean" not in error["message"]
+    assert "there are prompt, lyrics" in error["message"]
+
+
+@pytest.mark.fault("C2")
+@pytest.mark.parametrize("wrong", [5, 4.5, "5/4", True, []])
+def test_a_wrong_time_signature_is_told_how_it_is_written(service: Service, wrong: Any):
+    """The message never asks for what was given, and 4.0 is the number 4."""
+    answer = service.client.post("/v1/jobs", json={"prompt": "x", "timesignature": wrong})
+    whole = service.submit(timesignature=4.0)
+
+    [error] = answer.json()["errors"]
+    assert "also written '2/4', '3/4', '4/4' or '6/8'" in error["message"]
+    assert whole["request"]["timesignature"] == "4"
+
+
 @pytest.mark.fault("C4")
 def test_the_variants_defaults_are_the_originals():
     """Base and sft play with shift 1, guidance counts noise levels, and an instrumental is told as in training."""

@@ -15,7 +15,7 @@ from starlette.routing import Match
 from serve_app import errors
 from serve_app.errors import SophiaError
 from serve_app.schemas import MusicRequest, Problem
-from serve_app.spellings import FOREIGN_NAMES
+from serve_app.spellings import our_name
 
 logger = logging.getLogger("ray.serve.sophia")
 
@@ -23,6 +23,8 @@ _SHOWN: Final = 100  # characters of a wrong value
 _MOST_ERRORS: Final = 20
 """Wrong fields that one answer tells: a body of a megabyte may have fifty thousand."""
 _LONGEST_MESSAGE: Final = 1000
+_ALIKE: Final = 0.9
+"""How like one of our names a wrong one must be to be taken for a slip: `lyrcs` is one for lyrics, `speed` is none for seed."""
 _BY_STATUS: Final[dict[int, type[SophiaError]]] = {404: errors.NotFound, 405: errors.MethodNotAllowed}
 
 
@@ -154,11 +156,11 @@ def _in_words(field: str, kind: str, message: str) -> str:
 
 
 def _unknown_field(name: str) -> str:
-    ours = FOREIGN_NAMES.get(name.lower())
+    ours = our_name(name)
     if ours is not None:
         return f"there is no such field; here it is called {ours!r}"
     known: Sequence[str] = list(MusicRequest.model_fields)
-    near = difflib.get_close_matches(name, known, n=1)
+    near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=_ALIKE)
     return "there is no such field" + (f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}")
 
 
