@@ -201,7 +201,7 @@ class JobStore:
     # --- Workers ----------------------------------------------------------------------------------------------------
 
     def claim(self, worker: str, model: str, lease_s: float) -> Job | None:
-        """Take the next job of a model: by priority, then age. None when there is none, or the model is paused."""
+        """Take the next job of a model: by priority, then turn, then age. None when there is none, or the model is paused."""
         paused = sa.exists().where(pauses.c.model == model)
         waiting = sa.select(jobs.c.id).where(
             jobs.c.model == model, state_is(Status.QUEUED), jobs.c.deadline_at > now(), ~paused
