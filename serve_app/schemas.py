@@ -111,7 +111,9 @@ class MusicRequest(BaseModel):
     task_type: TaskType = Field(
         "text2music", description="What to do; GET /v1/models lists what each model can.", examples=["text2music"]
     )
-    duration: float = Field(60.0, ge=1, le=600, description="Length of the song in seconds. Left out: 60.", examples=[30])
+    duration: float = Field(
+        60.0, ge=1, le=600, description="Length of the song in seconds. Left out: 60.", examples=[30]
+    )
     variations: int = Field(
         1,
         ge=1,
