@@ -121,7 +121,9 @@ def test_guidance_is_applied_where_the_interval_allows(checkpoint: Path, cache: 
 
     none = _digests(_play(base, guidance_scale=1.0))
     guided = _digests(_play(base, guidance_scale=7.0))
-    early = _digests(_play(base, guidance_scale=7.0, cfg_interval_start=0.75))  # at the first of two steps, from level 1
+    early = _digests(
+        _play(base, guidance_scale=7.0, cfg_interval_start=0.75)
+    )  # at the first of two steps, from level 1
     never = _digests(_play(base, guidance_scale=7.0, cfg_interval_start=0.8, cfg_interval_end=0.2))
 
     assert facts.variant == "base"
