@@ -93,7 +93,8 @@ def decide(seen: Observation, bounds: ScalingArgs, previous: Decision) -> Decisi
         return Decision(0, f"paused by the operator: {seen.paused}")
     wanted = _wanted(seen, bounds, previous)
     if seen.breaker is not None:
-        kept = min(wanted.target, seen.ready_now)
+        # While any worker works the target must not sink: in a rollout Serve would end the last of the old build to reach it.
+        kept = min(wanted.target, max(previous.target, seen.ready_now)) if seen.ready_now else 0
         return Decision(kept, f"the breaker is open: {seen.breaker}. No worker is started until it is closed")
     if seen.stuck and wanted.target:
         target = min(wanted.target + seen.stuck, bounds.max_workers)

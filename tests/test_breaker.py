@@ -11,7 +11,7 @@ from serve_app import cli
 from serve_app.config import AppArgs, BreakerArgs, ScalingArgs
 from serve_app.errors import StoreUnavailable
 from serve_app.processes import Process
-from serve_app.scaling import Decision, decide
+from serve_app.scaling import WINDOWS, Decision, Observation, decide
 from serve_app.store import Store, WorkerRow
 from serve_app.store.fleet import StoreFleet
 from serve_app.worker.deployment import _Start
@@ -62,6 +62,34 @@ def test_a_failure_of_the_model_itself_stops_every_host_and_no_worker(store: Sto
     assert store.loads.breaker("m", "d", BREAKER, "another").everywhere
     assert (decision.target, "breaker is open" in decision.reason) == (2, True)
     assert decide(replace(seen, ready_now=0), BOUNDS, Decision(2, "")).target == 0
+
+
+@pytest.mark.fault("A2")
+def test_an_open_breaker_never_lowers_the_target_while_a_worker_works():
+    """In a rollout to something broken Serve would end the last good worker to reach a lower target."""
+    seen = Observation(
+        queued_jobs=0,
+        queued_work_s=0.0,
+        running_jobs=0,
+        running_left_s=0.0,
+        ready_s=(),
+        startup_s=10.0,
+        arrivals=((0, 0.0),) * WINDOWS,
+        idle_s=0.0,
+        breaker="3 loads failed",
+        ready_now=1,
+    )
+
+    assert decide(seen, BOUNDS, Decision(2, "")).target == 2
+
+
+@pytest.mark.fault("A2")
+def test_one_bad_host_does_not_stop_a_worker_that_still_loads(store: Store, fleet: StoreFleet):
+    """As long as another worker is on its way, the fleet is not told that nothing can be started."""
+    report(store, "coming", "load")
+    fail(store, "missing_file", "bad")
+
+    assert fleet.observe().breaker is None
 
 
 @pytest.mark.fault("A2")

@@ -53,7 +53,8 @@ class StoreFleet:
         self._startups.ready(ready)
         ready_now = sum(row.phase in READY_PHASES for row in ours)
         breaker = self._store.loads.breaker(self._model, self._deployment, self._breaker)
-        one_host = breaker.is_open and not breaker.everywhere and ready_now > 0
+        others = any(row.phase not in ("failed", "draining") for row in ours)
+        one_host = breaker.is_open and not breaker.everywhere and others
         return Observation(
             queued_jobs=queued,
             queued_work_s=queued_audio_s * speed,
