@@ -221,7 +221,7 @@ def test_a_rollout_to_something_broken_leaves_the_good_worker_serving(
     eventually(lambda: _get(cluster, "/v1/health")["scale"]["m"]["ready"] == 2, 60)
     deploy(wait=False, workers=2, source=str(tmp_path / "missing"), device="cpu")
     eventually(
-        lambda: (_get(cluster, "/v1/health") or {"breakers": {"m": {"open": False}}})["breakers"]["m"]["open"], 90
+        lambda: (_get(cluster, "/v1/health") or {"breakers": {"m": {"open": False}}})["breakers"]["m"]["open"], 240
     )
 
     ended = _ended(cluster, _submit(cluster))
