@@ -56,10 +56,13 @@ FOREIGN_NAMES: Final = {
 }
 """What a field is called elsewhere, in snake case, and here. `our_name` reads other cases."""
 
-KEYSCALE: Final = r"^\s*[A-Ga-g]\s*([#♯b♭]|[Ss]harp|[Ff]lat)?\s*([Mm]ajor|[Mm]inor|[Mm]aj|[Mm]in|m|M)?\s*$"
-"""Every spelling of a key that is read."""
+KEYSCALE: Final = r"^[A-Ga-g] ?([#♯b♭]|[Ss]harp|[Ff]lat)? ?([Mm]ajor|[Mm]inor|[Mm]aj|[Mm]in|m|M)?$"
+"""Every spelling of a key that is read; further spaces do not matter."""
 
-_KEYSCALE: Final = re.compile(r"\s*([A-G])\s*(#|♯|b|♭|sharp|flat)?\s*(major|minor|maj|min|m)?\s*", re.IGNORECASE)
+_LONGEST_KEY: Final = 40
+"""Characters of a key. A text without a bound could keep a regular expression busy for hours."""
+
+_KEYSCALE: Final = re.compile(r"([A-G]) ?(#|♯|b|♭|sharp|flat)? ?(major|minor|maj|min|m)?", re.IGNORECASE)
 _ACCIDENTALS: Final = {"#": "#", "♯": "#", "sharp": "#", "b": "b", "♭": "b", "flat": "b"}
 _BEATS: Final = {"2": "2", "3": "3", "4": "4", "6": "6", "2/4": "2", "3/4": "3", "4/4": "4", "6/8": "6"}
 TIMESIGNATURES: Final = (*_BEATS, 2, 3, 4, 6)
@@ -90,7 +93,7 @@ def keyscale(value: Any) -> Any:
     """
     if not isinstance(value, str):
         return value
-    found = _KEYSCALE.fullmatch(value)
+    found = _KEYSCALE.fullmatch(" ".join(value.split())) if len(value) <= _LONGEST_KEY else None
     if found is None:
         raise ValueError("must be a key such as 'C major', 'F# minor', 'Bb major' or 'Am'")
     accidental = _ACCIDENTALS[found[2].lower()] if found[2] else ""

@@ -162,6 +162,23 @@ def test_an_error_is_bounded_whatever_the_body(service: Service):
     assert took_s < 100 * (time.monotonic() - began)  # two thousand times as many fields
 
 
+@pytest.mark.fault("B7")
+@pytest.mark.parametrize("field", ["keyscale", "timesignature", "bpm", "format", "vocal_language", "seed"])
+def test_a_huge_value_costs_no_more_than_its_reading(service: Service, field: str):
+    """Half a megabyte of spaces in a field is refused in about the time that half a megabyte of prompt is."""
+    spaces = " " * 500_000
+    began = time.monotonic()
+    refused = service.client.post("/v1/jobs", json={"prompt": spaces})
+    prompt_s = time.monotonic() - began
+
+    began = time.monotonic()
+    answer = service.client.post("/v1/jobs", json={"prompt": "x", field: f"C{spaces}x"})
+
+    assert refused.status_code == answer.status_code == 422
+    assert len(answer.content) < 5_000
+    assert time.monotonic() - began < 50 * prompt_s
+
+
 @pytest.mark.fault("C7")
 def test_head_is_answered_wherever_there_is_get(service: Service):
     """HEAD on probes and routes is GET without a body."""
