@@ -139,12 +139,6 @@ class QueueArgs(_Strict):
     max_attempts: int = Field(
         3, ge=1, le=100, description="How often a job is started before it fails as `worker_lost`."
     )
-    max_failures_in_a_row: int = Field(
-        3,
-        ge=1,
-        description="So many jobs that fail one after another in a way that no request explains, and the worker takes itself out: "
-        "its device has failed. The last of them goes back into the queue.",
-    )
     run_limit_s: float = Field(
         3600,
         ge=1,

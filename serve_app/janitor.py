@@ -139,10 +139,8 @@ def _belongs(key: str, jobs: dict[str, Holding]) -> bool:
         return False
     if key in job.keys:
         return True
-    being_written = {
-        artifact_folder(job.attempt, job.worker),
-        str(job.attempt),
-    }  # the latter by a worker of the first version
+    # A worker of the first version names the folder by the attempt alone.
+    being_written = (artifact_folder(job.attempt, job.worker), str(job.attempt))
     return job.status is Status.RUNNING and key.split("/")[1] in being_written
 
 

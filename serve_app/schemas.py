@@ -268,6 +268,10 @@ class MusicRequest(BaseModel):
         return schema
 
 
+SELF_TEST: Final = MusicRequest(prompt="piano", duration=1.0, steps=2, seed=0)
+"""What shows that an engine can play: one second in two steps, through the same path as every song."""
+
+
 def _allow_null(field: dict[str, Any]) -> None:
     """Change a property of a JSON schema so that null is valid, too; its description and default stay where they are."""
     kept = ("title", "description", "default", "examples")

@@ -10,34 +10,47 @@ import pytest
 
 from serve_app.api import upkeep
 from serve_app.audio import Song
-from serve_app.errors import DeviceLost, GenerationError
+from serve_app.config import ModelArgs
+from serve_app.errors import BadAudio, DeviceLost, OutOfDeviceMemory
 from serve_app.processes import Process
 from serve_app.schemas import MusicRequest
 from serve_app.simulated import SimulatedEngine
 from serve_app.store import Store
 from serve_app.store.tables import jobs as job_table
 from serve_app.worker import Worker
-from serve_app.worker.failures import Failures
+from serve_app.worker.failures import judge
 from tests.helpers import eventually
 from tests.running import running
 from tests.test_store import claim, submit
 
 
 class BrokenDevice(SimulatedEngine):
-    """Fails at once, as torch does on a card that has failed."""
+    """Fails each song at once, as on a card that has failed."""
+
+    def __init__(self, name: str, args: ModelArgs, error: Exception):
+        super().__init__(name, args)
+        self._error = error
 
     def generate(
         self, request: MusicRequest, on_step: Callable[[str, int, int], None], stopped: Callable[[], bool]
     ) -> Iterator[Song]:
-        raise RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`")
+        raise self._error
 
 
 @pytest.mark.fault("E4")
-def test_a_failing_device_costs_no_job(tmp_path: Path):
-    """Beside a worker whose device fails at once every job succeeds, and health shows why the worker left."""
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`"),
+        ValueError("no such shape"),
+    ],
+)
+def test_a_failing_device_costs_no_job(tmp_path: Path, error: Exception):
+    """Beside a worker that fails each song at once every job succeeds, and health shows why the worker left."""
     with running(tmp_path) as service:
         model = service.args.models["ace-step"]
-        bad = Worker("ace-step", BrokenDevice("ace-step", model), service.store, service.artifacts, service.args.queue)
+        engine = BrokenDevice("ace-step", model, error)
+        bad = Worker("ace-step", engine, service.store, service.artifacts, service.args.queue)
         bad.start()
         jobs = [service.submit(duration=1, steps=1)["id"] for _ in range(20)]
         ended = [service.ended(job) for job in jobs]
@@ -50,19 +63,23 @@ def test_a_failing_device_costs_no_job(tmp_path: Path):
 
 
 @pytest.mark.fault("E4")
-def test_jobs_that_fail_one_after_another_are_the_workers_fault():
-    """The third unexpected failure in a row is the device's; a song between begins the count anew."""
-    failures = Failures(3)
-    error = ValueError("shapes do not fit")
+@pytest.mark.parametrize("error", [ValueError("no such shape"), BadAudio("silence")])
+def test_a_job_that_fails_by_itself_costs_no_worker(error: Exception):
+    """Where a plain second of music plays, the failure is the job's own, however often it comes."""
+    played: list[bool] = []
 
-    first = [failures.judge(error) for _ in range(2)]
-    failures.song()
-    again = [failures.judge(error) for _ in range(3)]
+    judged = [judge(error, lambda: played.append(True)) for _ in range(5)]
 
-    assert first == [error, error]
-    assert again[:2] == [error, error]
-    assert isinstance(again[2], DeviceLost)
-    assert not isinstance(Failures(1).judge(GenerationError("no")), DeviceLost)
+    assert judged == [error] * 5
+    assert len(played) == 5
+
+
+@pytest.mark.fault("E4")
+def test_a_failure_that_the_request_explains_plays_no_test():
+    """What is said on purpose of a request is taken as it is."""
+    error = OutOfDeviceMemory("too long")
+
+    assert judge(error, lambda: pytest.fail("nothing is to be played")) is error
 
 
 @pytest.mark.fault("E4")

@@ -137,7 +137,8 @@ def _ready(workers: list[WorkerRow], model: str) -> list[WorkerRow]:
 
 
 def _why_not(parts: Context, workers: list[WorkerRow], model: str) -> str:
-    return f"{model}: {why_not_ready(parts, model, [worker for worker in workers if worker.model == model])}"
+    ours = [worker for worker in workers if worker.model == model]
+    return f"{model}: {why_not_ready(parts, model, ours, parts.store.pauses.all().get(model))}"
 
 
 def _scale(parts: Context, workers: list[WorkerRow], name: str, decision: Decision | None) -> ScaleView:

@@ -10,6 +10,7 @@ from serve_app.config import ModelArgs
 from serve_app.labels import Selector
 from serve_app.metrics import STARTING_PHASES
 from serve_app.store import Breaker, WorkerRow
+from serve_app.store.pauses import Pause
 from serve_app.store.workers import READY_PHASES
 
 CARD_LABEL: Final = "ray.io/accelerator-type"
@@ -48,26 +49,26 @@ def breaker_of(parts: Context, model: str) -> Breaker:
     return parts.store.loads.breaker(model, parts.deployment, parts.args.breaker)
 
 
-def why_waiting(parts: Context, model: str, ahead: int, workers: list[WorkerRow]) -> str:
-    """Why a queued job waits that has `ahead` jobs before it. `workers` are those of its model."""
+def why_waiting(parts: Context, model: str, ahead: int, workers: list[WorkerRow], pause: Pause | None) -> str:
+    """Why a queued job waits that has `ahead` jobs before it. `workers` and `pause` are those of its model."""
     if model not in parts.args.models:
         return (
-            f"the model {model!r} is not served any more: an operator took it out of the configuration. The job ends at its "
+            f"the model {model!r} is not in this service's configuration any more. The job ends at its "
             "deadline; cancel it and submit it to another model (GET /v1/models)"
         )
-    if pause := parts.store.pauses.all().get(model):
-        return f"paused by the operator since {_clock(pause.since)}: {pause.reason}"
+    if pause is not None:
+        return _paused(pause)
     ready = sum(map(is_ready, workers))
     if ready:
         jobs = "no job" if ahead == 0 else "1 job" if ahead == 1 else f"{ahead} jobs"
         return f"{jobs} before this one, {ready} worker{'s' * (ready != 1)} at work"
-    return why_not_ready(parts, model, workers)
+    return why_not_ready(parts, model, workers, pause)
 
 
-def why_not_ready(parts: Context, model: str, workers: list[WorkerRow]) -> str:
-    """Why a model has no worker that can generate. `workers` are those of the model."""
-    if pause := parts.store.pauses.all().get(model):
-        return f"paused by the operator since {_clock(pause.since)}: {pause.reason}; `sophia resume {model}` ends the pause"
+def why_not_ready(parts: Context, model: str, workers: list[WorkerRow], pause: Pause | None) -> str:
+    """Why a model has no worker that can generate. `workers` and `pause` are those of the model."""
+    if pause is not None:
+        return f"{_paused(pause)}; `sophia resume {model}` ends the pause"
     breaker = breaker_of(parts, model)
     if breaker.is_open:
         return (
@@ -80,6 +81,10 @@ def why_not_ready(parts: Context, model: str, workers: list[WorkerRow]) -> str:
     if breaker.runs:
         return f"the model could not be loaded: {breaker.message} {breaker.runs} attempts since {_clock(breaker.since)}; retrying"
     return why_no_worker(parts, model)
+
+
+def _paused(pause: Pause) -> str:
+    return f"paused by the operator since {_clock(pause.since)}: {pause.reason}"
 
 
 def phase_in_words(parts: Context, worker: WorkerRow) -> str:

@@ -7,6 +7,7 @@ from serve_app.api.reasons import is_ready, living, why_waiting
 from serve_app.jobs import Job, Status
 from serve_app.schemas import AudioFile, JobError, JobLinks, JobView, Progress, Timing, WebhookAttempt, WebhookView
 from serve_app.store import WorkerRow
+from serve_app.store.pauses import Pause
 from serve_app.store.webhooks import Delivery
 
 
@@ -16,6 +17,7 @@ class Viewer:
     def __init__(self, parts: Context):
         self._parts = parts
         self._workers: list[WorkerRow] | None = None
+        self._pauses: dict[str, Pause] | None = None
         self._speed: dict[str, float | None] = {}
 
     def view(self, job: Job) -> JobView:
@@ -59,7 +61,12 @@ class Viewer:
             self._speed[job.model] = self._parts.store.backlog.speed(job.model)
         speed = self._speed[job.model]
         eta_s = round(seconds * speed / len(ready), 1) if ready and speed is not None else None
-        return ahead + 1, eta_s, why_waiting(self._parts, job.model, ahead, workers)
+        return ahead + 1, eta_s, why_waiting(self._parts, job.model, ahead, workers, self._pause(job.model))
+
+    def _pause(self, model: str) -> Pause | None:
+        if self._pauses is None:
+            self._pauses = self._parts.store.pauses.all()
+        return self._pauses.get(model)
 
     def workers(self) -> list[WorkerRow]:
         """The workers that are alive, or failed lately."""

@@ -27,7 +27,15 @@ from serve_app.engine.device import (
 )
 from serve_app.engine.generating import OnStep, Tiles, finished, metas, seeds, settings, stop_if, words
 from serve_app.engine.loading import import_errors, import_packages, load_pipeline, unforeseen
-from serve_app.schemas import MAX_LYRICS_TOKENS, MAX_PROMPT_TOKENS, SAMPLE_RATE, TASKS, MusicRequest, TaskType
+from serve_app.schemas import (
+    MAX_LYRICS_TOKENS,
+    MAX_PROMPT_TOKENS,
+    SAMPLE_RATE,
+    SELF_TEST,
+    TASKS,
+    MusicRequest,
+    TaskType,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -180,18 +188,17 @@ class AceStepEngine:
         return samples
 
     def _self_test(self, report: weights.Report) -> None:
-        """One second in two steps through the same path as every song.
+        """Plays SELF_TEST.
 
         Raises:
             SelfTestFailed: the song was not finite, silent, or of the wrong length.
         """
-        request = MusicRequest(prompt="piano", duration=1.0, steps=2, seed=0)
 
         def on_step(stage: str, step: int, steps: int) -> None:
             report("warm_up", None, f"playing a first short song: {stage}, {step} of {steps}")
 
         try:
-            songs = list(self.generate(request, on_step, lambda: False))
+            songs = list(self.generate(SELF_TEST, on_step, lambda: False))
         except errors.BadAudio as error:
             raise errors.SelfTestFailed(
                 f"The self-test of {self._name} failed: {error.message.removesuffix(' Try another seed.')} The checkpoint may "

@@ -29,10 +29,10 @@ from serve_app.errors import (
 )
 from serve_app.jobs import Job, artifact_folder, new_id
 from serve_app.processes import Process
-from serve_app.schemas import SAMPLE_RATE, MusicRequest
+from serve_app.schemas import SAMPLE_RATE, SELF_TEST, MusicRequest
 from serve_app.store import Store, WorkerRow
 from serve_app.worker.claims import Claim
-from serve_app.worker.failures import Failures
+from serve_app.worker.failures import judge
 from serve_app.worker.heartbeat import PROGRESS_S, Heartbeat
 
 logger = logging.getLogger("ray.serve.sophia")
@@ -76,7 +76,6 @@ class Worker:
         row = WorkerRow(id=new_id(), model=model, node=node, process=Process.this(), device="", phase="starting")
         self._heart = Heartbeat(store, row, queue.lease_s, price_per_hour)
         self._stopping = threading.Event()
-        self._failures = Failures(queue.max_failures_in_a_row)
         self._room = threading.BoundedSemaphore(SONGS_IN_FLIGHT)
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")
         self._thread = threading.Thread(target=self._work, name="generate", daemon=True)
@@ -172,7 +171,6 @@ class Worker:
         self._heart.say(phase="generating", detail=f"job {job.id}, attempt {job.attempt}", job=job.id)
         try:
             self._generate(claim)
-            self._failures.song()
         except Stopped:
             logger.info("job %s is no longer worker %s's: stopped", job.id, self.id, extra={"job": job.id})
             metrics.job_ended(self.model, "stopped")
@@ -180,7 +178,7 @@ class Worker:
             self._heart.claims.pop(claim.key, None)
         except Exception as error:
             logger.exception("job %s failed on worker %s", job.id, self.id, extra={"job": job.id})
-            judged = self._failures.judge(error)
+            judged = judge(error, self._play_self_test)
             if isinstance(judged, DeviceLost):  # no later job could run here: Serve will see that the thread has ended
                 self._stopping.set()
                 self._heart.say(
@@ -193,6 +191,10 @@ class Worker:
             self._give_up(claim, judged)
         if not self._stopping.is_set():
             self._heart.say(phase="idle", detail="ready", job=None)
+
+    def _play_self_test(self) -> None:
+        for song in self._engine.generate(SELF_TEST, lambda stage, step, steps: None, lambda: False):
+            del song
 
     def _generate(self, claim: Claim) -> None:
         warnings = self._engine.warnings(claim.job.request)

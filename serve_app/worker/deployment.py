@@ -5,6 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -92,10 +93,9 @@ class _Start:
             try:
                 self._worker.load()
             except LoadError as error:
-                code, message, phase = error.code, error.message, self._worker.failed_in
-                self._told(lambda: self._store.loads.failed(load, code, message, phase))  # noqa: B023 - called at once
+                self._told(partial(self._store.loads.failed, load, error.code, error.message, self._worker.failed_in))
             else:
-                self._told(lambda: self._store.loads.succeeded(load))  # noqa: B023 - called at once
+                self._told(partial(self._store.loads.succeeded, load))
                 return
             finally:
                 self._load = None

@@ -1,6 +1,7 @@
 """Which failures of a job are its worker's own: a device that has failed would fail every job that it takes."""
 
 import re
+from collections.abc import Callable
 from typing import Final
 
 from serve_app.errors import BadAudio, DeviceLost, SophiaError
@@ -11,28 +12,23 @@ _DEVICE: Final = re.compile(
 """What drivers and libraries say of a device that has failed; torch raises most of it as a plain RuntimeError."""
 
 
-class Failures:
-    """Counts the jobs that failed one after another, and says when it is the worker that fails."""
+def judge(error: Exception, self_test: Callable[[], None]) -> Exception:
+    """The error of a job as it is, or DeviceLost when it is the worker that fails and should take no more jobs.
 
-    def __init__(self, most: int):
-        """`most` unexpected failures in a row, without a song between, are the worker's fault (`queue.max_failures_in_a_row`)."""
-        self._most = most
-        self._in_a_row = 0
-
-    def song(self) -> None:
-        """A song was made: what failed before was not the worker's fault."""
-        self._in_a_row = 0
-
-    def judge(self, error: Exception) -> Exception:
-        """The error as it is, or DeviceLost when the worker should take no more jobs."""
-        if isinstance(error, DeviceLost):
-            return error
-        said = f"{type(error).__name__}: {error}"
-        if not isinstance(error, SophiaError) and _DEVICE.search(said):
-            return DeviceLost(f"The device failed: {said}")
-        if isinstance(error, SophiaError) and not isinstance(error, BadAudio):
-            return error
-        self._in_a_row += 1
-        if self._in_a_row < self._most:
-            return error
-        return DeviceLost(f"{self._in_a_row} jobs in a row failed on this worker, the last with {said}")
+    What no request explains is put to the test: `self_test` plays a plain second of music. A client can so make a worker play that
+    second, and no more; and the first job that a failing device meets goes back already.
+    """
+    if isinstance(error, DeviceLost):
+        return error
+    said = f"{type(error).__name__}: {error}"
+    if isinstance(error, SophiaError) and not isinstance(error, BadAudio):
+        return error
+    if not isinstance(error, SophiaError) and _DEVICE.search(said):
+        return DeviceLost(f"The device failed: {said}")
+    try:
+        self_test()
+    except Exception as failed:  # whatever it is: nothing else can be played either
+        return DeviceLost(
+            f"A job failed ({said}), and then a plain second of music ({type(failed).__name__}: {failed})"
+        )
+    return error
