@@ -14,6 +14,7 @@ from serve_app.processes import Process
 from serve_app.scaling import WINDOWS, Decision, Observation, decide
 from serve_app.store import Store, WorkerRow
 from serve_app.store.fleet import StoreFleet
+from serve_app.store.tables import loads
 from serve_app.worker.deployment import _Start
 from tests.helpers import eventually
 from tests.running import running
@@ -186,6 +187,19 @@ def test_a_database_outage_during_a_start_costs_no_loaded_model(
     assert worker.loads == 1
     assert not any(outages.values())
     assert store.loads.startup_s("m") is not None
+
+
+@pytest.mark.fault("A10")
+def test_a_load_whose_beginning_was_acknowledged_too_late_is_one_load(store: Store):
+    """Said again under its id, it leaves no second row that would be buried as a crash."""
+    me = Process.this()
+    store.loads.begin("m", "d", me, "a-load")
+    store.loads.begin("m", "d", me, "a-load")
+
+    store.loads.succeeded("a-load")
+
+    with store.database.read() as connection:
+        assert len(connection.execute(loads.select()).all()) == 1
 
 
 def test_a_paused_model_keeps_its_jobs_and_starts_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -7,10 +7,12 @@ the model would fail everywhere. What passes by itself, such as a hub that is aw
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
 import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
 
 from serve_app.config import BreakerArgs
 from serve_app.errors import LoadCrashed, load_cause
@@ -48,12 +50,15 @@ class LoadStore:
     def __init__(self, database: Database):
         self._database = database
 
-    def begin(self, model: str, deployment: str, process: Process) -> str:
-        """A load begins; its id."""
-        load = new_id()
+    def begin(self, model: str, deployment: str, process: Process, load: str | None = None) -> str:
+        """A load begins; its id, which is new unless given.
+
+        With an id it may be called again after StoreUnavailable: a row whose acknowledgement was lost is not made twice.
+        """
+        load = load or new_id()
         where = {"host": process.host, "pid": process.pid, "born": process.born}
         values = {"id": load, "model": model, "deployment": deployment, "began_at": now(), **where}
-        with self._database.write(durable=False) as connection:
+        with suppress(IntegrityError), self._database.write(durable=False) as connection:
             connection.execute(loads.insert().values(values))
         return load
 

@@ -14,6 +14,7 @@ import ray
 from serve_app.artifacts import Artifacts
 from serve_app.config import AppArgs
 from serve_app.errors import ConfigurationError, LoadError, StoreUnavailable
+from serve_app.jobs import new_id
 from serve_app.processes import Process, this_host
 from serve_app.simulated import SimulatedEngine
 from serve_app.store import Breaker, Store
@@ -88,7 +89,8 @@ class _Start:
         self._worker.announce()
         while True:
             self._wait_for_permission()
-            load = self._told(lambda: self._store.loads.begin(self._model, self._deployment, Process.this()))
+            load = new_id()
+            self._told(partial(self._store.loads.begin, self._model, self._deployment, Process.this(), load))
             self._load = load
             try:
                 self._worker.load()
