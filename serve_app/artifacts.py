@@ -4,6 +4,7 @@ A file is there whole or not at all: a folder's files are written beside their n
 an upload when it is complete. Keys are made by Sophia and checked all the same, so that none can leave the folder.
 """
 
+import json
 import os
 import re
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import obstore
-from obstore.exceptions import BaseError
+from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 
 from serve_app.errors import ArtifactsUnavailable, ConfigurationError, NotFound
@@ -25,6 +26,9 @@ _CLAIM: Final = r"[0-9]{1,9}(-[0-9a-z-]{0,12})?"
 
 _KEY: Final = re.compile(rf"[0-9a-z-]{{1,64}}/{_CLAIM}/[0-9]{{1,9}}\.[0-9a-z]{{1,8}}")
 _PREFIX: Final = re.compile(rf"([0-9a-z-]{{1,64}}(/{_CLAIM})?/?)?")
+_MARK: Final = ".sophia-store.json"
+"""The file that says whose audio store it is. It is no artifact, so no listing shows it."""
+
 _LEFTOVER: Final = re.compile(r"[0-9]{1,9}\.[0-9a-z]{1,8}#[0-9]+")
 """How object_store names a file that it is still writing to a folder: its own name, `#` and a number."""
 
@@ -109,6 +113,25 @@ class Artifacts:
                     for item in page
                     if _KEY.fullmatch(item["path"])
                 )
+
+    def mark(self) -> str | None:
+        """The id of the database whose store it is; None where none has marked it, empty where the mark cannot be read."""
+        try:
+            with _reading(_MARK):
+                text = bytes(obstore.get(self._store, _MARK).bytes())
+            return str(json.loads(text)["database"])
+        except NotFound:
+            return None
+        except (ValueError, KeyError, TypeError):
+            return ""
+
+    def set_mark(self, database: str, replace: bool = False) -> None:
+        """Say that the store belongs to the database of this id. A mark that is there stays, unless `replace`."""
+        text = json.dumps({"database": database, "meaning": "Sophia's database of this id may delete audio here."})
+        with _failures("mark its owner"), suppress(AlreadyExistsError):
+            obstore.put(
+                self._store, _MARK, text.encode(), mode="overwrite" if replace else "create", use_multipart=False
+            )
 
     def sweep_leftovers(self, older_than_s: float) -> int:
         """Delete what killed writers left in a local folder, and say how many files that were.

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -65,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     reset.add_argument("model", help="the model's name in the configuration")
     reset.set_defaults(run=_reset)
     _add_pause(commands)
+    _add_artifacts(commands)
     return parser
 
 
@@ -76,6 +78,19 @@ def _add_pause(commands: Any) -> None:
     resume = commands.add_parser("resume", help="end a model's pause")
     resume.add_argument("model", help="the model's name in the configuration")
     resume.set_defaults(run=_resume)
+
+
+def _add_artifacts(commands: Any) -> None:
+    actions = commands.add_parser("artifacts", help="say whose the audio store is, and clear it").add_subparsers(
+        required=True, metavar="ACTION"
+    )
+    adopt = actions.add_parser(
+        "adopt", help="mark the audio store as this database's own, so that the janitor deletes there"
+    )
+    adopt.set_defaults(run=_adopt_artifacts)
+    sweep = actions.add_parser("sweep", help="count the files that belong to no job, and remove them if you say so")
+    sweep.add_argument("--confirm", action="store_true", help="remove them, however many they are")
+    sweep.set_defaults(run=_sweep_artifacts)
 
 
 def _add_keys(commands: Any) -> None:
@@ -264,6 +279,31 @@ def _need_model(name: str, args: AppArgs) -> None:
 def _reset(given: argparse.Namespace, args: AppArgs) -> int:
     _need_model(given.model, args)
     print(f"{_store(args).loads.reset(given.model)} failed loads of {given.model} are forgotten; workers try again")
+    return 0
+
+
+def _adopt_artifacts(_: argparse.Namespace, args: AppArgs) -> int:
+    from serve_app import custody
+    from serve_app.artifacts import Artifacts
+
+    with closing(_store(args)) as store:
+        custody.adopt(store, Artifacts(args.resolved_artifacts_url))
+    print("The audio store is marked as this database's own; the janitor deletes there from its next round on.")
+    return 0
+
+
+def _sweep_artifacts(given: argparse.Namespace, args: AppArgs) -> int:
+    from serve_app import janitor
+    from serve_app.artifacts import Artifacts
+
+    artifacts = Artifacts(args.resolved_artifacts_url)
+    with closing(_store(args)) as store:
+        if given.confirm:
+            removed = janitor.sweep_confirmed(store, artifacts, args.retention)
+            print(f"{removed} files that belonged to no job are removed")
+            return 0
+        files, _, orphans = janitor.count_files(store, artifacts, args.retention)
+    print(f"{orphans} of {files} files belong to no job; 'sophia artifacts sweep --confirm' removes them")
     return 0
 
 

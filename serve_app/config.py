@@ -183,6 +183,13 @@ class RetentionArgs(_Strict):
         description="Age in seconds from which a file that belongs to no job is removed. After the database was restored from a "
         "backup, what was made since then belongs to no job.",
     )
+    orphans_share: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="The share of all files that may be removed as belonging to no job at a time; 10 files always may. When "
+        "there are more, none is removed until `sophia artifacts sweep --confirm`.",
+    )
 
 
 class BreakerArgs(_Strict):

@@ -7,14 +7,16 @@ and whatever was left half done is found again the next time.
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Final
 
+from serve_app import custody
 from serve_app.artifacts import Artifacts, StoredFile
 from serve_app.config import RetentionArgs
-from serve_app.errors import ArtifactsUnavailable, NotFound, StoreUnavailable
-from serve_app.jobs import Status, artifact_folder, new_id
+from serve_app.custody import PAGE, Census, GoOn, is_orphan, job_of
+from serve_app.errors import ArtifactsUnavailable, ConfigurationError, NotFound, StoreUnavailable
+from serve_app.jobs import new_id
 from serve_app.store import Store
 from serve_app.store.retention import Holding
 
@@ -24,14 +26,13 @@ EXPIRE_EVERY_S: Final = 300.0
 AUDIT_EVERY_S: Final = 86_400.0
 """An audit asks the artifact store for every file; what is merely old needs no audit."""
 
-PAGE: Final = 100
+REFUSED_EVERY_S: Final = 3600.0
+"""To look through a store that is not proven to be ours, to see whether it is by now, asks for every file, too."""
+
 _LEASE_S: Final = 120.0  # a page takes seconds; a janitor that was killed is replaced after this time
 _LOOK_S: Final = 30.0
 _JANITOR: Final = "janitor"
 _AUDIT: Final = "audit"
-
-GoOn = Callable[[], bool]
-"""Asked before each page; False ends the work there."""
 
 
 def _always() -> bool:
@@ -69,6 +70,22 @@ class Janitor:
         return not self._ended.is_set() and self._store.leases.take(_JANITOR, self._id, _LEASE_S)
 
     def _work(self) -> None:
+        refusal = custody.claim(self._store, self._artifacts, self._retention.orphans_share, self._go_on)
+        if not self._go_on():
+            return
+        forget_accounts(self._store, self._retention)
+        if refusal:
+            logger.warning("%s", refusal)
+            self._store.installation.refuse(refusal)
+            self._rest(REFUSED_EVERY_S)
+            return
+        self._tidy()
+        self._rest(EXPIRE_EVERY_S)
+
+    def _rest(self, seconds: float) -> None:
+        self._store.leases.rest(_JANITOR, self._id, 0 if self._ended.is_set() else seconds)
+
+    def _tidy(self) -> None:
         parts = (self._store, self._artifacts, self._retention, self._go_on)
         expire(*parts)
         # The audit's lease only remembers when it is due again: a janitor that dies in an audit leaves it due.
@@ -76,13 +93,19 @@ class Janitor:
             audit(*parts)
             if self._go_on():
                 self._store.leases.rest(_AUDIT, self._id, AUDIT_EVERY_S)
-        self._store.leases.rest(_JANITOR, self._id, 0 if self._ended.is_set() else EXPIRE_EVERY_S)
+
+
+def forget_accounts(store: Store, retention: RetentionArgs) -> None:
+    """Forget old accounts, loads and workers, which have no files. Raises StoreUnavailable."""
+    store.costs.forget(retention.rows_s)
+    store.loads.forget(retention.rows_s)
+    store.workers.forget_old(retention.rows_s)
 
 
 def expire(store: Store, artifacts: Artifacts, retention: RetentionArgs, go_on: GoOn) -> None:
-    """Remove the audio of jobs that ended `results_s` ago, and altogether those that ended `rows_s` ago; and old accounts,
-    loads and workers.
+    """Remove the audio of jobs that ended `results_s` ago, and altogether those that ended `rows_s` ago.
 
+    The audio store must be ours (`custody.claim`). How many files go is not bounded: each is named by a job that is over.
     Raises StoreUnavailable or ArtifactsUnavailable; what is done by then stays done.
     """
     while go_on() and (page := store.retention.ended_long_ago(retention.rows_s, PAGE)):
@@ -93,55 +116,75 @@ def expire(store: Store, artifacts: Artifacts, retention: RetentionArgs, go_on: 
         artifacts.delete(key for job in page for key in job.keys)
         store.retention.mark_audio_gone([job.id for job in page])
         logger.info("removed the audio of %s jobs that ended %.0f s ago or earlier", len(page), retention.results_s)
-    store.costs.forget(retention.rows_s)
-    store.loads.forget(retention.rows_s)
-    store.workers.forget_old(retention.rows_s)
 
 
 def audit(store: Store, artifacts: Artifacts, retention: RetentionArgs, go_on: GoOn) -> None:
     """Compare files and rows: files of no job or of an attempt that was not published go; rows whose files are gone say so.
 
-    Raises StoreUnavailable or ArtifactsUnavailable; what is done by then stays done.
+    The audio store must be ours (`custody.claim`). Files of no job stay, and `store.installation` says so, while they are more
+    than `orphans_share` allows. Raises StoreUnavailable or ArtifactsUnavailable; what is done by then stays done.
     """
-    sweep_files(store, artifacts, retention.orphans_s, go_on)
+    counted = custody.census(store, artifacts, time.time() - retention.orphans_s, go_on)
+    if counted is None:
+        return
+    refusal = custody.too_many(counted, retention)
+    store.installation.refuse(refusal)
+    if refusal:
+        logger.warning("%s", refusal)
+    at_most = 0 if refusal else custody.most_orphans(counted.files, retention.orphans_share)
+    sweep_files(store, artifacts, retention.orphans_s, go_on, at_most)
     for jobs in _pages_of_audio(store, go_on):
         _mark_missing(store, artifacts, jobs)
     artifacts.sweep_leftovers(retention.orphans_s)
 
 
-def sweep_files(store: Store, artifacts: Artifacts, grace_s: float, go_on: GoOn = _always) -> None:
-    """Remove the files older than `grace_s` seconds that belong to no job, or to an attempt that was not published."""
+def count_files(store: Store, artifacts: Artifacts, retention: RetentionArgs) -> Census:
+    """What an audit would find. Raises StoreUnavailable or ArtifactsUnavailable."""
+    counted = custody.census(store, artifacts, time.time() - retention.orphans_s, _always)
+    return counted or Census(0, 0, 0)  # None comes only of a count that was ended
+
+
+def sweep_confirmed(store: Store, artifacts: Artifacts, retention: RetentionArgs) -> int:
+    """Remove every file that belongs to no job, however many they are: an operator's word. Says how many that were.
+
+    Raises ConfigurationError when the audio store is not this database's own, StoreUnavailable or ArtifactsUnavailable.
+    """
+    if refusal := custody.claim(store, artifacts, retention.orphans_share, _always):
+        raise ConfigurationError(refusal)
+    removed = sweep_files(store, artifacts, retention.orphans_s)
+    store.installation.refuse("")
+    return removed
+
+
+def sweep_files(
+    store: Store, artifacts: Artifacts, grace_s: float, go_on: GoOn = _always, at_most: int | None = None
+) -> int:
+    """Remove the files older than `grace_s` seconds that belong to no job, or to an attempt that was not published: how many.
+
+    `at_most`: no more than so many. Rows whose audio is there again say so.
+    """
     files = artifacts.list()
+    removed = 0
     while go_on() and (page := list(islice(files, PAGE))):
-        _remove_orphans(store, artifacts, page, time.time() - grace_s)
+        left = None if at_most is None else at_most - removed
+        removed += _remove_orphans(store, artifacts, page, time.time() - grace_s, left)
+    return removed
 
 
-def _remove_orphans(store: Store, artifacts: Artifacts, files: Sequence[StoredFile], before: float) -> None:
+def _remove_orphans(
+    store: Store, artifacts: Artifacts, files: Sequence[StoredFile], before: float, at_most: int | None
+) -> int:
     """The rows are read after the files were listed. So a file whose attempt is not running and not published never will be."""
-    jobs = store.retention.holdings({_job_of(file.key) for file in files})
-    orphans = [file.key for file in files if file.written_at < before and not _belongs(file.key, jobs)]
+    jobs = store.retention.holdings({job_of(file.key) for file in files})
+    orphans = [file.key for file in files if is_orphan(file, jobs, before)][:at_most]
     artifacts.delete(orphans)
     if orphans:
         logger.warning("removed %s files that belong to no job, such as %s", len(orphans), orphans[0])
-    back = {job.id for file in files if (job := jobs.get(_job_of(file.key))) and job.gone and file.key in job.keys}
+    back = {job.id for file in files if (job := jobs.get(job_of(file.key))) and job.gone and file.key in job.keys}
     if back:  # a disk that was not mounted at the last audit, say
         store.retention.mark_audio_gone(sorted(back), gone=False)
         logger.warning("found the audio of %s jobs again", len(back))
-
-
-def _job_of(key: str) -> str:
-    return key.partition("/")[0]
-
-
-def _belongs(key: str, jobs: dict[str, Holding]) -> bool:
-    job = jobs.get(_job_of(key))
-    if job is None:
-        return False
-    if key in job.keys:
-        return True
-    # A worker of the first version names the folder by the attempt alone.
-    being_written = (artifact_folder(job.attempt, job.worker), str(job.attempt))
-    return job.status is Status.RUNNING and key.split("/")[1] in being_written
+    return len(orphans)
 
 
 def _pages_of_audio(store: Store, go_on: GoOn) -> Iterator[list[Holding]]:

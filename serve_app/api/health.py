@@ -213,11 +213,13 @@ def _facts(workers: list[WorkerRow], model: str) -> dict[str, Any]:
 
 
 def _notices(parts: Context, workers: list[WorkerRow]) -> list[str]:
-    return [
+    refusal = parts.store.installation.refusal()
+    noise = [
         f"{name} plays {model.source}: random weights, so noise, for trying Sophia out; set models.{name}.source to a checkpoint"
         for name, model in parts.args.models.items()
         if _is_noise(workers, name, model)
     ]
+    return [refusal, *noise] if refusal else noise
 
 
 def _is_noise(workers: list[WorkerRow], name: str, model: ModelArgs) -> bool:

@@ -5,6 +5,7 @@ from serve_app.store.changes import Changes
 from serve_app.store.costs import CostStore
 from serve_app.store.database import Database
 from serve_app.store.decisions import DecisionStore
+from serve_app.store.installation import InstallationStore
 from serve_app.store.jobs import Beat, JobStore
 from serve_app.store.keys import KeyStore
 from serve_app.store.leases import LeaseStore
@@ -34,6 +35,7 @@ class Store:
         self.webhooks = WebhookStore(self.database)
         self.retention = RetentionStore(self.database)
         self.leases = LeaseStore(self.database)
+        self.installation = InstallationStore(self.database)
         self.changes = Changes(self.database)
 
     def migrate(self) -> None:

@@ -156,6 +156,13 @@ pauses = sa.Table(  # the models that an operator has paused
     sa.Column("since", sa.Double, nullable=False),
 )
 
+installation = sa.Table(  # one row: which database this is
+    "installation",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),  # the mark of its audio store
+    sa.Column("refusal", sa.Text, nullable=False),  # why the janitor deletes nothing; empty when it does
+)
+
 device_hours = sa.Table(  # what each worker's device time went into; kept when the worker is gone
     "device_hours",
     metadata,
