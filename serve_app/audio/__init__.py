@@ -1,0 +1,6 @@
+"""Finished songs into files. Nothing here needs torch, and nothing calls a program such as FFmpeg."""
+
+from serve_app.audio.encode import Song, encode
+from serve_app.audio.tags import Tags
+
+__all__ = ["Song", "Tags", "encode"]

@@ -1,0 +1,69 @@
+"""Opus by PyAV, which carries FFmpeg's libraries in its wheel."""
+
+from fractions import Fraction
+from io import BytesIO
+from typing import Final, NamedTuple, cast
+
+import av
+import numpy as np
+import numpy.typing as npt
+from av.audio.stream import AudioStream
+
+from serve_app.schemas import SAMPLE_RATE
+
+
+class Codec(NamedTuple):
+    """How PyAV makes one format."""
+
+    name: str
+    container: str
+    sample_format: str
+    bit_rate: int
+
+
+OPUS: Final = Codec("libopus", "ogg", "flt", 128_000)
+
+
+class AvEncoder:
+    """Blocks of float32 samples of shape (frames, 2) at 48 kHz into a file.
+
+    Raises `av.FFmpegError` when the codec fails.
+    """
+
+    def __init__(self, codec: Codec, file: BytesIO) -> None:
+        self._planar = codec.sample_format.endswith("p")
+        self._sample_format = codec.sample_format
+        # Without it, the muxer writes its version and random serial numbers.
+        self._container = av.open(file, "w", format=codec.container, options={"fflags": "+bitexact"})
+        self._stream = cast(AudioStream, self._container.add_stream(codec.name, rate=SAMPLE_RATE))
+        self._stream.codec_context.layout = "stereo"
+        self._stream.codec_context.format = codec.sample_format
+        self._stream.bit_rate = codec.bit_rate
+        self._stream.codec_context.open()
+        self._frame_samples = int(self._stream.codec_context.frame_size)
+        self._written = 0
+        self._rest = np.empty((0, 2), np.float32)
+
+    def write(self, block: npt.NDArray[np.float32]) -> None:
+        """Take the next samples. What is out of [-1, 1] is clipped, as in the other formats."""
+        samples = np.concatenate([self._rest, np.clip(block, -1, 1)])
+        whole = len(samples) // self._frame_samples * self._frame_samples
+        for start in range(0, whole, self._frame_samples):
+            self._encode(samples[start : start + self._frame_samples])
+        self._rest = samples[whole:]
+
+    def finish(self) -> None:
+        """Take what is left, the samples that the codec looks ahead for included, and end the file."""
+        if len(self._rest):
+            self._encode(self._rest)
+        self._container.mux(self._stream.encode(None))
+        self._container.close()
+
+    def _encode(self, samples: npt.NDArray[np.float32]) -> None:
+        layout = samples.T if self._planar else samples.reshape(1, -1)
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(layout), format=self._sample_format, layout="stereo")
+        frame.sample_rate = SAMPLE_RATE
+        frame.time_base = Fraction(1, SAMPLE_RATE)
+        frame.pts = self._written
+        self._written += len(samples)
+        self._container.mux(self._stream.encode(frame))
