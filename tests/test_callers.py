@@ -3,19 +3,19 @@
 import json
 import socket
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from pydantic import ValidationError
 
 from serve_app.engine.generating import seeds, settings, words
 from serve_app.errors import ConfigurationError, StoreUnavailable
 from serve_app.schemas import MAX_SEED, MusicRequest
 from serve_app.store import Store
 from serve_app.store.jobs import JobStore
-from tests.helpers import eventually
+from tests.helpers import eventually, quickest_s
 from tests.running import Service, running
 
 
@@ -146,20 +146,24 @@ def test_seeds_stay_in_range_and_line_ends_do_not_matter(service: Service):
 
 @pytest.mark.fault("B7")
 def test_an_error_is_bounded_whatever_the_body(service: Service):
-    """Forty thousand unknown fields are answered in a few kilobytes, in less time than a few hundred took before."""
-    body = json.dumps({"prompt": "x"} | {f"field{number}": 1 for number in range(40_000)})
-    began = time.monotonic()
+    """Forty thousand unknown fields are answered in a few kilobytes, at about the price of reading them."""
+    fields = {"prompt": "x"} | {f"field{number}": 1 for number in range(40_000)}
+    body = json.dumps(fields)
 
-    answer = service.client.post("/v1/jobs", content=body, headers={"content-type": "application/json"})
-    took_s = time.monotonic() - began
+    def read():
+        with pytest.raises(ValidationError) as caught:
+            MusicRequest.model_validate_json(body)
+        caught.value.errors()
 
-    few = json.dumps({"prompt": "x"} | {f"field{number}": 1 for number in range(20)})
-    began = time.monotonic()
-    service.client.post("/v1/jobs", content=few, headers={"content-type": "application/json"})
+    def send():
+        return service.client.post("/v1/jobs", content=body, headers={"content-type": "application/json"})
+
+    answer = send()
+
     assert answer.status_code == 422
     assert len(answer.content) < 20_000
     assert "40000 in all" in answer.json()["detail"]
-    assert took_s < 100 * (time.monotonic() - began)  # two thousand times as many fields
+    assert quickest_s(send) < 15 * quickest_s(read)  # 2 here; 60 when a near name was looked for to each of them
 
 
 @pytest.mark.fault("B7")
@@ -167,16 +171,17 @@ def test_an_error_is_bounded_whatever_the_body(service: Service):
 def test_a_huge_value_costs_no_more_than_its_reading(service: Service, field: str):
     """Half a megabyte of spaces in a field is refused in about the time that half a megabyte of prompt is."""
     spaces = " " * 500_000
-    began = time.monotonic()
-    refused = service.client.post("/v1/jobs", json={"prompt": spaces})
-    prompt_s = time.monotonic() - began
 
-    began = time.monotonic()
-    answer = service.client.post("/v1/jobs", json={"prompt": "x", field: f"C{spaces}x"})
+    def send(body: dict[str, str]):
+        return service.client.post("/v1/jobs", json=body)
 
-    assert refused.status_code == answer.status_code == 422
+    prompt_s = quickest_s(lambda: send({"prompt": spaces}))
+    field_s = quickest_s(lambda: send({"prompt": "x", field: f"C{spaces}x"}))
+    answer = send({"prompt": "x", field: f"C{spaces}x"})
+
+    assert answer.status_code == 422
     assert len(answer.content) < 5_000
-    assert time.monotonic() - began < 50 * prompt_s
+    assert field_s < 50 * prompt_s
 
 
 @pytest.mark.fault("C7")
