@@ -5,20 +5,26 @@ an upload when it is complete. Keys are made by Sophia and checked all the same,
 """
 
 import json
+import logging
 import os
 import re
+import secrets
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Final, NamedTuple
+from urllib.parse import unquote, urlsplit
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 
+from serve_app.artifact_causes import Place, explain, is_missing_bucket
 from serve_app.errors import ArtifactsUnavailable, ConfigurationError, NotFound
+
+logger = logging.getLogger("ray.serve.sophia")
 
 _SCHEMES: Final = ("file", "s3", "gs", "az", "memory")
 _CLAIM: Final = r"[0-9]{1,9}(-[0-9a-z-]{0,12})?"
@@ -28,6 +34,12 @@ _KEY: Final = re.compile(rf"[0-9a-z-]{{1,64}}/{_CLAIM}/[0-9]{{1,9}}\.[0-9a-z]{{1
 _PREFIX: Final = re.compile(rf"([0-9a-z-]{{1,64}}(/{_CLAIM})?/?)?")
 _MARK: Final = ".sophia-store.json"
 """The file that says whose audio store it is. It is no artifact, so no listing shows it."""
+
+_PROBES: Final = ".sophia-probe"
+"""The folder of what is written to see whether one can write; no listing shows it either."""
+
+_PROBE_BYTES: Final = 1024 * 1024
+"""So large that it does not fit into a disk's last free block."""
 
 _LEFTOVER: Final = re.compile(r"[0-9]{1,9}\.[0-9a-z]{1,8}#[0-9]+")
 """How object_store names a file that it is still writing to a folder: its own name, `#` and a number."""
@@ -54,16 +66,55 @@ class Artifacts:
 
     Every method raises `ValueError` for a key of another form and `ArtifactsUnavailable` when the store fails. The
     methods block, `stream` excepted: from an event loop, call them in a thread.
+
+    An address that can never work raises `ConfigurationError` at once. A folder that cannot be made now, on a disk that is full
+    or read-only, is tried again at each use.
     """
 
     def __init__(self, url: str):
-        self._store = _open_store(url)
-        self._folder = self._store.prefix if isinstance(self._store, LocalStore) else None
+        self._url = url
+        self._place = Place(_folder(url), urlsplit(url).netloc.rpartition("@")[2])
+        self._opened: ObjectStore | None = None
+        self._probe = f"{_PROBES}/{secrets.token_hex(8)}"
+        try:
+            self._open()
+        except ArtifactsUnavailable as error:
+            if error.cause == "missing":  # a file stands in its way
+                raise ConfigurationError(f"artifacts_url (file://) cannot be used: {error.why}") from error
+            logger.warning("%s", error)
+
+    @property
+    def _store(self) -> ObjectStore:
+        return self._opened or self._open()
+
+    def _open(self) -> ObjectStore:
+        with self._failures("make its folder"):
+            self._opened = _open_store(self._url)
+        return self._opened
+
+    @property
+    def _folder(self) -> Path | None:
+        return self._place.folder
+
+    def probe(self) -> None:
+        """Write a small file, read it and delete it, so that what would stop a song is known before. Raises ArtifactsUnavailable.
+
+        A file's name stays the same for the life of the process: where deleting is what fails, they do not pile up.
+        """
+        data = os.urandom(_PROBE_BYTES if self._folder else 16)
+        with self._failures("be written to"):
+            obstore.put(self._store, self._probe, data, use_multipart=False)
+        with self._failures("be read"):
+            same = bytes(obstore.get(self._store, self._probe).bytes()) == data
+        with self._failures("delete a file"):
+            obstore.delete(self._store, self._probe)
+        if not same:
+            raise ArtifactsUnavailable("be read", why="it gives back other bytes than were put there")
 
     def put(self, key: str, data: bytes | memoryview) -> None:
         """Keep `data` under `key`, whole or not at all; on return it survives a power cut."""
         _check(key)
-        with _failures(f"write {key}"):
+        with self._failures(f"write {key}"):
             obstore.put(self._store, key, data)
             if self._folder is not None:
                 _flush(self._folder, key)
@@ -71,14 +122,17 @@ class Artifacts:
     def get(self, key: str) -> bytes:
         """The whole file. Raises `NotFound` when there is none."""
         _check(key)
-        with _reading(key):
+        with self._reading(key):
             return bytes(obstore.get(self._store, key).bytes())
 
     def size(self, key: str) -> int:
         """The file's size in bytes. Raises `NotFound` when there is none."""
         _check(key)
-        with _reading(key):
-            return obstore.head(self._store, key)["size"]
+        with self._reading(key):
+            try:
+                return obstore.head(self._store, key)["size"]
+            except FileNotFoundError:  # the answer has no body that would tell a missing bucket from a missing file
+                return len(obstore.get(self._store, key).bytes())
 
     async def stream(self, key: str, start: int, end: int) -> AsyncIterator[bytes]:
         """Bytes `start` to `end` (exclusive; 0 <= start <= end <= size) in chunks of up to 1 MiB.
@@ -88,7 +142,7 @@ class Artifacts:
         """
         _check(key)
         for at in range(start, end, _CHUNK_BYTES):
-            with _reading(key):
+            with self._reading(key):
                 chunk = await obstore.get_range_async(self._store, key, start=at, end=min(at + _CHUNK_BYTES, end))
             yield bytes(chunk)
 
@@ -96,8 +150,15 @@ class Artifacts:
         """Forget files; one that is not there is as good as deleted."""
         for key in keys:
             _check(key)
-            with _failures(f"delete {key}"), suppress(FileNotFoundError):
-                obstore.delete(self._store, key)
+            with self._failures(f"delete {key}"):
+                self._delete(key)
+
+    def _delete(self, key: str) -> None:
+        try:
+            obstore.delete(self._store, key)
+        except FileNotFoundError as error:
+            if is_missing_bucket(error):
+                raise
 
     def list(self, prefix: str = "") -> Iterator[StoredFile]:
         """Every file under `prefix` (`""`, a job's id, or id/attempt), a page at a time.
@@ -106,7 +167,7 @@ class Artifacts:
         """
         if not _PREFIX.fullmatch(prefix):
             raise ValueError(f"not a prefix of artifact keys: {prefix!r}")
-        with _failures(f"list {prefix or 'files'}"):
+        with self._failures(f"list {prefix or 'files'}"):
             for page in obstore.list(self._store, prefix, chunk_size=_PAGE_KEYS):
                 yield from (
                     StoredFile(item["path"], item["size"], item["last_modified"].timestamp())
@@ -117,7 +178,7 @@ class Artifacts:
     def mark(self) -> str | None:
         """The id of the database whose store it is; None where none has marked it, empty where the mark cannot be read."""
         try:
-            with _reading(_MARK):
+            with self._reading(_MARK):
                 text = bytes(obstore.get(self._store, _MARK).bytes())
             return str(json.loads(text)["database"])
         except NotFound:
@@ -128,7 +189,7 @@ class Artifacts:
     def set_mark(self, database: str, replace: bool = False) -> None:
         """Say that the store belongs to the database of this id. A mark that is there stays, unless `replace`."""
         text = json.dumps({"database": database, "meaning": "Sophia's database of this id may delete audio here."})
-        with _failures("mark its owner"), suppress(AlreadyExistsError):
+        with self._failures("mark its owner"), suppress(AlreadyExistsError):
             obstore.put(
                 self._store, _MARK, text.encode(), mode="overwrite" if replace else "create", use_multipart=False
             )
@@ -141,11 +202,34 @@ class Artifacts:
         """
         if self._folder is None:
             return 0
-        with _failures("sweep leftovers"):
-            return sum(_remove_if_old(file, older_than_s) for file in self._folder.glob("*/*/*#*"))
+        with self._failures("sweep leftovers"):
+            return sum(
+                _remove_if_old(file, older_than_s)
+                for pattern in ("*/*/*#*", f"{_PROBES}/*")
+                for file in self._folder.glob(pattern)
+            )
+
+    @contextmanager
+    def _failures(self, action: str) -> Iterator[None]:
+        """Turn a failure of the store into ours. Its own text stays in the cause: it can hold signed addresses."""
+        try:
+            yield
+        except (BaseError, OSError) as error:
+            raise ArtifactsUnavailable(action, *explain(error, self._place)) from error
+
+    @contextmanager
+    def _reading(self, key: str) -> Iterator[None]:
+        with self._failures(f"read {key}"):
+            try:
+                yield
+            except FileNotFoundError as error:
+                if is_missing_bucket(error):
+                    raise
+                raise NotFound(f"There is no audio file {key}: it was deleted, or never finished") from error
 
 
 def _open_store(url: str) -> ObjectStore:
+    """Raises ConfigurationError, or OSError where a folder cannot be made."""
     scheme = url.partition("://")[0]
     if scheme not in _SCHEMES:
         raise ConfigurationError(f"artifacts_url must begin with one of {', '.join(f'{s}://' for s in _SCHEMES)}")
@@ -154,7 +238,7 @@ def _open_store(url: str) -> ObjectStore:
             # automatic_cleanup: a job's folders go with its last file.
             return LocalStore.from_url(url, mkdir=True, automatic_cleanup=True)
         return from_url(url, retry_config={"retry_timeout": timedelta(seconds=_RETRY_S)})
-    except (BaseError, OSError, ValueError) as error:
+    except (BaseError, ValueError) as error:
         # The URL itself stays out of the message: some people put credentials into it.
         raise ConfigurationError(
             f"artifacts_url ({scheme}://) cannot be used ({type(error).__name__}): check its spelling, that the folder may "
@@ -162,30 +246,15 @@ def _open_store(url: str) -> ObjectStore:
         ) from error
 
 
+def _folder(url: str) -> Path | None:
+    """The folder that a file:// address names."""
+    parts = urlsplit(url)
+    return Path(unquote(parts.path)) if parts.scheme == "file" else None
+
+
 def _check(key: str) -> None:
     if not _KEY.fullmatch(key):
         raise ValueError(f"not an artifact key: {key!r}")
-
-
-@contextmanager
-def _failures(action: str) -> Iterator[None]:
-    """Turn a failure of the store into ours. Its own text stays in the cause: it can hold signed addresses."""
-    try:
-        yield
-    except (BaseError, OSError) as error:
-        raise ArtifactsUnavailable(
-            f"The audio store could not {action} ({type(error).__name__}): check that it can be reached, its credentials and "
-            f"its free space, then try again"
-        ) from error
-
-
-@contextmanager
-def _reading(key: str) -> Iterator[None]:
-    with _failures(f"read {key}"):
-        try:
-            yield
-        except FileNotFoundError as error:
-            raise NotFound(f"There is no audio file {key}: it was deleted, or never finished") from error
 
 
 def _flush(folder: Path, key: str) -> None:
@@ -202,7 +271,8 @@ def _flush(folder: Path, key: str) -> None:
 def _remove_if_old(file: Path, older_than_s: float) -> bool:
     """Whether `file` was a leftover, and is gone now."""
     with suppress(FileNotFoundError):  # its writer was alive, and has just moved it to its name
-        if _LEFTOVER.fullmatch(file.name) and time.time() - file.stat().st_mtime > older_than_s:
+        is_ours = file.parent.name == _PROBES or _LEFTOVER.fullmatch(file.name)
+        if is_ours and time.time() - file.stat().st_mtime > older_than_s:
             file.unlink()
             return True
     return False

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Final
 
 from serve_app import errors
 from serve_app.config import AppArgs, ModelArgs
-from serve_app.jobs import new_id
 
 if TYPE_CHECKING:
     from serve_app.store.database import Database
@@ -155,14 +154,7 @@ def _revisions(database: "Database") -> tuple[str | None, list[str]]:
 def _artifacts(args: AppArgs) -> str:
     from serve_app.artifacts import Artifacts
 
-    artifacts, key, probe = Artifacts(args.resolved_artifacts_url), f"{new_id()}/0/0.txt", b"sophia doctor"
-    artifacts.put(key, probe)
-    try:
-        same = artifacts.get(key) == probe
-    finally:
-        artifacts.delete([key])
-    if not same:
-        raise errors.ArtifactsUnavailable("The audio store gives back other bytes than were put there")
+    Artifacts(args.resolved_artifacts_url).probe()
     return f"{args.resolved_artifacts_url.partition('://')[0]}:// can be written, read and deleted from"
 
 

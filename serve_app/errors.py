@@ -1,7 +1,8 @@
 """Every error of Sophia: its HTTP status, stable code, whether trying again can help, and one sentence.
 
 An error's own message says what was wrong *this* time and what to do; the class says what kind of thing it is.
-All of them take one positional message, because that is what survives pickling between Ray processes.
+All of them take one positional message, because that is what survives pickling between Ray processes, or say themselves how
+they are made again.
 """
 
 from collections.abc import Mapping
@@ -27,6 +28,11 @@ class SophiaError(Exception):
     def message(self) -> str:
         """What was wrong this time."""
         return str(self.args[0])
+
+    @property
+    def public(self) -> str:
+        """What was wrong this time, as far as everybody may read it."""
+        return self.message
 
 
 # --- Requests -------------------------------------------------------------------------------------------------------
@@ -104,10 +110,45 @@ class StoreUnavailable(SophiaError):
     status, code, retryable, title = 503, "store_unavailable", True, "The job database is away; try again shortly"
 
 
+ArtifactsCause = Literal["full", "missing", "refused", "read_only", "away"]
+"""Why the audio store cannot be used: no room, no such bucket or folder, no right, read-only, or no (good) answer."""
+
+_IN_PUBLIC: Mapping[ArtifactsCause, str] = MappingProxyType(
+    {
+        "full": "the audio store is full",
+        "missing": "the audio store's bucket or folder does not exist",
+        "refused": "the audio store does not let Sophia in",
+        "read_only": "the audio store is read-only",
+        "away": "the audio store cannot be reached, or fails",
+    }
+)
+
+
 class ArtifactsUnavailable(SophiaError):
-    """The artifact store (disk or object store) cannot be read or written."""
+    """The artifact store (disk or object store) cannot be read or written.
+
+    `cause` is the kind of reason and `why` a sentence about it for operators, which may name the bucket; strangers read `public`.
+    """
 
     status, code, retryable, title = 503, "artifacts_unavailable", True, "The audio store is away; try again shortly"
+
+    def __init__(self, action: str = "be used", cause: ArtifactsCause = "away", why: str = ""):
+        self.action = action
+        self.cause: ArtifactsCause = cause
+        self.why = why or _IN_PUBLIC[cause]
+        super().__init__(f"The audio store could not {action}: {self.why}")
+
+    def __reduce__(self) -> tuple[type, tuple[str, ...]]:
+        return type(self), (self.action, self.cause, self.why)
+
+    @property
+    def public(self) -> str:
+        return f"The audio store could not {self.action}: {self.public_why}; try again later"
+
+    @property
+    def public_why(self) -> str:
+        """The kind of reason in words that name nothing."""
+        return _IN_PUBLIC[self.cause]
 
 
 # --- Configuration --------------------------------------------------------------------------------------------------

@@ -88,6 +88,12 @@ LOAD_FAILED: Final = Metric(
 BREAKER: Final = Metric(
     "gauge", "sophia_breaker_open", "1 while a model's crash breaker is open, so that no worker is started; else 0."
 )
+STORAGE: Final = Metric(
+    "gauge",
+    "sophia_audio_store_failing",
+    "1 while an API process cannot store songs, by cause: full, missing, refused, read_only or away; else 0.",
+    ("cause",),
+)
 
 # --- Jobs, told by the worker that ran them ------------------------------------------------------------------------------
 
@@ -171,6 +177,11 @@ def fleet(
             figures[failed] = figures.get(failed, 0) + 1
     figures |= {(WANTED, (model,)): count for model, count in wanted.items()}
     return figures | {(BREAKER, (model,)): int(is_open) for model, is_open in (breaker_open or {}).items()}
+
+
+def storage(cause: str | None) -> Figures:
+    """Why nothing can be stored now; None when all is well."""
+    return {(STORAGE, (cause,)): 1} if cause else {}
 
 
 def job_started(model: str, waited_s: float) -> None:

@@ -14,6 +14,7 @@ from serve_app.api.context import Context
 from serve_app.api.jobs import job_routes
 from serve_app.api.middleware import RequestMiddleware
 from serve_app.api.reasons import Node
+from serve_app.api.storage import StorageWatch
 from serve_app.api.upkeep import Upkeep
 from serve_app.api.views import Viewer
 from serve_app.api.watch import JobWatcher
@@ -49,9 +50,14 @@ def create_api(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        context = Context(args, store, artifacts, JobWatcher(store), commit, deployment, cluster, keys_needed)
+        storage = StorageWatch(artifacts)
+        context = Context(args, store, artifacts, storage, JobWatcher(store), commit, deployment, cluster, keys_needed)
         app.state.context = context
-        busy: list[Upkeep | Janitor | Sender] = [Upkeep(context), Janitor(store, artifacts, args.retention)]
+        busy: list[Upkeep | Janitor | Sender | StorageWatch] = [
+            storage,
+            Upkeep(context),
+            Janitor(store, artifacts, args.retention),
+        ]
         if args.webhook_secret:
             busy.append(Sender(store, args, lambda job: _rendered(context, job)))
         for part in busy:

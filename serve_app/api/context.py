@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from serve_app.api.storage import StorageWatch
 from serve_app.api.watch import JobWatcher
 from serve_app.artifacts import Artifacts
 from serve_app.config import AppArgs
@@ -27,6 +28,7 @@ class Context:
     args: AppArgs
     store: Store
     artifacts: Artifacts
+    storage: StorageWatch
     watcher: JobWatcher
     commit: str
     deployment: str

@@ -54,17 +54,21 @@ async def healthz(parts: Parts) -> Pong:
     summary="Ready?",
     tags=["health"],
     responses={
-        503: {"model": Ready, "description": "A model has no worker that can generate"},
+        503: {"model": Ready, "description": "A model has no worker that can generate, or no song can be stored"},
         **responses(errors.MethodNotAllowed),
     },
 )
 async def readyz(parts: Parts, response: Response) -> Ready:
-    """At least one worker of each model can generate, or none is wanted."""
+    """At least one worker of each model can generate, or none is wanted, and songs can be stored."""
     try:
         workers = await asyncio.to_thread(living, parts)
     except errors.StoreUnavailable as error:
         response.status_code = 503
         return Ready(ready=False, reason=error.message)
+    failure = await asyncio.to_thread(parts.storage.failure)
+    if failure is not None:
+        response.status_code = 503
+        return Ready(ready=False, reason=failure.public_why)
     missing = [name for name in await asyncio.to_thread(_wanted, parts) if not _ready(workers, name)]
     if missing:
         response.status_code = 503
@@ -85,7 +89,7 @@ def health(parts: Parts, owner: Owner) -> Health:
     decisions = parts.store.decisions.all()
     scale = {name: _scale(parts, workers, name, decisions.get(name)) for name in parts.args.models}
     return Health(
-        status=_status(scale, _wanted(parts)),
+        status="degraded" if parts.storage.failure() else _status(scale, _wanted(parts)),
         version=__version__,
         commit=parts.commit,
         jobs=parts.store.backlog.counts(),  # type: ignore[arg-type]  # the keys are the states
@@ -213,13 +217,16 @@ def _facts(workers: list[WorkerRow], model: str) -> dict[str, Any]:
 
 
 def _notices(parts: Context, workers: list[WorkerRow]) -> list[str]:
+    failure = parts.storage.failure()
     refusal = parts.store.installation.refusal()
+    told = [f"No song can be stored. {failure.message}"] if failure else []
+    told += [refusal] if refusal else []
     noise = [
         f"{name} plays {model.source}: random weights, so noise, for trying Sophia out; set models.{name}.source to a checkpoint"
         for name, model in parts.args.models.items()
         if _is_noise(workers, name, model)
     ]
-    return [refusal, *noise] if refusal else noise
+    return [*told, *noise]
 
 
 def _is_noise(workers: list[WorkerRow], name: str, model: ModelArgs) -> bool:

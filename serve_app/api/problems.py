@@ -83,7 +83,7 @@ def request_id_of(request: Request) -> str:
 
 async def _ours(request: Request, error: Exception) -> ProblemResponse:
     assert isinstance(error, SophiaError)  # noqa: S101 - the handler is registered for this class only
-    return problem(request_id_of(request), type(error), error.message, headers=dict(error.headers))
+    return problem(request_id_of(request), type(error), error.public, headers=dict(error.headers))
 
 
 async def _http(request: Request, error: Exception) -> ProblemResponse:

@@ -1,0 +1,71 @@
+"""Whether songs can be stored: tried at the start and every half minute, so that it is known before the first song is made."""
+
+import logging
+import threading
+import time
+from typing import Final
+
+from serve_app import metrics
+from serve_app.artifacts import Artifacts
+from serve_app.errors import ArtifactsUnavailable
+
+logger = logging.getLogger("ray.serve.sophia")
+
+EVERY_S: Final = 30.0
+FAILING_EVERY_S: Final = 5.0
+LOG_EVERY_S: Final = 60.0
+_PATIENCE_S: Final = 1.0
+"""What the first caller waits for the first try."""
+
+
+class StorageWatch:
+    """A thread in every API process: each may lack rights, credentials or a mount that another has."""
+
+    def __init__(self, artifacts: Artifacts):
+        self._artifacts = artifacts
+        self._failure: ArtifactsUnavailable | None = None
+        self._logged_at = -LOG_EVERY_S
+        self._board = metrics.Board()
+        self._tried = threading.Event()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="storage", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """End after the try under way."""
+        self._ended.set()
+        self._thread.join()
+
+    def failure(self) -> ArtifactsUnavailable | None:
+        """Why nothing can be stored; None when all is well. Until the first try has ended, that is the reason."""
+        if not self._tried.wait(_PATIENCE_S):
+            return ArtifactsUnavailable(why="it has not answered since this process started")
+        return self._failure
+
+    def _run(self) -> None:
+        while not self._ended.is_set():
+            self._try()
+            self._ended.wait(FAILING_EVERY_S if self._failure else EVERY_S)
+
+    def _try(self) -> None:
+        failed_before = self._failure
+        try:
+            self._artifacts.probe()
+        except ArtifactsUnavailable as error:
+            self._failure = error
+            self._log(error)
+        else:
+            self._failure = None
+            if failed_before is not None:
+                self._logged_at = -LOG_EVERY_S
+                logger.info("the audio store works again")
+        self._tried.set()
+        self._board.tell(metrics.storage(self._failure.cause if self._failure else None))
+
+    def _log(self, error: ArtifactsUnavailable) -> None:
+        if time.monotonic() >= self._logged_at + LOG_EVERY_S:
+            self._logged_at = time.monotonic()
+            logger.error("no song can be stored: %s", error)
