@@ -24,6 +24,7 @@ from serve_app.config import AppArgs, ModelArgs
 from serve_app.exposure import keys_are_needed
 from serve_app.jobs import new_id
 from serve_app.processes import this_host
+from serve_app.raylet import watch_raylet
 from serve_app.scaling import autoscaling_config
 from serve_app.store import Store
 from serve_app.weights import DEFAULT_REPOSITORY, DEFAULT_REVISION
@@ -114,6 +115,7 @@ class Api:
 
     def __init__(self, args: AppArgs, commit: str, deployment: str, *workers: DeploymentHandle):
         """`workers` are bound here only to be one application with the API; they are never called, they pull."""
+        watch_raylet()
         self._args, self._commit, self._deployment = args, commit, deployment
         self._store = Store(args.resolved_database_url)
         self._keys_needed = keys_are_needed(args, _get_global_client().http_config.host)

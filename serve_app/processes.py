@@ -1,6 +1,7 @@
 """Which process is which, and whether it still lives. A pid is taken again sooner or later; with its birth it is not."""
 
 import os
+import signal
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +23,63 @@ class Process:
     @classmethod
     def this(cls) -> Self:
         """The process that asks."""
-        return cls(_pid_namespace(), os.getpid(), _born(os.getpid()) or 0)
+        return cls.of(os.getpid())
+
+    @classmethod
+    def of(cls, pid: int) -> Self:
+        """The process that has this pid now, here; one that was never born (0) when nobody has it."""
+        return cls(_pid_namespace(), pid, _born(pid) or 0)
 
     @property
     def is_dead(self) -> bool:
         """Whether it is known to have ended; of a process on another host or in another PID namespace nothing is known."""
         return self.host == _pid_namespace() and _born(self.pid) != self.born
+
+    @property
+    def command_line(self) -> str:
+        """Its words, with spaces between them; empty when it has ended."""
+        return _read(f"/proc/{self.pid}/cmdline").replace("\0", " ").strip()
+
+    def says(self, variable: str, value: str) -> bool:
+        """Whether it was started with this environment variable; False when that is hidden from us."""
+        return f"{variable}={value}" in _read(f"/proc/{self.pid}/environ").split("\0")
+
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal, and nobody else who has its pid by now; one that has ended is left alone."""
+        try:
+            handle = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return
+        try:
+            if not self.is_dead:
+                signal.pidfd_send_signal(handle, number)
+        except ProcessLookupError:
+            return
+        finally:
+            os.close(handle)
+
+
+def running_processes() -> list[Process]:
+    """The processes of this PID namespace that belong to the user who asks."""
+    pids = [int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdigit()]
+    return [Process.of(pid) for pid in pids if _is_ours(pid) and _born(pid)]
+
+
+def _is_ours(pid: int) -> bool:
+    """A container's processes are seen from the host, too, but what they say of pids is not meant for it."""
+    try:
+        namespace = os.readlink(f"/proc/{pid}/ns/pid")
+        owner = Path(f"/proc/{pid}").stat().st_uid
+    except OSError:
+        return False
+    return owner == os.getuid() and namespace == os.readlink("/proc/self/ns/pid")
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 def this_host() -> str:

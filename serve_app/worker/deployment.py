@@ -16,6 +16,7 @@ from serve_app.config import AppArgs
 from serve_app.errors import ConfigurationError, LoadError, StoreUnavailable
 from serve_app.jobs import new_id
 from serve_app.processes import Process, this_host
+from serve_app.raylet import watch_raylet
 from serve_app.simulated import SimulatedEngine
 from serve_app.store import Breaker, Store
 from serve_app.worker import Engine, Worker
@@ -46,6 +47,7 @@ class MusicWorker:
         await asyncio.to_thread(self._start, model, args, host, deployment)
 
     def _start(self, model: str, args: AppArgs, host: str, deployment: str) -> None:
+        watch_raylet()
         if args.database_url is None and host != this_host():
             raise ConfigurationError(
                 f"This worker's node cannot see the SQLite database of {host.split('/')[0]}. "
