@@ -4,9 +4,9 @@ BIN := .venv/bin
 
 .PHONY: serve test faults long startup chaos autoscale bench fleet manifests check format lock clean
 
-# Without the variable a second copy would share the port with the first, and each would get half of the requests.
+# `serve run`, but not on a port that somebody else has: Serve would share it.
 serve: .venv/installed
-	SERVE_SOCKET_REUSE_PORT_ENABLED=0 $(BIN)/serve run serve_config.yaml
+	$(BIN)/python -m serve_app.launch serve_config.yaml
 
 test: .venv/installed
 	$(BIN)/pytest

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,13 +15,22 @@ import httpx
 import psutil
 import pytest
 import yaml
+from ray.serve.schema import HTTPOptionsSchema
 
+from serve_app.launch import address_of
 from serve_app.processes import Process
 from serve_app.raylet import orphans_of
 from tests.helpers import eventually
 from tests.test_serve import _free_port
 
 ROOT = Path(__file__).parents[1]
+LAUNCH = [sys.executable, "-m", "serve_app.launch", "serve_config.yaml"]
+"""What `make serve` runs."""
+
+
+def hear_ctrl_c() -> None:
+    """A shell's background job ignores SIGINT, and so would what the tests start in it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Served:
@@ -29,11 +39,10 @@ class Served:
     def __init__(self, folder: Path, port: int):
         self.url = f"http://127.0.0.1:{port}"
         self.log = folder / "serve.log"
-        serve = str(Path(sys.executable).with_name("serve"))
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [serve, "run", "serve_config.yaml"], cwd=folder, env=environment, stdout=log, stderr=log
+                LAUNCH, cwd=folder, env=environment, stdout=log, stderr=log, preexec_fn=hear_ctrl_c
             )
 
     def wait_until_ready(self) -> None:
@@ -59,9 +68,8 @@ class Served:
         return psutil.Process(self.process.pid).children(recursive=True)
 
 
-@contextmanager
-def served(folder: Path, port: int) -> Iterator[Served]:
-    """A service of the simulated engine on `port`; whatever is left of it ends with the block."""
+def configure(folder: Path, port: int) -> None:
+    """The configuration of a service with the simulated engine."""
     models = {"m": {"source": "simulated", "simulated": {"step_s": 0.2}, "num_cpus": 0.1}}
     application = {"name": "sophia", "route_prefix": "/", "import_path": "serve_app.app:build"}
     config = {
@@ -70,6 +78,12 @@ def served(folder: Path, port: int) -> Iterator[Served]:
         "applications": [application | {"args": {"data_dir": str(folder), "models": models}}],
     }
     (folder / "serve_config.yaml").write_text(yaml.safe_dump(config))
+
+
+@contextmanager
+def served(folder: Path, port: int) -> Iterator[Served]:
+    """A service of the simulated engine on `port`; whatever is left of it ends with the block."""
+    configure(folder, port)
     service = Served(folder, port)
     started: list[psutil.Process] = []
     try:
@@ -146,3 +160,101 @@ def test_only_what_the_dead_process_started_is_its_orphan():
         for process in (grandchild, mine, other):
             if process.is_running():
                 process.kill()
+
+
+@pytest.mark.ray
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.fault("C11")
+def test_a_service_that_was_ended_with_ctrl_c_starts_again_at_once(tmp_path: Path):
+    """Connections that were open at its end hold nobody up, and meanwhile a second start is refused."""
+    port = _free_port()
+    with served(tmp_path, port) as service:
+        second = launched(tmp_path)
+        _let_it_close_first(port)
+        service.process.send_signal(signal.SIGINT)
+        assert service.process.wait(60) == 0
+    assert second.returncode == 1
+    assert second.stderr.startswith(f"Another 'make serve' runs or starts on port {port}")
+    assert _waiting(port), "no connection waits, so this test shows nothing"
+    with served(tmp_path, port) as again:
+        assert again.get("/ping") == 200
+
+
+def _let_it_close_first(port: int) -> None:
+    """A connection that its server closes first keeps the server's port for a minute."""
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        while connection.recv(1000):
+            pass
+
+
+def _waiting(port: int) -> bool:
+    return any(seen.status == "TIME_WAIT" and seen.laddr.port == port for seen in psutil.net_connections("tcp"))
+
+
+@pytest.mark.fault("C11")
+def test_serve_takes_a_port_whose_past_connections_still_wait(tmp_path: Path):
+    """Serve's own server, in the environment that `make serve` gives it: it listens, and the launcher lets it."""
+    (serve,) = (line for line in (ROOT / "Makefile").read_text().splitlines() if "serve_config.yaml" in line)
+    variables = dict(word.split("=", 1) for word in serve.split() if "=" in word)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)):
+            server.accept()[0].close()
+    assert _waiting(port)
+    program = (
+        "import asyncio\n"
+        "from ray.serve._private.http_util import start_asgi_http_server\n"
+        "from ray.serve._private.proxy import SOCKET_REUSE_PORT_ENABLED\n"
+        "from ray.serve.config import HTTPOptions\n"
+        "from serve_app.launch import is_free\n"
+        "async def main():\n"
+        f"    assert is_free('127.0.0.1', {port})\n"
+        f"    options = HTTPOptions(host='127.0.0.1', port={port})\n"
+        "    loop = asyncio.get_running_loop()\n"
+        "    task, _ = await start_asgi_http_server(\n"
+        "        None, options, event_loop=loop, enable_so_reuseport=SOCKET_REUSE_PORT_ENABLED)\n"
+        "    task.cancel()\n"
+        "asyncio.run(main())\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
+
+    ran = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+
+    assert ran.returncode == 0, ran.stderr
+
+
+@pytest.mark.fault("C11")
+def test_a_port_that_somebody_else_holds_is_refused_in_one_sentence(tmp_path: Path):
+    """Also when that program would share it, and Serve, too."""
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        configure(tmp_path, port)
+
+        refused = launched(tmp_path)
+
+    assert refused.returncode == 1
+    assert refused.stdout == ""
+    assert refused.stderr == (
+        f"Port {port} of 127.0.0.1 is in use by another program; 'ss -ltnp sport = :{port}' names it. "
+        "End it, or set http_options: port in serve_config.yaml.\n"
+    )
+
+
+def test_the_launcher_knows_where_serve_listens():
+    """Without a word in the configuration it is Serve's own default."""
+    default = HTTPOptionsSchema()
+    assert address_of({}) == (default.host, default.port)
+    assert address_of({"http_options": {"host": "127.0.0.1", "port": 8123}}) == ("127.0.0.1", 8123)
+
+
+def launched(folder: Path) -> subprocess.CompletedProcess[str]:
+    """A start that is to be refused."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(LAUNCH, cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False)
