@@ -1,11 +1,15 @@
 """Workers whose device fails, processes of other namespaces, and a machine that slept."""
 
+import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
 from serve_app.api import upkeep
@@ -121,18 +125,20 @@ def test_a_container_that_shares_the_host_name_leaves_our_process_alone():
 
 
 @pytest.mark.fault("E14")
-def test_a_machine_that_slept_gives_up_no_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_machine_that_slept_gives_up_no_lease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
     """After a pause of all processes the sweep leaves leases alone for as long as workers need to speak up."""
     slept_s = 0.0
     awake = upkeep._awake_clock
     monkeypatch.setattr(upkeep, "_awake_clock", lambda: awake() + slept_s)
-    with running(tmp_path, workers=0, queue={"lease_s": 5}) as service:
+    with running(tmp_path, workers=0, queue={"lease_s": 4}) as service:
         submit(service.store, model="ace-step")
+        claim(service.store, model="ace-step", lease_s=0)
+        eventually(lambda: service.store.jobs.page(states=["queued"]))  # by now it gives leases up
         held = claim(service.store, model="ace-step", lease_s=600)
         slept_s = 40.0
-        eventually(lambda: service.client.get("/v1/health").status_code == 200)
-        swept = time.monotonic() + 2 * upkeep.EVERY_S
-        eventually(lambda: time.monotonic() > swept)
+        eventually(lambda: "stood still for 40 s" in caplog.text)
         with service.store.database.write() as connection:
             connection.execute(job_table.update().where(job_table.c.id == held.id).values(lease_until=0))
         looked = time.monotonic() + 2 * upkeep.EVERY_S
@@ -140,3 +146,80 @@ def test_a_machine_that_slept_gives_up_no_lease(tmp_path: Path, monkeypatch: pyt
 
         assert service.job(held.id)["state"] == "running"
         assert eventually(lambda: service.job(held.id)["state"] == "queued")  # nobody spoke up
+
+
+@pytest.mark.fault("E14")
+def test_a_sleep_counts_for_no_running_jobs_limits(store: Store):
+    """A job whose machine slept for over an hour is neither over its run limit nor expired; one that runs so long is."""
+    submit(store)
+    held = claim(store)
+    hours_ago = {"started_at": job_table.c.started_at - 7200, "deadline_at": job_table.c.deadline_at - 7200}
+    with store.database.write() as connection:
+        connection.execute(job_table.update().values(hours_ago))
+
+    store.jobs.slept(7200)
+
+    assert store.jobs.sweep(3600) == 0
+    with store.database.write() as connection:
+        connection.execute(job_table.update().values(hours_ago))
+    assert store.jobs.sweep(3600) == 1
+    assert store.jobs.get(held.id).status.final
+
+
+SERVICE = """
+import sys, threading
+from pathlib import Path
+from tests.running import running, simulated
+with running(Path(sys.argv[1]), {"m": simulated(0.1)}, workers=0, queue={"lease_s": 2}) as service:
+    print(service.url, service.args.resolved_database_url, flush=True)
+    threading.Event().wait()
+"""
+
+WORKER = """
+import sys
+from serve_app.artifacts import Artifacts
+from serve_app.config import QueueArgs
+from serve_app.simulated import SimulatedEngine
+from serve_app.store import Store
+from serve_app.worker import Worker
+from tests.running import simulated
+worker = Worker("m", SimulatedEngine("m", simulated(0.1)), Store(sys.argv[1]), Artifacts(sys.argv[2]), QueueArgs(lease_s=2))
+worker.start()
+worker._thread.join()
+"""
+
+
+@pytest.mark.fault("E14")
+def test_a_real_pause_of_all_processes_costs_no_attempt(tmp_path: Path):
+    """API and worker are stopped for two leases and go on: the song is played in its first attempt."""
+    audio = (tmp_path / "audio").as_uri()
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    api = subprocess.Popen(
+        [sys.executable, "-c", SERVICE, str(tmp_path)], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    machine = [api]
+    try:
+        assert api.stdout is not None
+        url, database = api.stdout.readline().split()
+        machine.append(subprocess.Popen([sys.executable, "-c", WORKER, database, audio], env=environment))
+        job = httpx.post(f"{url}/v1/jobs", json={"prompt": "x", "duration": 1, "steps": 50}, timeout=30).json()["id"]
+        eventually(lambda: (_job(url, job)["progress"] or {}).get("step", 0) >= 5)
+
+        for process in machine:
+            process.send_signal(signal.SIGSTOP)
+        time.sleep(4)  # the pause itself
+        for process in machine:
+            process.send_signal(signal.SIGCONT)
+
+        ended = eventually(lambda: found if (found := _job(url, job))["finished_at"] else None)
+        assert (ended["state"], ended["attempt"]) == ("succeeded", 1)
+    finally:
+        for process in machine:
+            process.kill()
+            process.wait()
+        assert api.stdout is not None
+        api.stdout.close()
+
+
+def _job(url: str, job: str) -> dict[str, Any]:
+    return dict(httpx.get(f"{url}/v1/jobs/{job}", timeout=30).json())

@@ -9,11 +9,15 @@ from serve_app import metrics
 from serve_app.api.context import Context
 from serve_app.api.reasons import breaker_of, living
 from serve_app.errors import StoreUnavailable
+from serve_app.jobs import new_id
 from serve_app.store import WorkerRow
 
 logger = logging.getLogger("ray.serve.sophia")
 
 EVERY_S: Final = 1.0
+_REST_S: Final = 3.0
+"""After a pause nothing is swept for so long: meanwhile one process puts the limits of running jobs off by it."""
+
 TELL_EVERY_S: Final = 5.0
 """Metrics are told so often; Ray exports them every 10 s."""
 
@@ -23,7 +27,10 @@ class Upkeep:
 
     def __init__(self, parts: Context):
         self._parts, self._store, self._queue = parts, parts.store, parts.args.queue
-        self._deaf_until = self._told_at = 0.0
+        self._deaf_until = time.monotonic() + self._queue.lease_s  # this process has heard nobody yet
+        self._rests_until = self._told_at = 0.0
+        self._asleep_s = 0.0
+        self._id = new_id()
         self._awake_at = _awake_clock()
         self._board = metrics.Board()
         self._ended = threading.Event()
@@ -62,10 +69,21 @@ class Upkeep:
             logger.warning(
                 "this process stood still for %.0f s; no lease is given up for %s s", asleep_s, self._queue.lease_s
             )
+            self._asleep_s += asleep_s
             self._deaf_until = time.monotonic() + self._queue.lease_s
+            self._rests_until = time.monotonic() + _REST_S
+
+    def _allow_for_the_pause(self) -> None:
+        """Put running jobs' limits off by it. Several API processes of a machine sleep at once: one of them does so for all."""
+        if self._asleep_s and self._store.leases.take("pause", self._id, self._queue.lease_s):
+            self._store.jobs.slept(self._asleep_s)
+        self._asleep_s = 0.0
 
     def _sweep(self) -> None:
         self._store.bury()
+        self._allow_for_the_pause()
+        if time.monotonic() < self._rests_until:
+            return
         heard = time.monotonic() >= self._deaf_until
         if moved := self._store.jobs.sweep(self._queue.run_limit_s, give_up_leases=heard):
             logger.info("swept %s jobs: lost leases, deadlines or run limits", moved)

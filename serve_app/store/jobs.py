@@ -331,6 +331,12 @@ class JobStore:
             moved += self._give_up(connection, lost)
         return len(moved)
 
+    def slept(self, seconds: float) -> None:
+        """The machine stood still for so long: that counts for no running job's limit and deadline."""
+        later = {"started_at": jobs.c.started_at + seconds, "deadline_at": jobs.c.deadline_at + seconds}
+        with self._database.write() as connection:
+            connection.execute(jobs.update().where(state_is(Status.RUNNING)).values(later))
+
     def abandon(self, worker: str) -> int:
         """Give up every claim of a worker that is known to be dead, without waiting for its leases. How many."""
         with self._database.write("queued", "ended") as connection:
