@@ -22,8 +22,8 @@ startup: .venv/installed
 	$(BIN)/pytest -m startup -s
 
 chaos: .venv/installed
-	$(BIN)/python -m tests.chaos --database sqlite --kills 25 --seed 5
-	$(BIN)/python -m tests.chaos --database postgresql --kills 25 --seed 6
+	$(BIN)/python -m tests.chaos --database sqlite --events 25 --seed 5
+	$(BIN)/python -m tests.chaos --database postgresql --events 25 --seed 6
 
 # Ray's node autoscaler on its fake provider; start it alone, as it takes all of a small machine.
 autoscale: .venv/installed
