@@ -91,7 +91,7 @@ BREAKER: Final = Metric(
 STORAGE: Final = Metric(
     "gauge",
     "sophia_audio_store_failing",
-    "1 while an API process cannot store songs, by cause: full, missing, refused, read_only or away; else 0.",
+    "1 while an API process or a worker cannot store songs, by cause: full, missing, refused, read_only or away; else 0.",
     ("cause",),
 )
 

@@ -286,12 +286,14 @@ class Progress(BaseModel):
     """How far a running job is."""
 
     stage: str = Field(
-        description="What is being done: conditioning, denoising, decoding, encoding or storing.",
+        description="What is being done: conditioning, denoising, decoding, encoding; or storing, when the audio store "
+        "refuses the finished song, which is tried again until the job's deadline.",
         examples=["denoising"],
     )
     step: int = Field(description="Steps of this stage that are done.", examples=[3])
     steps: int = Field(description="Steps of this stage in all.", examples=[8])
     fraction: float = Field(ge=0, le=1, description="Part of the whole job that is done, from 0 to 1.", examples=[0.4])
+    detail: str | None = Field(None, description="Why it does not go on, if it does not.", examples=[None])
 
 
 class AudioFile(BaseModel):

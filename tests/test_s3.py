@@ -113,7 +113,7 @@ def test_a_finished_song_waits_for_a_bucket_that_is_away(server: S3, tmp_path: P
     with running(tmp_path, artifacts_url="s3://music/audio") as service:
         server.kill()
         job = service.submit(format="wav")
-        eventually(lambda: (service.job(job["id"])["progress"] or {}).get("stage") == "encoding")
+        eventually(lambda: (service.job(job["id"])["progress"] or {}).get("stage") == "storing")
         assert service.job(job["id"])["state"] == "running"
         server.start()
 

@@ -7,6 +7,7 @@ from typing import Final
 
 from serve_app.api.context import Context
 from serve_app.config import ModelArgs
+from serve_app.errors import ArtifactsUnavailable
 from serve_app.labels import Selector
 from serve_app.metrics import STARTING_PHASES
 from serve_app.store import Breaker, WorkerRow
@@ -36,7 +37,12 @@ def living(parts: Context) -> list[WorkerRow]:
 
 def is_ready(worker: WorkerRow) -> bool:
     """Whether it can generate."""
-    return worker.phase in READY_PHASES
+    return worker.phase in READY_PHASES and not cannot_store(worker)
+
+
+def cannot_store(worker: WorkerRow) -> bool:
+    """Whether it takes no jobs, since the audio store refuses its songs."""
+    return (worker.error or {}).get("code") == ArtifactsUnavailable.code
 
 
 def is_coming(worker: WorkerRow) -> bool:
@@ -75,6 +81,9 @@ def why_not_ready(parts: Context, model: str, workers: list[WorkerRow], pause: P
             f"the model cannot be loaded: {breaker.message} Since {_clock(breaker.since)}, {breaker.runs} attempts; not retrying "
             f"until a changed configuration is deployed or an operator says `sophia reset {model}`"
         )
+    unstored = [worker for worker in workers if cannot_store(worker)]
+    if unstored:
+        return f"the workers take no jobs, since no song can be stored: {(unstored[0].error or {}).get('public')}"
     coming = [worker for worker in workers if is_coming(worker)]
     if coming:
         return f"workers are starting: {phase_in_words(parts, coming[0])}"

@@ -2,18 +2,17 @@
 
 import logging
 import threading
-import time
 from typing import Final
 
 from serve_app import metrics
 from serve_app.artifacts import Artifacts
 from serve_app.errors import ArtifactsUnavailable
+from serve_app.seldom import Seldom
 
 logger = logging.getLogger("ray.serve.sophia")
 
 EVERY_S: Final = 30.0
 FAILING_EVERY_S: Final = 5.0
-LOG_EVERY_S: Final = 60.0
 _PATIENCE_S: Final = 1.0
 """What the first caller waits for the first try."""
 
@@ -24,7 +23,7 @@ class StorageWatch:
     def __init__(self, artifacts: Artifacts):
         self._artifacts = artifacts
         self._failure: ArtifactsUnavailable | None = None
-        self._logged_at = -LOG_EVERY_S
+        self._log = Seldom()
         self._board = metrics.Board()
         self._tried = threading.Event()
         self._ended = threading.Event()
@@ -56,16 +55,12 @@ class StorageWatch:
             self._artifacts.probe()
         except ArtifactsUnavailable as error:
             self._failure = error
-            self._log(error)
+            if self._log.due():
+                logger.error("no song can be stored: %s", error)
         else:
             self._failure = None
             if failed_before is not None:
-                self._logged_at = -LOG_EVERY_S
+                self._log.reset()
                 logger.info("the audio store works again")
         self._tried.set()
         self._board.tell(metrics.storage(self._failure.cause if self._failure else None))
-
-    def _log(self, error: ArtifactsUnavailable) -> None:
-        if time.monotonic() >= self._logged_at + LOG_EVERY_S:
-            self._logged_at = time.monotonic()
-            logger.error("no song can be stored: %s", error)

@@ -34,6 +34,12 @@ from serve_app.store.webhooks import enqueue
 _MOST_LOST_DEVICES: Final = 5
 """Attempts of a job after which a device that fails under it counts as any other failure."""
 
+_STORING: Final = sa.func.coalesce(jobs.c.progress["stage"].as_string(), "") == "storing"
+"""A song that is made, and that the audio store refuses: `queue.run_limit_s` is for the device, not for that wait."""
+
+_WAITED_S: Final = sa.func.coalesce(jobs.c.progress["waited_s"].as_float(), 0.0)
+"""Seconds of an attempt in which its song waited so, once that is over."""
+
 
 @dataclass(frozen=True, slots=True)
 class Beat:
@@ -319,14 +325,15 @@ class JobStore:
         """
         overdue = jobs.c.deadline_at <= now()
         running = state_is(Status.RUNNING)
-        too_long = sa.and_(running, jobs.c.started_at <= now() - run_limit_s)
+        too_long = sa.and_(running, sa.not_(_STORING), jobs.c.started_at <= now() - run_limit_s - _WAITED_S)
         lost = sa.and_(running, jobs.c.lease_until <= now(), sa.true() if give_up_leases else sa.false())
         with self._database.read() as connection:  # nearly always nothing: no write lock for that
             due = sa.and_(state_is(*origins(Status.EXPIRED)), sa.or_(overdue, too_long, lost))
             if connection.execute(sa.select(jobs.c.id).where(due).limit(1)).first() is None:
                 return 0
         with self._database.write("queued", "ended", "revoked") as connection:
-            moved = self._move(connection, Status.EXPIRED, overdue, error=_reason(DeadlineExceeded()), **_ended())
+            moved = self._expire_unstored(connection, overdue)
+            moved += self._move(connection, Status.EXPIRED, overdue, error=_reason(DeadlineExceeded()), **_ended())
             moved += self._move(connection, Status.FAILED, too_long, error=_reason(RunLimitExceeded()), **_ended())
             moved += self._give_up(connection, lost)
         return len(moved)
@@ -336,6 +343,18 @@ class JobStore:
         later = {"started_at": jobs.c.started_at + seconds, "deadline_at": jobs.c.deadline_at + seconds}
         with self._database.write() as connection:
             connection.execute(jobs.update().where(state_is(Status.RUNNING)).values(later))
+
+    def _expire_unstored(self, connection: sa.Connection, overdue: Any) -> list[Job]:
+        """A song that the audio store refused until the job's deadline tells why."""
+        found = connection.execute(
+            sa.select(jobs.c.id, jobs.c.progress).where(state_is(Status.RUNNING), _STORING, overdue)
+        ).all()
+        moved: list[Job] = []
+        for job, progress in found:
+            why = f"The job's deadline (deadline_s) passed while its song waited to be stored: {progress.get('detail')}"
+            error = _reason(DeadlineExceeded(why))
+            moved += self._move(connection, Status.EXPIRED, jobs.c.id == job, overdue, error=error, **_ended())
+        return moved
 
     def abandon(self, worker: str) -> int:
         """Give up every claim of a worker that is known to be dead, without waiting for its leases. How many."""

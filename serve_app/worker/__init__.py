@@ -19,7 +19,6 @@ from serve_app.artifacts import Artifacts
 from serve_app.audio import Song, Tags, encode
 from serve_app.config import QueueArgs
 from serve_app.errors import (
-    ArtifactsUnavailable,
     DeviceLost,
     GenerationError,
     LoadError,
@@ -30,16 +29,21 @@ from serve_app.errors import (
 from serve_app.jobs import Job, artifact_folder, new_id
 from serve_app.processes import Process
 from serve_app.schemas import SAMPLE_RATE, SELF_TEST, MusicRequest
+from serve_app.seldom import Seldom
 from serve_app.store import Store, WorkerRow
 from serve_app.worker.claims import Claim
 from serve_app.worker.failures import judge
 from serve_app.worker.heartbeat import PROGRESS_S, Heartbeat
+from serve_app.worker.storing import Storing
 
 logger = logging.getLogger("ray.serve.sophia")
 _T = TypeVar("_T")
 
 SONGS_IN_FLIGHT: Final = 1
 """Songs at the encoder; the next may be finished meanwhile and waits. Each takes 230 MB at 600 s."""
+
+SONGS_WAITING: Final = 1
+"""Songs that may wait for the audio store; with so many, no job is claimed. Each keeps a thread that encodes."""
 
 _RETRY_S: Final = 1.0
 
@@ -72,9 +76,11 @@ class Worker:
         node: str = "local",
         price_per_hour: float = 0.0,
     ):
-        self._engine, self._store, self._artifacts, self._queue = engine, store, artifacts, queue
+        self._engine, self._store, self._queue = engine, store, queue
         row = WorkerRow(id=new_id(), model=model, node=node, process=Process.this(), device="", phase="starting")
         self._heart = Heartbeat(store, row, queue.lease_s, price_per_hour)
+        self._storing = Storing(row.id, artifacts, SONGS_WAITING)
+        self._outage = Seldom()
         self._stopping = threading.Event()
         self._room = threading.BoundedSemaphore(SONGS_IN_FLIGHT)
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")
@@ -153,6 +159,9 @@ class Worker:
     def _work(self) -> None:
         while not self._stopping.is_set():
             seen = self._store.changes.count("queued")
+            if not self._may_claim():
+                self._stopping.wait(_RETRY_S)
+                continue
             try:
                 job = self._store.jobs.claim(self.id, self.model, self._queue.lease_s)
             except StoreUnavailable as error:
@@ -163,6 +172,14 @@ class Worker:
                 self._store.changes.wait("queued", seen, timeout=_RETRY_S)
             else:
                 self._run(job)
+
+    def _may_claim(self) -> bool:
+        """Whether a song could be stored; what stands in the way is said to everybody."""
+        refusal = self._storing.refusal()
+        said = self._storing.account()
+        if (self._heart.row.detail, self._heart.row.error) != (said["detail"], said["error"]):
+            self._heart.say(**said)
+        return refusal is None
 
     def _run(self, job: Job) -> None:
         claim = Claim(job)
@@ -190,7 +207,7 @@ class Worker:
             self._charge(job, claim.gpu_s)
             self._give_up(claim, judged)
         if not self._stopping.is_set():
-            self._heart.say(phase="idle", detail="ready", job=None)
+            self._heart.say(phase="idle", job=None, **self._storing.account())
 
     def _play_self_test(self) -> None:
         for song in self._engine.generate(SELF_TEST, lambda stage, step, steps: None, lambda: False):
@@ -225,7 +242,7 @@ class Worker:
             del song
             self._room.release()
         key = f"{job.id}/{artifact_folder(job.attempt, job.worker)}/{index}.{job.request.format}"
-        self._until_it_works(claim, lambda: self._artifacts.put(key, data))
+        self._storing.put(claim, key, data)
         return {
             "key": key,
             "format": job.request.format,
@@ -288,12 +305,13 @@ class Worker:
             raise
 
     def _until_it_works(self, claim: Claim, action: Callable[[], _T]) -> _T:
-        """A finished song outlives an outage of the stores, as long as the job is the worker's own."""
+        """A finished song outlives an outage of the job database, as long as the job is the worker's own."""
         while True:
             try:
                 return action()
-            except (StoreUnavailable, ArtifactsUnavailable) as error:
-                logger.warning("job %s waits to be published: %s", claim.job.id, error)
+            except StoreUnavailable as error:
+                if self._outage.due():
+                    logger.warning("job %s waits to be published: %s", claim.job.id, error)
                 if claim.gone.wait(_RETRY_S):
                     raise Stopped from error
 

@@ -17,6 +17,8 @@ _STAGES: Final[dict[str, tuple[float, float]]] = {
     "decoding": (0.8, 0.95),
     "encoding": (0.95, 1.0),
 }
+STORING: Final = "storing"
+"""The stage of a song that is made, and that the audio store refuses."""
 
 
 @dataclass
@@ -29,6 +31,9 @@ class Claim:
     told: Mapping[str, Any] | None = None
     blocked_s: float = 0.0
     """Seconds for which the generation waited for the encoder."""
+    _waiting_for: str | None = None
+    _waiting_since: float = 0.0
+    _waited_s: float = 0.0
     _began: float = field(default_factory=time.monotonic)
     _moved_at: float = field(default_factory=time.monotonic)
 
@@ -54,7 +59,26 @@ class Claim:
         if stage == "denoising":
             metrics.step(self.job.model, time.monotonic() - self._moved_at)
         self._moved_at = time.monotonic()
-        self.progress = {"stage": stage, "step": step, "steps": steps, "fraction": round(fraction, 4)}
+        self._says(stage=stage, step=step, steps=steps, fraction=round(fraction, 4))
+
+    def waits(self, why: str) -> None:
+        """A song of it cannot be stored, for the reason `why`, which its client reads."""
+        if self._waiting_for is None:
+            self._waiting_since = time.monotonic()
+        self._waiting_for = why
+        self._says(stage=STORING)
+
+    def goes_on(self) -> None:
+        """That song is stored. Seconds that it waited do not count for `queue.run_limit_s`; those of two at once count once."""
+        if self._waiting_for is None:
+            return
+        self._waited_s += time.monotonic() - self._waiting_since
+        self._waiting_for = None
+        self._says()
+
+    def _says(self, **news: Any) -> None:
+        told = {"stage": STORING, "step": 0, "steps": 0, "fraction": 0.95, **(self.progress or {}), **news}
+        self.progress = told | {"detail": self._waiting_for, "waited_s": round(self._waited_s, 1)}
 
     @property
     def has_news(self) -> bool:

@@ -1,0 +1,171 @@
+"""Songs that cannot be stored: they wait and say why, cost no device time, and are stored as soon as that is possible."""
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serve_app.api import storage
+from serve_app.artifacts import Artifacts
+from serve_app.jobs import Job, Status
+from serve_app.schemas import MusicRequest
+from serve_app.store import Beat, Store
+from serve_app.store.tables import jobs
+from serve_app.worker import storing
+from serve_app.worker.claims import Claim
+from serve_app.worker.storing import Storing
+from tests.disks import fill, small_disk
+from tests.helpers import eventually
+from tests.running import Service, running
+
+FULL = "the audio store is full"
+
+
+@contextmanager
+def on_a_small_disk(folder: Path, **settings: Any) -> Iterator[tuple[Service, Path]]:
+    """A service whose audio lies on a disk of 8 MB, and that disk."""
+    with (
+        small_disk(folder / "disk", megabytes=8) as disk,
+        running(folder, artifacts_url=disk.as_uri(), **settings) as service,
+    ):
+        eventually(lambda: service.client.get("/readyz").status_code == 200)
+        yield service, disk
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "EVERY_S", 0.1)
+    monkeypatch.setattr(storage, "FAILING_EVERY_S", 0.1)
+    monkeypatch.setattr(storing, "RETRY_S", 0.1)
+
+
+def _progress(service: Service, job: str) -> dict[str, Any]:
+    return dict(service.job(job)["progress"] or {})
+
+
+def _worker(service: Service) -> dict[str, Any]:
+    [worker] = service.client.get("/v1/health").json()["workers"]
+    return dict(worker)
+
+
+@pytest.mark.fault("B14", "E5")
+def test_a_song_that_waits_says_why_and_its_worker_claims_no_more(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """On a full disk the finished song waits with its reason, later jobs stay queued with theirs, and the log has one line."""
+    with caplog.at_level(logging.INFO, "ray.serve.sophia"), on_a_small_disk(tmp_path) as (service, disk):
+        filler = fill(disk)
+        first = service.submit()["id"]
+        eventually(lambda: _progress(service, first).get("detail") == FULL)
+        eventually(
+            lambda: _worker(service)["detail"].startswith("stopped claiming: waits to store a song: the disk is full: ")
+        )
+        later = service.submit()["id"]
+        eventually(lambda: FULL in (service.job(later)["waiting_for"] or ""))
+        eventually(lambda: service.client.get("/v1/health").json()["status"] == "degraded")
+        waiting, queued, worker = service.job(first), service.job(later), _worker(service)
+        lines = [record for record in caplog.records if "cannot store songs" in record.getMessage()]
+        filler.unlink()
+        ended = [service.ended(job) for job in (first, later)]
+
+        assert (waiting["state"], waiting["progress"]["stage"]) == ("running", "storing")
+        assert (queued["state"], queued["attempt"]) == ("queued", 0)
+        assert worker["error"]["code"] == "artifacts_unavailable"
+        assert len(lines) == 1
+        assert [(job["state"], job["attempt"]) for job in ended] == [("succeeded", 1), ("succeeded", 1)]
+        eventually(lambda: (_worker(service)["detail"], _worker(service)["error"]) == ("ready", None))
+        eventually(lambda: service.client.get("/v1/health").json()["status"] == "ok")
+
+
+@pytest.mark.fault("E5", "E9")
+def test_no_song_is_made_for_a_store_that_refuses_from_the_start(tmp_path: Path):
+    """A worker looks before its first job: on a full disk it takes none, says so, and begins when there is room."""
+    with small_disk(tmp_path / "disk", megabytes=8) as disk:
+        filler = fill(disk)
+        with running(tmp_path, artifacts_url=disk.as_uri()) as service:
+            job = service.submit()["id"]
+            eventually(lambda: "stopped claiming: " in _worker(service)["detail"])
+            eventually(lambda: FULL in (service.job(job)["waiting_for"] or ""))
+            ready = service.client.get("/readyz")
+            waiting = service.job(job)
+            filler.unlink()
+            ended = service.ended(job)
+
+        assert ready.status_code == 503
+        assert (waiting["state"], waiting["attempt"]) == ("queued", 0)
+        assert (ended["state"], ended["attempt"]) == ("succeeded", 1)
+
+
+@pytest.mark.fault("B14", "E5")
+def test_the_deadline_ends_a_song_that_waits_and_names_the_store(tmp_path: Path):
+    """The run limit is for the device, so a song waits longer than that; its deadline ends it, and says what it waited for."""
+    with on_a_small_disk(tmp_path, queue={"run_limit_s": 1}) as (service, disk):
+        fill(disk)
+        job = service.submit(deadline_s=5)["id"]
+        ended = service.ended(job)
+
+        assert (ended["state"], ended["error"]["code"]) == ("expired", "deadline_exceeded")
+        assert ended["error"]["message"].endswith(f"passed while its song waited to be stored: {FULL}")
+
+
+@pytest.mark.fault("B14")
+def test_seconds_of_waiting_for_the_store_are_no_seconds_of_running(database_url: str):
+    """An attempt that waited for the store may run for as much longer, and one that still waits for as long as it has to."""
+    store = Store(database_url)
+    store.migrate()
+    went_on = _claimed(store, stage="denoising", waited_s=100.0)
+    waits = _claimed(store, stage="storing", waited_s=0.0)
+    ran = _claimed(store, stage="denoising", waited_s=0.0)
+    with store.database.write() as connection:
+        connection.execute(jobs.update().values(started_at=jobs.c.started_at - 60))
+
+    store.jobs.sweep(run_limit_s=50)
+    states = [store.jobs.get(job).status for job in (went_on, waits, ran)]
+    with store.database.write() as connection:
+        connection.execute(jobs.update().values(started_at=jobs.c.started_at - 100))
+    store.jobs.sweep(run_limit_s=50)
+    later = [store.jobs.get(job).status for job in (went_on, waits)]
+    store.close()
+
+    assert states == [Status.RUNNING, Status.RUNNING, Status.FAILED]
+    assert later == [Status.FAILED, Status.RUNNING]
+
+
+def _claimed(store: Store, **progress: Any) -> str:
+    request = MusicRequest(prompt="x", model="m", seed=1)
+    store.jobs.submit(request, owner="", deadline_s=1000, max_attempts=3)
+    job = store.jobs.claim("w", "m", 1000)
+    assert job
+    store.jobs.heartbeat([Beat(job.id, job.attempt, "w", {"step": 1, "steps": 8, "fraction": 0.1, **progress})], 1000)
+    return job.id
+
+
+@pytest.mark.fault("B14")
+def test_a_song_that_does_not_fit_stops_no_others(tmp_path: Path):
+    """While a small file fits, a large song waits and others are stored; with room, it is stored, too."""
+    with small_disk(tmp_path / "disk", megabytes=8) as disk:
+        (disk / "filler").write_bytes(bytes(5_000_000))
+        artifacts = Artifacts(disk.as_uri())
+        store = Storing("w", artifacts, at_most=2)
+        claim = Claim(_job())
+        waiting = threading.Thread(target=store.put, args=(claim, "a/1/0.wav", bytes(6_000_000)))
+        waiting.start()
+        eventually(lambda: claim.progress)
+        claims_on = store.refusal() is None
+        said = store.account()["detail"]
+        store.put(Claim(claim.job), "b/1/0.mp3", bytes(1_000_000))
+        (disk / "filler").unlink()
+        waiting.join(30)
+
+        assert claims_on
+        assert said.startswith("waits to store a song: the disk is full: ")
+        assert not waiting.is_alive()
+        assert {file.key: file.size for file in artifacts.list()} == {"a/1/0.wav": 6_000_000, "b/1/0.mp3": 1_000_000}
+        assert store.account() == {"detail": "ready", "error": None}
+
+
+def _job() -> Job:
+    request = MusicRequest(prompt="x", model="m", seed=1)
+    return Job("a", "", "m", Status.RUNNING, 0, 0.0, request, 0.0, 1000.0, 1, 3, 1)
