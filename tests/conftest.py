@@ -10,6 +10,14 @@ from serve_app.config import ModelArgs
 from serve_app.engine import AceStepEngine
 from serve_app.store import Store
 from tests.databases import empty_database, postgresql
+from tests.leaks import Leaks
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure() -> None:
+    """After pytest's own plugins, whose hook it goes before."""
+    Leaks().install()
+
 
 EMBEDDED = ModelArgs(source="embedded", device="cpu")
 
