@@ -164,6 +164,13 @@ class WebhookArgs(_Strict):
         description="Seconds to wait before each further attempt; after the last one the delivery has failed.",
     )
     timeout_s: float = Field(15, gt=0, le=60, description="Seconds that one attempt may take in all.")
+    per_receiver: int = Field(
+        2,
+        ge=1,
+        description="Attempts at one time to one host, by its name and by its address, whatever the port; each API process makes 8 "
+        "in all.",
+    )
+    per_owner: int = Field(4, ge=1, description="Of the 8 attempts of an API process, those for one API key at most.")
 
 
 class RetentionArgs(_Strict):

@@ -16,12 +16,12 @@ import socket
 import ssl
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any, Final
 
@@ -32,6 +32,7 @@ from serve_app import __version__
 from serve_app.config import AppArgs
 from serve_app.errors import InvalidRequest, NotFound, StoreUnavailable
 from serve_app.jobs import Job
+from serve_app.receivers import Receivers, receiver_at
 from serve_app.store import Store
 from serve_app.store.webhooks import Delivery, DeliveryState
 
@@ -43,12 +44,12 @@ Resolve = Callable[[str, int], Sequence[str]]
 CONNECT_S: Final = 5.0
 AT_ONCE: Final = 8
 """Attempts under way in one process."""
-PER_HOST: Final = 2
-"""Of these, to one host, so that one that is slow leaves room for the rest."""
 
 _LEASE_S: Final = 180.0  # above any `timeout_s`, and a resolver's own patience, which nothing here can shorten
 _LOOK_S: Final = 1.0
 _JITTER: Final = 0.25
+_BUSY_S: Final = 1.0
+"""What a delivery waits at least when its receiver is busy."""
 _MAX_WAIT_S: Final = 86_400  # what a Retry-After may ask for
 _CHUNK_BYTES: Final = 16_384
 _GONE: Final = 410
@@ -152,7 +153,7 @@ class Sender:
         self._store, self._args, self._render, self._resolve = store, args.webhooks, render, resolve
         self._keys = args.webhook_keys
         self._tls = httpx.create_ssl_context()
-        self._hosts: dict[str, str] = {}  # of the attempts under way, by delivery
+        self._under_way = Receivers(self._args.per_receiver, self._args.per_owner)
         self._room = threading.Semaphore(AT_ONCE)
         self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="webhook")
         self._ended = threading.Event()
@@ -178,27 +179,31 @@ class Sender:
 
     def _begin(self) -> bool:
         """Start one attempt; it gives its room back. False when none is due."""
-        full = [host for host, attempts in Counter(list(self._hosts.values())).items() if attempts >= PER_HOST]
         try:
-            delivery = self._store.webhooks.claim(_LEASE_S, full)
+            delivery = self._claim(self._under_way.owners()) or self._claim(self._under_way.busy_owners())
         except StoreUnavailable as error:
             logger.warning("webhooks wait: %s", error)
             return False
         if delivery is None:
             return False
-        self._hosts[delivery.id] = delivery.host
+        self._under_way.begin(delivery)
         self._pool.submit(self._deliver, delivery)
         return True
+
+    def _claim(self, without: Sequence[str]) -> Delivery | None:
+        return self._store.webhooks.claim(_LEASE_S, self._under_way.busy(), without)
 
     def _deliver(self, delivery: Delivery) -> None:
         try:
             self._record(delivery, self._attempt(delivery))
+        except _Busy as busy:
+            self._store.webhooks.put_off(delivery, busy.receiver, random.uniform(_BUSY_S, 2 * _BUSY_S))
         except NotFound:
             logger.info("webhook %s: job %s was deleted", delivery.id, delivery.job)
         except StoreUnavailable as error:  # the lease brings it back
             logger.warning("webhook %s is tried again later: %s", delivery.id, error)
         finally:
-            del self._hosts[delivery.id]
+            self._under_way.end(delivery)
             self._room.release()
             self._store.changes.notify("ended")
 
@@ -220,6 +225,8 @@ class Sender:
             return _Outcome(error="the answer was not HTTP")
         except httpcore.NetworkError as error:
             return _Outcome(error=str(error)[:200] or type(error).__name__)
+        except _Busy:
+            raise
         except Exception as error:  # whatever it is, it is an attempt that failed: one is never made without end
             logger.exception("webhook %s could not be sent", delivery.id)
             return _Outcome(error=type(error).__name__)
@@ -243,7 +250,9 @@ class Sender:
             "webhook-timestamp": str(timestamp),
             "webhook-signature": sign(keys, delivery.id, timestamp, body),
         }
-        network = _Network(self._resolve, self._args.allow_private, time.monotonic() + self._args.timeout_s)
+        deadline = time.monotonic() + self._args.timeout_s
+        admit = partial(self._under_way.admit, delivery)
+        network = _Network(self._resolve, admit, self._args.allow_private, deadline)
         with (
             httpcore.ConnectionPool(ssl_context=self._tls, network_backend=network) as http,
             http.stream("POST", target, headers=list(headers.items()), content=body) as answer,
@@ -307,6 +316,14 @@ def sign(keys: Iterable[bytes], message_id: str, timestamp: int, body: bytes) ->
 # --- The way there ----------------------------------------------------------------------------------------------------
 
 
+class _Busy(Exception):
+    """As many attempts as may be are under way to the address that a host name has."""
+
+    def __init__(self, receiver: str):
+        super().__init__(receiver)
+        self.receiver = receiver
+
+
 class _Network(httpcore.SyncBackend):
     """Connects to checked addresses only, and ends everything by a deadline on the monotonic clock.
 
@@ -314,8 +331,9 @@ class _Network(httpcore.SyncBackend):
     since the URL keeps its name.
     """
 
-    def __init__(self, resolve: Resolve, allow_private: bool, deadline: float):
-        self._resolve, self._allow_private, self._deadline = resolve, allow_private, deadline
+    def __init__(self, resolve: Resolve, admit: Callable[[str], bool], allow_private: bool, deadline: float):
+        self._resolve, self._admit = resolve, admit
+        self._allow_private, self._deadline = allow_private, deadline
 
     def connect_tcp(
         self,
@@ -326,14 +344,18 @@ class _Network(httpcore.SyncBackend):
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.NetworkStream:
         failed: Exception = httpcore.ConnectError(f"{host} has no address")
+        busy: _Busy | None = None
         for address in self._addresses(host, port):
+            if not self._admit(address):
+                busy = _Busy(receiver_at(address))
+                continue
             try:
                 seconds = min(CONNECT_S, _left(self._deadline))
                 stream = super().connect_tcp(address, port, seconds, local_address, socket_options)
                 return _Stream(stream, self._deadline)
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 failed = error
-        raise failed
+        raise busy or failed
 
     def _addresses(self, host: str, port: int) -> Sequence[str]:
         try:

@@ -27,6 +27,7 @@ class Teller:
         board.tell(metrics.queue({"queued": 2}, 3.0))
         board.tell(metrics.fleet([metrics.Seen("m", "download", 1.0)], {}))
         board.tell(metrics.fleet(workers, {"m": 4}, {"m": True}))
+        metrics.Board().tell(metrics.storage("full"))
         metrics.job_started("m", 2.0)
         metrics.step("m", 0.02)
         metrics.song_published("m", "studio", {"generate_s": 2.0, "encode_s": 0.2, "gpu_s": 1.9}, 30.0)

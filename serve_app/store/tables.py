@@ -77,7 +77,8 @@ webhook_deliveries = sa.Table(
     sa.Column("job", sa.Text, sa.ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
     sa.Column("event", sa.Text, nullable=False),
     sa.Column("url", sa.Text, nullable=False),
-    sa.Column("host", sa.Text, nullable=False),
+    sa.Column("host", sa.Text, nullable=False),  # its name, or its address where an attempt was put off for that
+    sa.Column("owner", sa.Text, nullable=False, server_default=""),
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False),
     sa.Column("history", sa.JSON, nullable=False),

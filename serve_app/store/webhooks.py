@@ -23,13 +23,15 @@ class Delivery:
     """One event on its way to one address. Times are seconds since the epoch on the database's clock.
 
     `history` has an entry {at, status, error} for each recorded attempt; `due_at` is the next attempt while it is pending.
+    `receiver` is the host name of `url`, or its address where an attempt was put off because of that.
     """
 
     id: str
     job: str
     event: str
     url: str
-    host: str
+    receiver: str
+    owner: str
     state: DeliveryState
     attempts: int
     history: tuple[Mapping[str, Any], ...]
@@ -45,13 +47,19 @@ def enqueue(connection: sa.Connection, ended: Sequence[Job]) -> None:
         connection.execute(deliveries.insert().values(rows))
 
 
+def receiver_of(url: str) -> str:
+    """The host name in an address, the same for every port and spelling."""
+    return (urlsplit(url).hostname or "").rstrip(".")
+
+
 def _row(job: Job, url: str) -> dict[str, Any]:
     return {
         "id": new_id(),
         "job": job.id,
         "event": f"job.{job.status}",
         "url": url,
-        "host": urlsplit(url).netloc.lower(),
+        "host": receiver_of(url),
+        "owner": job.owner,
         "state": "pending",
         "attempts": 0,
         "history": [],
@@ -66,10 +74,13 @@ class WebhookStore:
     def __init__(self, database: Database):
         self._database = database
 
-    def claim(self, lease_s: float, busy_hosts: Collection[str] = ()) -> Delivery | None:
-        """Take the delivery that is due longest, but none to `busy_hosts`. None when there is none."""
+    def claim(self, lease_s: float, busy: Collection[str] = (), busy_owners: Collection[str] = ()) -> Delivery | None:
+        """Take the delivery that is due longest, but none to the receivers `busy` or of `busy_owners`. None when there is none."""
         due = sa.select(deliveries.c.id).where(
-            deliveries.c.state == "pending", deliveries.c.due_at <= now(), deliveries.c.host.not_in(busy_hosts)
+            deliveries.c.state == "pending",
+            deliveries.c.due_at <= now(),
+            deliveries.c.host.not_in(busy),
+            deliveries.c.owner.not_in(busy_owners),
         )
         with self._database.read() as connection:  # nearly always nothing: no write lock for that
             if connection.execute(due.limit(1)).one_or_none() is None:
@@ -103,6 +114,15 @@ class WebhookStore:
             )
         return written.rowcount == 1
 
+    def put_off(self, delivery: Delivery, receiver: str, seconds: float) -> None:
+        """The claimed attempt is not made now, since `receiver` is busy, and does not count."""
+        with self._database.write(durable=False) as connection:
+            connection.execute(
+                deliveries.update()
+                .where(deliveries.c.id == delivery.id, deliveries.c.attempts == delivery.attempts)
+                .values(host=receiver, attempts=delivery.attempts - 1, due_at=now() + seconds)
+            )
+
     def latest(self, job: str) -> Delivery | None:
         """The newest delivery of a job; a job that was retried has several."""
         query = sa.select(deliveries).where(deliveries.c.job == job).order_by(deliveries.c.id.desc()).limit(1)
@@ -113,4 +133,4 @@ class WebhookStore:
 
 def _delivery(row: Any) -> Delivery:
     values = dict(row._mapping)
-    return Delivery(**values | {"history": tuple(values["history"])})
+    return Delivery(receiver=values.pop("host"), **values | {"history": tuple(values["history"])})
