@@ -18,13 +18,13 @@ import yaml
 from pydantic import BaseModel
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve.schema import ServeDeploySchema
-from referencing import Registry, Resource
 
 from benchmarks import image_size
 from cluster import serve_config
 from serve_app.app import DRAIN_GRACE_S
 from serve_app.config import AppArgs
 from serve_app.metrics import METRICS
+from tests import kuberay
 
 pytestmark = pytest.mark.manifests
 
@@ -68,16 +68,6 @@ def need(tool: str, package: str) -> None:
 
 def builtin_schema(file: str) -> str:
     return resources.files("check_jsonschema").joinpath("builtin_schemas", "vendor", file).read_text()
-
-
-def kuberay_validator() -> jsonschema.Draft202012Validator:
-    """KubeRay's fields from tests/data, Kubernetes' types from the package kubernetes-validate."""
-    own = json.loads((ROOT / "tests" / "data" / "kuberay.schema.json").read_text())
-    folder = resources.files("kubernetes_validate").joinpath("kubernetes-json-schema", f"v{KUBERNETES}.0-local-strict")
-    types = json.loads(folder.joinpath("_definitions.json").read_text())
-    registry: Registry[Any] = Resource.from_contents(types) @ Registry()
-    own["$id"] = types["$id"].replace("/api/_definitions.json", "/kuberay.schema.json")
-    return jsonschema.Draft202012Validator(own, registry=registry)
 
 
 def ray_service(path: Path) -> dict[str, Any]:
@@ -223,29 +213,39 @@ def test_compose_names_each_variable_that_it_needs_in_the_example():
 
 @pytest.mark.parametrize("path", KUBERNETES_FILES, ids=name)
 def test_kubernetes_objects_fit_the_published_schemas(path: Path):
-    """Kubernetes' own kinds by its strict schemas, KubeRay's by its reference; unknown fields are refused."""
+    """Kubernetes' own kinds by its strict schemas, KubeRay's by its own CRDs; unknown fields are refused."""
     for document in load_all(path):
         if document["apiVersion"].startswith("ray.io/"):
-            kuberay_validator().validate(document)
+            kuberay.validate(document, KUBERNETES)
         else:
             kubernetes_validate.validate(document, KUBERNETES, strict=True)
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("path", "value"),
     [
-        {"workerGroupSpecs": [{"groupName": "g", "minReplica": 0, "maxReplicas": 1, "template": {}}]},
-        {"headGroupSpec": {"template": {"spec": {"containers": [{"name": "head", "imagePullPolice": "Always"}]}}}},
-        {"autoscalerOptions": {"version": "v3"}},
+        ("spec.rayClusterConfig.workerGroupSpecs.1.minReplica", 0),
+        ("spec.rayClusterConfig.workerGroupSpecs.1.minReplicas", "none"),
+        ("spec.rayClusterConfig.headGroupSpec.template.spec.containers.0.imagePullPolice", "Always"),
+        ("spec.rayClusterConfig.headGroupSpec.template.metadata.label", {}),
+        ("spec.rayClusterConfig.workerGroupSpecs.1.template.spec.containers.0.resources.limit", {}),
+        ("spec.rayClusterConfig.gcsFaultToleranceOptions.redisPassword.valueFrom.secretKeyRef.keys", "x"),
+        ("spec.rayClusterConfig.autoscalerOptions.version", "v3"),
+        ("spec.rayClusterConfig.rayVersion", 2.6),
+        ("spec.serveConfig", ""),
+        ("metadata.label", {}),
     ],
-    ids=["a misspelt field of KubeRay", "a misspelt field of a pod", "an unknown autoscaler"],
 )
-def test_a_wrong_ray_service_is_refused(wrong: dict[str, Any]):
-    """The schema that the tests use does refuse what KubeRay would drop or reject."""
-    document = {"apiVersion": "ray.io/v1", "kind": "RayService", "metadata": {"name": "x"}}
-    spec = {"rayClusterConfig": {"headGroupSpec": {"template": {}}, **wrong}}
-    with pytest.raises(jsonschema.ValidationError):
-        kuberay_validator().validate({**document, "spec": spec})
+def test_a_wrong_ray_service_is_refused(path: str, value: Any):
+    """A field that KubeRay would drop or reject is found, at any depth of our own file."""
+    document = ray_service(RAY_SERVICES[0])
+    place: Any = document
+    *way, last = path.split(".")
+    for step in way:
+        place = place[int(step) if isinstance(place, list) else step]
+    place[last] = value
+    with pytest.raises((jsonschema.ValidationError, kubernetes_validate.ValidationError)):
+        kuberay.validate(document, KUBERNETES)
 
 
 @pytest.mark.parametrize("path", KUBERNETES_FILES, ids=name)
@@ -286,6 +286,8 @@ def test_the_ray_cluster_is_as_the_design_wants_it(path: Path):
     groups = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
     gpu = groups["rtx4090"]
     served = serve_config.serve_config("kubernetes")["applications"][0]
+    # The operator itself checks this word; its CRD takes any.
+    assert ray_service(path)["spec"]["upgradeStrategy"]["type"] in ("NewCluster", "NewClusterWithIncrementalUpgrade")
     assert cluster["enableInTreeAutoscaling"]
     assert cluster["autoscalerOptions"]["version"] == "v2"
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
