@@ -28,6 +28,8 @@ PLACES: Final[dict[str, dict[str, int]]] = {
 }
 API_ON: Final = {"kubernetes": {"sophia/role": "api"}}
 """Where GPU nodes come and go, an API process on one would keep it alive (and cost its price) or die with it."""
+LISTENS: Final = {"skypilot": "127.0.0.1"}
+"""A rented pod has no firewall of ours, so Sophia is reached by ssh; elsewhere the TLS proxy may be on another machine."""
 
 _HEADER: Final = "# Written by cluster/serve_config.py; change it there.\n"
 _BLOCK: Final = re.compile(r"^( *)(serveConfigV2|serve_config\.yaml): \|\n(?:\1  .*\n|\n)*", re.MULTILINE)
@@ -76,7 +78,7 @@ def serve_config(place: str) -> dict[str, Any]:
     """What `serve deploy` takes. Addresses and secrets come from SOPHIA_DATABASE_URL and SOPHIA_ARTIFACTS_URL."""
     return {
         "proxy_location": "HeadOnly" if place in ("compose", "skypilot") else "EveryNode",
-        "http_options": {"host": "0.0.0.0", "port": 8000},  # noqa: S104 - behind keys, and a firewall or NetworkPolicy
+        "http_options": {"host": LISTENS.get(place, "0.0.0.0"), "port": 8000},  # noqa: S104 - behind keys, and a firewall or NetworkPolicy
         "logging_config": {"encoding": "JSON", "log_level": "INFO"},
         "applications": [_application(place)],
     }

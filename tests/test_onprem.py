@@ -68,9 +68,12 @@ class Rack:
         return done.stdout
 
     def ask(self, url: str, body: str = "", key: str | None = None, machine: str = CLIENT) -> tuple[int, bytes]:
-        """Status and body of a request from a machine."""
+        """Status and body of a request from a machine, which trusts Caddy's own authority."""
         method = "POST" if body else "GET"
-        status, _, data = self.on(machine, BIN / "python", "-c", ASK, method, url, key or self.key, body).partition(" ")
+        root = self.folder / "caddy" / "pki" / "authorities" / "local" / "root.crt"
+        env = os.environ | {"SSL_CERT_FILE": str(root)}
+        answer = self.on(machine, BIN / "python", "-c", ASK, method, url, key or self.key, body, env=env)
+        status, _, data = answer.partition(" ")
         return int(status), bytes.fromhex(data)
 
     def reach(self, machine: str, addresses: list[str]) -> list[str]:
@@ -82,7 +85,7 @@ class Rack:
 @pytest.fixture(scope="module")
 def rack(postgresql_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rack]:
     """The two machines with their firewall, cluster and application up."""
-    for tool, package in {"ip": "iproute2", "nft": "nftables", "pgrep": "procps"}.items():
+    for tool, package in {"ip": "iproute2", "nft": "nftables", "pgrep": "procps", "caddy": "caddy"}.items():
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not here: apt-get install {package}")
     if os.geteuid() != 0:
@@ -107,14 +110,15 @@ def rack(postgresql_server: str, tmp_path_factory: pytest.TempPathFactory) -> It
         eventually(lambda: rack.ask("http://127.0.0.1:8265/api/gcs_healthz", machine=HEAD)[0] == 200, 60, every=0.5)
         (folder / "serve.yaml").write_text(serve_configuration(folder))
         rack.on(HEAD, "sh", "-c", command("sophia-serve", "ExecStart", folder), env=env)
-        eventually(lambda: rack.ask(f"http://{HEAD}:8000/readyz")[0] == 200, 180, every=1)
+        stack.enter_context(node(rack, HEAD, "sophia-tls", tls_environment(folder)))
+        eventually(lambda: rack.ask(f"https://{HEAD}/readyz")[0] == 200, 180, every=1)
         yield rack
 
 
 def test_the_far_machine_makes_a_song(rack: Rack):
     """The worker is on the labelled machine, and a client on a third machine gets its song from the head."""
     body = '{"prompt": "warm lo-fi piano", "duration": 10, "seed": 7, "format": "flac"}'
-    status, song = rack.ask(f"http://{HEAD}:8000/v1/music", body)
+    status, song = rack.ask(f"https://{HEAD}/v1/music", body)
     assert status == 200
     samples, rate = soundfile.read(io.BytesIO(song))
     assert (rate, samples.shape) == (48_000, (480_000, 2))
@@ -124,14 +128,15 @@ def test_the_far_machine_makes_a_song(rack: Rack):
 
 def test_a_client_without_a_key_gets_no_song(rack: Rack):
     """401 for a wrong key."""
-    assert rack.ask(f"http://{HEAD}:8000/v1/music", '{"prompt": "x"}', key="wrong")[0] == 401
+    assert rack.ask(f"https://{HEAD}/v1/music", '{"prompt": "x"}', key="wrong")[0] == 401
 
 
 def test_clients_reach_the_api_and_nothing_else(rack: Rack):
-    """Of all that listens on the two machines a client reaches port 8000 only; the machines reach each other."""
+    """Of all that listens on the two machines a client reaches TLS and the port that leads to it; the machines reach each other."""
     listening = [f"{machine}:{port}" for machine in (HEAD, FAR) for port in listening_ports(rack, machine)]
     assert {f"{HEAD}:6379", f"{HEAD}:10001", f"{HEAD}:9464", f"{FAR}:6380"} <= set(listening)
-    assert {address.rpartition(":")[2] for address in rack.reach(CLIENT, listening)} == {"8000"}
+    assert {address.rpartition(":")[2] for address in rack.reach(CLIENT, listening)} == {"80", "443"}
+    assert {f"{HEAD}:8000", f"{FAR}:8000"} <= set(listening)
     assert set(rack.reach(FAR, [f"{HEAD}:6379", f"{HEAD}:6380"])) == {f"{HEAD}:6379", f"{HEAD}:6380"}
     assert rack.reach(FAR, [f"{HEAD}:8265"]) == []  # the dashboard stays on the head's loopback
 
@@ -158,7 +163,7 @@ def test_the_probes_of_the_kubernetes_file_answer_without_the_token(rack: Rack):
 
 def test_a_stopped_machine_ends_its_song_first(rack: Rack):
     """ExecStop of the far machine's unit returns when the job in hand has succeeded, in its first attempt."""
-    status, accepted = rack.ask(f"http://{HEAD}:8000/v1/jobs", '{"prompt": "piano", "duration": 120}')
+    status, accepted = rack.ask(f"https://{HEAD}/v1/jobs", '{"prompt": "piano", "duration": 120}')
     job = yaml.safe_load(accepted)["id"]
     assert status == 202
     eventually(lambda: look(rack, job)["state"] == "running", 60, every=0.2)
@@ -298,6 +303,11 @@ def environment(folder: Path, database: str) -> dict[str, str]:
     }
 
 
+def tls_environment(folder: Path) -> dict[str, str]:
+    """tls.env for the head's address, and what its unit sets beside it."""
+    return {"TLS_SITE": HEAD, "TLS_UPSTREAMS": "127.0.0.1:8000", "XDG_DATA_HOME": str(folder), "HOME": str(folder)}
+
+
 def serve_configuration(folder: Path) -> str:
     """cluster/serve/onprem.yaml with what only this machine forces: the embedded checkpoint on the CPU, and one worker."""
     config = yaml.safe_load((ROOT / "cluster" / "serve" / "onprem.yaml").read_text())
@@ -315,12 +325,12 @@ def serve_configuration(folder: Path) -> str:
 
 
 def health(rack: Rack) -> dict[str, Any]:
-    status, body = rack.ask(f"http://{HEAD}:8000/v1/health")
+    status, body = rack.ask(f"https://{HEAD}/v1/health")
     assert status == 200, body
     return dict(yaml.safe_load(body))
 
 
 def look(rack: Rack, job: str) -> dict[str, Any]:
-    status, body = rack.ask(f"http://{HEAD}:8000/v1/jobs/{job}")
+    status, body = rack.ask(f"https://{HEAD}/v1/jobs/{job}")
     assert status == 200, body
     return dict(yaml.safe_load(body))

@@ -1,6 +1,7 @@
 """The operators' files: what a volume, a sandbox, a reboot, a proxy and a rented pod do with them."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -69,8 +70,8 @@ def test_each_volume_of_compose_belongs_to_the_user_that_writes_it():
     services = compose()
     given = " ".join(services["owners"]["command"])
     mounts = dict(volume.split(":")[:2] for volume in services["owners"]["volumes"])
-    for name, volume in {"postgres": "jobs", "prometheus": "metrics"}.items():
-        assert f"chown {services[name]['user']} {mounts[volume]}" in given
+    for name, volume in {"postgres": "jobs", "prometheus": "metrics", "caddy": "tls"}.items():
+        assert re.search(rf"chown {services[name]['user']}[ /\w]* {mounts[volume]}\b", given)
         assert services[name]["depends_on"]["owners"] == {"condition": "service_completed_successfully"}
         assert [each for each in services[name]["volumes"] if each.startswith(f"{volume}:")]
     assert services["owners"]["cap_add"] == ["CHOWN"]
