@@ -1,12 +1,26 @@
 # The two commands of the README are `make serve` and `make test`; each makes .venv first when it is missing or outdated.
 PYTHON ?= python3
 BIN := .venv/bin
+CONFIG ?= serve_config.yaml
 
-.PHONY: serve test faults long startup chaos autoscale bench fleet manifests check format lock clean
+# A proxy in the environment is for the hub and the package index: what is on this machine is asked directly.
+comma := ,
+NO_PROXY := 127.0.0.1,localhost$(addprefix $(comma),$(or $(NO_PROXY),$(no_proxy)))
+no_proxy := $(NO_PROXY)
+export NO_PROXY no_proxy
+
+.PHONY: serve deploy status test faults long startup chaos autoscale bench fleet manifests check format lock clean
 
 # `serve run`, but not on a port that somebody else has: Serve would share it.
 serve: .venv/installed
-	$(BIN)/python -m serve_app.launch serve_config.yaml
+	$(BIN)/python -m serve_app.launch $(CONFIG)
+
+# Ray 2.60 wants the token that it keeps in ~/.ray/auth_token. `serve run` sends it by itself, the two commands below only when told so.
+deploy: .venv/installed
+	RAY_AUTH_MODE=token $(BIN)/serve deploy $(CONFIG)
+
+status: .venv/installed
+	RAY_AUTH_MODE=token $(BIN)/serve status
 
 test: .venv/installed
 	$(BIN)/pytest

@@ -317,6 +317,10 @@ def test_each_disruption_budget_selects_pods_and_can_be_enforced():
         assert isinstance(budget["minAvailable"], int)
         assert "maxUnavailable" not in budget
         assert [pod for pod in labels if pod.items() >= budget["selector"]["matchLabels"].items()]
+    groups = ray_service(RAY_SERVICES[0])["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    api = next(group for group in groups if group["groupName"] == "api")
+    stays = next(each["minAvailable"] for each in budgets if each["selector"]["matchLabels"]["sophia/part"] == "api")
+    assert stays < api["minReplicas"]  # else a drain of its node would wait for ever
 
 
 def test_nothing_is_killed_before_the_longest_job_has_ended():

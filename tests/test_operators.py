@@ -1,6 +1,7 @@
 """The operators' files: what a volume, a sandbox, a reboot, a proxy and a rented pod do with them."""
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -9,13 +10,25 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import psycopg
 import pytest
 import yaml
+from sqlalchemy import QueuePool
+
+from serve_app.artifacts import Artifacts
+from serve_app.config import QueueArgs
+from serve_app.schemas import MusicRequest
+from serve_app.simulated import SimulatedEngine
+from serve_app.store import Store
+from serve_app.worker import Worker
+from tests.helpers import eventually
+from tests.running import simulated
 
 ROOT = Path(__file__).parent.parent
 CLUSTER = ROOT / "cluster"
 ONPREM = CLUSTER / "onprem"
 BIN = Path(sys.executable).parent
+GUIDE = (ROOT / "docs" / "OPERATIONS.md").read_text()
 
 
 def unit(name: str) -> dict[str, list[str]]:
@@ -31,6 +44,10 @@ def unit(name: str) -> dict[str, list[str]]:
 def example() -> dict[str, str]:
     lines = (ONPREM / "sophia.env.example").read_text().splitlines()
     return dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
+
+
+def documents(path: str) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((CLUSTER / path).read_text()))
 
 
 def compose() -> dict[str, Any]:
@@ -89,6 +106,78 @@ def test_the_units_may_write_where_the_example_says(name: str):
         assert any(Path(folder).is_relative_to(path) for path in writable)
 
 
+@pytest.mark.fault("E11")
+def test_each_port_of_the_guide_is_let_out():
+    """The policies let out what the guide's table says: an external database, object store, proxy, and the API of Kubernetes."""
+    policies = {each["metadata"]["name"]: each["spec"] for each in documents("kuberay/egress.yaml")}
+    rows = re.findall(r"^\| [^|]+ \| ([\d, ]+) \| `([\w-]+)` \|$", GUIDE, re.MULTILINE)
+    told: dict[str, set[int]] = {}
+    for ports, policy in rows:
+        told.setdefault(policy, set()).update(map(int, ports.split(",")))
+    assert {5432, 6432, 9000, 3128, 443} <= told["sophia-outside"]
+    assert {443, 6443, 16443} <= told["sophia-kubernetes-api"]
+    assert told == {name: outside_ports(spec) for name, spec in policies.items()}
+    ray = {"sophia/app": "ray"}
+    assert policies["sophia-outside"]["podSelector"]["matchLabels"] == ray
+    assert policies["sophia-kubernetes-api"]["podSelector"]["matchLabels"] == {**ray, "sophia/part": "head"}
+
+
+def outside_ports(policy: dict[str, Any]) -> set[int]:
+    """The ports that a policy lets out to any address."""
+    return {port["port"] for rule in policy["egress"] if "to" not in rule for port in rule["ports"]}
+
+
+@pytest.mark.fault("E16")
+def test_the_makefile_asks_this_machine_without_a_proxy():
+    """What make starts has loopback in NO_PROXY and no_proxy, before what the caller had there."""
+    show = "show: ; @echo $$NO_PROXY $$no_proxy"
+    for given in ({}, {"NO_PROXY": "example.org"}, {"no_proxy": "example.org"}):
+        clean = {key: value for key, value in os.environ.items() if key.lower() != "no_proxy"}
+        command = ["make", "-s", "--eval", show, "show"]
+        done = subprocess.run(command, cwd=ROOT, env=clean | given, capture_output=True, text=True, check=True)
+        wanted = ",".join(["127.0.0.1,localhost", *given.values()])
+        assert done.stdout.split() == [wanted, wanted]
+
+
+@pytest.mark.fault("E16")
+def test_a_rented_pod_asks_itself_and_its_neighbours_without_a_proxy(tmp_path: Path):
+    """The programs that the pod's script starts get a NO_PROXY with loopback, each pod's address and what was there."""
+    program(tmp_path / "ray", "exec sleep 30")
+    program(tmp_path / "serve", f'echo "$1 $NO_PROXY $no_proxy" >> {tmp_path}/asked')
+    given = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "SKYPILOT_NODE_IPS": "10.1.0.1\n10.1.0.2",
+        "SKYPILOT_NODE_RANK": "0",
+        "SKYPILOT_NUM_GPUS_PER_NODE": "0",
+        "SOPHIA_MAX_HOURS": "0",
+        "SOPHIA_IDLE_MINUTES": "1",
+        "NO_PROXY": "example.org",
+        "https_proxy": "http://127.0.0.1:1",
+    }
+    script = yaml.safe_load((CLUSTER / "skypilot.yaml").read_text())["run"]
+    subprocess.run(["bash", "-c", script], env=given, capture_output=True, timeout=60, check=True)
+    wanted = "127.0.0.1,localhost,10.1.0.1,10.1.0.2,example.org"
+    assert (tmp_path / "asked").read_text().splitlines() == [
+        f"{word} {wanted} {wanted}" for word in ("deploy", "shutdown")
+    ]
+
+
+@pytest.mark.fault("E16")
+def test_a_proxy_of_docker_or_kubernetes_is_not_asked_for_what_is_inside():
+    """Sophia's and Caddy's containers, and every pod of Ray's, name loopback and the services beside them in NO_PROXY."""
+    services = compose()
+    for name in ("sophia", "caddy"):
+        for variable in ("NO_PROXY", "no_proxy"):
+            assert {"127.0.0.1", "localhost", "sophia", "postgres"} <= set(
+                services[name]["environment"][variable].split(",")
+            )
+    service = next(each for each in documents("kuberay/rayservice.yaml") if each["kind"] == "RayService")
+    cluster = service["spec"]["rayClusterConfig"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        variables = {each["name"]: each.get("value") for each in group["template"]["spec"]["containers"][0]["env"]}
+        assert {"127.0.0.1", "localhost", ".svc"} <= set(variables["NO_PROXY"].split(","))
+
+
 @pytest.mark.fault("E16")
 @pytest.mark.parametrize("name", ["sophia-ray-head.service", "sophia-ray-worker.service", "sophia-serve.service"])
 def test_a_proxy_for_the_hub_is_not_asked_for_this_machine(name: str):
@@ -109,6 +198,123 @@ def test_the_firewall_is_loaded_at_boot_before_ray():
         assert unit(name)["Requires"] == ["sophia-firewall.service"]
         assert "sophia-firewall.service" in unit(name)["After"][0]
     assert "systemctl enable --now sophia-firewall.service" in (ONPREM / "join.sh").read_text()
+
+
+@pytest.mark.fault("E23")
+def test_a_worker_holds_as_many_connections_as_the_guide_counts(postgresql_url: str, tmp_path: Path):
+    """A worker that has played songs holds at most the guide's number on PostgreSQL; an API's pool may hold the guide's."""
+    control = Store(postgresql_url)
+    control.migrate()
+    request = MusicRequest(prompt="piano", model="m", duration=2, seed=1)
+    ids = [control.jobs.submit(request, owner="", deadline_s=600, max_attempts=1)[0].id for _ in range(10)]
+    before = connections(postgresql_url)
+    own = Store(postgresql_url)
+    worker = Worker("m", SimulatedEngine("m", simulated()), own, Artifacts(tmp_path.as_uri()), QueueArgs())
+    worker.start()
+    eventually(lambda: all(control.jobs.get(job).status.final for job in ids))
+    held = connections(postgresql_url) - before
+    worker.drain()
+    pool = own.database.engine.pool
+    assert isinstance(pool, QueuePool)
+    assert 1 < held <= counted()["worker"]
+    assert pool.size() + pool._max_overflow + 1 <= counted()["api"]  # one more listens
+    own.close()
+    control.close()
+
+
+@pytest.mark.fault("E23")
+def test_the_guides_examples_are_its_formula():
+    """What 100, 400 and 195 GPUs come to is right, and stores.yaml lets the whole group of GPU pods in, twice during an upgrade."""
+    postgres = next(
+        each for each in documents("kuberay/stores.yaml") if "postgres" in str(each.get("spec", {}).get("template"))
+    )
+    arguments = postgres["spec"]["template"]["spec"]["containers"][0]["args"]
+    limit = int(arguments[1].removeprefix("max_connections="))
+    service = next(each for each in documents("kuberay/rayservice.yaml") if each["kind"] == "RayService")
+    api, gpu = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    assert needed(workers=gpu["maxReplicas"], apis=api["maxReplicas"]) <= limit
+    told = re.search(
+        r"enough for (\d+) workers? with 2 API .*?; the (\d+) of .*? for (\d+); those (\d+) GPUs\s+want (\d+)",
+        GUIDE,
+        re.DOTALL,
+    )
+    assert told is not None
+    few, of_stores, many, fleet, wanted = map(int, told.groups())
+    assert of_stores == limit
+    assert needed(workers=few, apis=2) <= 100 < needed(workers=few + 1, apis=2)
+    assert needed(workers=many, apis=2) <= limit < needed(workers=many + 1, apis=2)
+    assert needed(workers=fleet, apis=2) == wanted
+
+
+def counted() -> dict[str, int]:
+    """The guide's connections of a worker and of an API process."""
+    found = re.search(r"A worker holds at most (\d+), an API process at most (\d+)", GUIDE)
+    assert found is not None
+    return {"worker": int(found[1]), "api": int(found[2])}
+
+
+def needed(workers: int, apis: int) -> int:
+    """The guide's formula, for one model."""
+    assert "\n2 x (4 x workers + 19 x API processes + models) + 10\n" in GUIDE
+    return 2 * (counted()["worker"] * workers + counted()["api"] * apis + 1) + 10
+
+
+def connections(url: str) -> int:
+    """Sessions on a database, but for the one that counts them."""
+    with psycopg.connect(url) as connection:
+        found = connection.execute(
+            "select count(*) - 1 from pg_stat_activity where datname = current_database() and backend_type = 'client backend'"
+        ).fetchone()
+    assert found is not None
+    return int(found[0])
+
+
+@pytest.mark.fault("E25")
+def test_no_node_autoscaler_cuts_a_song():
+    """GPU pods tell the usual node autoscalers to leave them alone; the guide names the grace period that they else need."""
+    service = next(each for each in documents("kuberay/rayservice.yaml") if each["kind"] == "RayService")
+    gpu = service["spec"]["rayClusterConfig"]["workerGroupSpecs"][1]["template"]
+    assert gpu["metadata"]["annotations"] == {
+        "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+        "karpenter.sh/do-not-disrupt": "true",
+    }
+    assert f"--max-graceful-termination-sec={gpu['spec']['terminationGracePeriodSeconds']}" in GUIDE
+
+
+@pytest.mark.fault("E27")
+@pytest.mark.parametrize("theirs", ["3.11.99", ""])
+def test_a_machine_with_another_python_does_not_join(theirs: str, tmp_path: Path):
+    """join.sh names both versions and what to do, and has changed nothing on the machine by then."""
+    ended = join(tmp_path, f"echo {theirs}" if theirs else "exit 127")
+    assert ended.returncode == 1
+    assert f"has Python {theirs or 'no python3'} and this cluster {platform.python_version()}" in ended.stderr
+    assert "SOPHIA_PYTHON=" in ended.stderr
+    assert len((tmp_path / "done").read_text().splitlines()) == 1
+
+
+@pytest.mark.fault("E27")
+def test_a_machine_with_the_same_python_joins(tmp_path: Path):
+    """join.sh goes on to copy the files and start the units."""
+    ended = join(tmp_path, f"echo {platform.python_version()}")
+    assert ended.returncode == 0, ended.stderr
+    done = (tmp_path / "done").read_text()
+    assert "rsync -a --delete" in done
+    assert "systemctl enable --now sophia-weights.timer sophia-ray-worker.service" in done
+
+
+def join(folder: Path, python: str) -> subprocess.CompletedProcess[str]:
+    """join.sh towards a machine whose python3 does as told; each of ssh and rsync only writes down what it is to do."""
+    program(folder / "python3", python)
+    program(folder / "ssh", f'echo "ssh $*" >> {folder}/done; case "$2" in python3*) sh -c "$2";; esac')
+    program(folder / "rsync", f'echo "rsync $*" >> {folder}/done')
+    environment = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"}
+    command = [ONPREM / "join.sh", "root@gpu7", "10.0.0.7"]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+def program(path: Path, script: str) -> None:
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
 
 
 @pytest.mark.fault("E28")

@@ -123,6 +123,26 @@ def test_changing_ones_mind(port: int, tmp_path: Path):
     assert httpx.get(f"http://127.0.0.1:{port}/v1/jobs/{job['id']}").status_code == 404
 
 
+@pytest.mark.fault("E34")
+def test_ray_answers_from_another_shell(port: int, tmp_path: Path):
+    """`make status` and `make deploy` reach the running service, with the token that Ray wants."""
+    config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    config["http_options"]["port"] = port
+    (tmp_path / "serve_config.yaml").write_text(yaml.safe_dump(config))
+    deployed = _make("deploy", f"CONFIG={tmp_path / 'serve_config.yaml'}")
+    assert deployed.returncode == 0, deployed.stderr
+    status = _make("status")
+    assert status.returncode == 0, status.stderr
+    assert yaml.safe_load(status.stdout)["applications"]["sophia"]["status"] == "RUNNING"
+
+
+def _make(*words: str) -> subprocess.CompletedProcess[str]:
+    """A make target, with this checkout's packages as they are."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    command = ["make", "-s", "-o", ".venv/installed", f"BIN={Path(sys.executable).parent}", *words]
+    return subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True, timeout=120, check=False)
+
+
 def test_from_python(port: int, tmp_path: Path):
     """Example 5 leaves a WAV of 6 s."""
     _run(*EXAMPLES[6], port, tmp_path)
