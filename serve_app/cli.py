@@ -99,6 +99,11 @@ def _add_keys(commands: Any) -> None:
     )
     create = keys.add_parser("create", help="make a key and print it, this once")
     create.add_argument("name", help="whose key it is; jobs are listed and counted under it")
+    create.add_argument(
+        "--outranks",
+        action="store_true",
+        help="let the priorities of its jobs count among the jobs of all keys, which are otherwise all taken to be 5",
+    )
     create.set_defaults(run=_create_key)
     keys.add_parser("list", help="list the keys' names").set_defaults(run=_list_keys)
     secret = keys.add_parser("webhook-secret", help="print what a key's webhooks are signed with")
@@ -153,14 +158,16 @@ def _hours(word: str) -> int:
 
 
 def _create_key(given: argparse.Namespace, args: AppArgs) -> int:
-    print(_store(args).keys.create(given.name))
+    print(_store(args).keys.create(given.name, given.outranks))
     print(f"This is the only time that the key of {given.name!r} is shown.", file=sys.stderr)
     return 0
 
 
 def _list_keys(_: argparse.Namespace, args: AppArgs) -> int:
-    for name, created_at in _store(args).keys.names():
-        print(f"{name}\t{_shown(created_at)}")
+    keys = _store(args).keys
+    outranking = keys.outranking()
+    for name, created_at in keys.names():
+        print(f"{name}\t{_shown(created_at)}" + "\toutranks others" * (name in outranking))
     return 0
 
 

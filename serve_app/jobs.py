@@ -67,8 +67,11 @@ class Job:
     model: str
     status: Status
     priority: int
-    turn: float
+    rank: int
+    """Among the owners; see `store.shares`."""
     request: MusicRequest
+    audio_seconds: float
+    """Duration times variations."""
     created_at: float
     deadline_at: float
     attempt: int

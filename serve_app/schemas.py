@@ -185,7 +185,12 @@ class MusicRequest(BaseModel):
         examples=[1.0],
     )
     priority: int = Field(
-        5, ge=0, le=9, description="9 starts before 0; within one priority, API keys take turns.", examples=[5]
+        5,
+        ge=0,
+        le=9,
+        description="Among your own jobs of a model, 9 starts before 0. API keys take turns whatever their priorities, unless the "
+        "operator made a key that outranks others.",
+        examples=[5],
     )
     deadline_s: float | None = Field(
         None,
@@ -383,9 +388,13 @@ class JobView(BaseModel):
     finished_at: datetime | None = Field(description="When it ended.", examples=["2026-11-24T10:00:09Z"])
     deadline_at: datetime = Field(description="When it expires if it has not ended.", examples=["2026-11-24T11:00:00Z"])
     attempt: int = Field(description="How often it was started.", examples=[1])
-    position: int | None = Field(description="Place in the queue, from 1, while queued.", examples=[3])
+    position: int | None = Field(
+        description="Place in the queue, from 1, while queued. It is exact up to 1000; 1001 means at least 1001.",
+        examples=[3],
+    )
     eta_s: float | None = Field(
-        description="Estimated seconds until it starts, while queued; null when nothing is known yet.", examples=[12.5]
+        description="Estimated seconds until it starts, while queued; null when nothing is known yet, and beyond position 1000.",
+        examples=[12.5],
     )
     waiting_for: str | None = Field(
         description="Why it waits, while queued.", examples=["2 jobs before this one on 1 worker"]

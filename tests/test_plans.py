@@ -29,7 +29,7 @@ def _page(*states: str, owner: str | None = None) -> Callable[[Store, Job], Any]
         pytest.param(lambda store, job: store.jobs.cancel(job.id), id="cancel"),
         pytest.param(lambda store, _: store.jobs.abandon("w"), id="abandon"),
         pytest.param(lambda store, _: store.jobs.sweep(0), id="sweep"),
-        pytest.param(lambda store, job: store.backlog.ahead(job), id="ahead"),
+        pytest.param(lambda store, _: store.backlog.places(store.jobs.page(states=["queued"])), id="places"),
         pytest.param(lambda store, _: store.backlog.oldest_wait_s(), id="oldest wait"),
         pytest.param(lambda store, _: store.backlog.counts(), id="counts"),
         pytest.param(lambda store, _: store.backlog.speed("m"), id="speed"),

@@ -27,6 +27,7 @@ from serve_app.schemas import MusicRequest
 from serve_app.store import Beat, Store, WorkerRow
 from serve_app.store.database import Database
 from serve_app.store.keys import owner_of
+from serve_app.store.places import Place
 from serve_app.store.tables import jobs, metadata
 from tests.failure_codes import provoked
 from tests.helpers import eventually
@@ -285,7 +286,7 @@ def test_what_waits_before_a_job_is_counted(store: Store):
     claim(store)
     submit(store, priority=9)
     last = submit(store, variations=2)
-    assert store.backlog.ahead(last) == (1, 30.0)
+    assert store.backlog.places([last]) == {last.id: Place(1, 30.0)}
     assert store.backlog.counts() == {
         "queued": 2,
         "running": 1,

@@ -179,7 +179,7 @@ def job_routes(args: AppArgs) -> APIRouter:
         )
         viewer = Viewer(parts)
         more = found[limit - 1].id if len(found) > limit else None
-        return JobList(jobs=[viewer.view(job) for job in found[:limit]], next_cursor=more)
+        return JobList(jobs=viewer.views(found[:limit]), next_cursor=more)
 
     @router.get(
         "/v1/jobs/{job_id}", summary="Look at a job", tags=["jobs"], responses=responses(*_ALWAYS, errors.NotFound)

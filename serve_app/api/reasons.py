@@ -12,6 +12,7 @@ from serve_app.labels import Selector
 from serve_app.metrics import STARTING_PHASES
 from serve_app.store import Breaker, WorkerRow
 from serve_app.store.pauses import Pause
+from serve_app.store.places import FAR
 from serve_app.store.workers import READY_PHASES
 
 CARD_LABEL: Final = "ray.io/accelerator-type"
@@ -67,6 +68,7 @@ def why_waiting(parts: Context, model: str, ahead: int, workers: list[WorkerRow]
     ready = sum(map(is_ready, workers))
     if ready:
         jobs = "no job" if ahead == 0 else "1 job" if ahead == 1 else f"{ahead} jobs"
+        jobs = f"at least {jobs}" if ahead == FAR else jobs
         return f"{jobs} before this one, {ready} worker{'s' * (ready != 1)} at work"
     return why_not_ready(parts, model, workers, pause)
 

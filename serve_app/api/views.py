@@ -1,5 +1,6 @@
 """A job as its client sees it."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from serve_app.api.context import Context
@@ -8,6 +9,7 @@ from serve_app.jobs import Job, Status
 from serve_app.schemas import AudioFile, JobError, JobLinks, JobView, Progress, Timing, WebhookAttempt, WebhookView
 from serve_app.store import WorkerRow
 from serve_app.store.pauses import Pause
+from serve_app.store.places import Place
 from serve_app.store.webhooks import Delivery
 
 
@@ -22,7 +24,15 @@ class Viewer:
 
     def view(self, job: Job) -> JobView:
         """What the native API answers for a job."""
-        position, eta_s, waiting_for = self._queue_facts(job) if job.status is Status.QUEUED else (None, None, None)
+        return self.views([job])[0]
+
+    def views(self, found: Sequence[Job]) -> list[JobView]:
+        """What the native API answers for several jobs: their places in the queue are looked up together."""
+        places = self._parts.store.backlog.places([job for job in found if job.status is Status.QUEUED])
+        return [self._view(job, places.get(job.id)) for job in found]
+
+    def _view(self, job: Job, place: Place | None) -> JobView:
+        position, eta_s, waiting_for = self._queue_facts(job, place) if place else (None, None, None)
         return JobView(
             id=job.id,
             state=job.status.value,
@@ -53,15 +63,16 @@ class Viewer:
         delivery = self._parts.store.webhooks.latest(job.id)
         return _delivery(delivery) if delivery else None
 
-    def _queue_facts(self, job: Job) -> tuple[int, float | None, str]:
-        ahead, seconds = self._parts.store.backlog.ahead(job)
+    def _queue_facts(self, job: Job, place: Place) -> tuple[int, float | None, str]:
         workers = [worker for worker in self.workers() if worker.model == job.model]
         ready = [worker for worker in workers if is_ready(worker)]
         if job.model not in self._speed:
             self._speed[job.model] = self._parts.store.backlog.speed(job.model)
         speed = self._speed[job.model]
-        eta_s = round(seconds * speed / len(ready), 1) if ready and speed is not None else None
-        return ahead + 1, eta_s, why_waiting(self._parts, job.model, ahead, workers, self._pause(job.model))
+        eta_s = None
+        if ready and speed is not None and place.audio_s is not None:
+            eta_s = round(place.audio_s * speed / len(ready), 1)
+        return place.ahead + 1, eta_s, why_waiting(self._parts, job.model, place.ahead, workers, self._pause(job.model))
 
     def _pause(self, model: str) -> Pause | None:
         if self._pauses is None:

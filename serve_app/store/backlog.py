@@ -2,12 +2,14 @@
 
 import threading
 import time
+from collections.abc import Sequence
 from typing import Final
 
 import sqlalchemy as sa
 
 from serve_app.jobs import Job, Status
 from serve_app.store.database import Database, now
+from serve_app.store.places import Place, places
 from serve_app.store.tables import jobs, state_is
 
 _MEASURED_JOBS: Final = 20  # how many finished jobs an estimate looks back on
@@ -48,18 +50,10 @@ class Backlog:
             waited: float | None = connection.execute(query).scalar()
         return waited
 
-    def ahead(self, job: Job) -> tuple[int, float]:
-        """What starts before a queued job: how many queued jobs, and seconds of audio in all queued and running ones."""
-        place = sa.tuple_(-jobs.c.priority, jobs.c.turn, jobs.c.created_at, jobs.c.id)
-        earlier = place < sa.tuple_(-job.priority, job.turn, job.created_at, job.id)
-        before = sa.or_(state_is(Status.RUNNING), sa.and_(state_is(Status.QUEUED), earlier))
-        queued = sa.func.count().filter(state_is(Status.QUEUED))
-        query = sa.select(queued, sa.func.coalesce(sa.func.sum(jobs.c.audio_seconds), 0.0)).where(
-            jobs.c.model == job.model, state_is(Status.QUEUED, Status.RUNNING), before
-        )
+    def places(self, queued: Sequence[Job]) -> dict[str, Place]:
+        """What starts before each of these queued jobs, by id; at a bounded cost."""
         with self._database.read() as connection:
-            count, seconds = connection.execute(query).one()
-        return count, seconds
+            return places(connection, queued)
 
     def speed(self, model: str) -> float | None:
         """Seconds of work for a second of audio, over the last finished jobs; None before the first."""

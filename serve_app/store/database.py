@@ -111,10 +111,23 @@ def _postgresql_hour(*_: Any, **__: Any) -> str:
 def add_up(connection: sa.Connection, table: sa.Table, key: Mapping[str, Any], amounts: Mapping[str, float]) -> None:
     """Add `amounts` to the row whose primary key is in `key`, which is made when there is none; one statement, so that
     writers wait for each other instead of losing an amount."""
+    sums = {name: table.c[name] + amount for name, amount in amounts.items()}
+    upsert(connection, table, key, new=amounts, there=sums)
+
+
+def upsert(
+    connection: sa.Connection, table: sa.Table, key: Mapping[str, Any], new: Mapping[str, Any], there: Mapping[str, Any]
+) -> None:
+    """Make the row whose primary key is in `key` with the values `new`, or set those of `there` when it exists; one statement."""
     insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-    statement = insert(table).values({**key, **amounts})
-    sums = {name: table.c[name] + statement.excluded[name] for name in amounts}
-    connection.execute(statement.on_conflict_do_update(index_elements=table.primary_key.columns, set_=sums))
+    statement = insert(table).values({**key, **new})
+    connection.execute(statement.on_conflict_do_update(index_elements=table.primary_key.columns, set_=dict(there)))
+
+
+def alone(connection: sa.Connection, what: str) -> None:
+    """Wait until no other transaction is alone with `what`, and be it until this one ends. On SQLite whoever writes is alone."""
+    if connection.dialect.name != "sqlite":
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtextextended(what, 0))))
 
 
 class Database:

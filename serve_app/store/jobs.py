@@ -7,7 +7,8 @@ job is no longer its own (cancelled, deleted, expired, given to another) in one 
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -27,9 +28,13 @@ from serve_app.errors import (
 from serve_app.jobs import Job, Status, new_id, origins
 from serve_app.schemas import MusicRequest
 from serve_app.store.costs import played, wasted
-from serve_app.store.database import Database, now
+from serve_app.store.database import Database, Topic, alone, now
+from serve_app.store.shares import OWN_ORDER, Tally, in_turn, queued_in, rank_of
 from serve_app.store.tables import jobs, pauses, state_is
 from serve_app.store.webhooks import enqueue
+
+_MOST_SHARES_TRIED: Final = 20
+"""Owners that a claim looks at whose every job is past its deadline, or just being moved by somebody else."""
 
 _MOST_LOST_DEVICES: Final = 5
 """Attempts of a job after which a device that fails under it counts as any other failure."""
@@ -80,9 +85,9 @@ class JobStore:
             "model": request.model,
             "state": Status.QUEUED,
             "priority": request.priority,
+            "rank": rank_of(owner, request.priority),
             "request": request.model_dump(mode="json"),
             "audio_seconds": request.duration * request.variations,
-            "turn": _turn(request, owner),
             "idempotency_key": idempotency_key,
             "fingerprint": fingerprint,
             "created_at": now(),
@@ -92,8 +97,10 @@ class JobStore:
             "version": 1,
         }
         try:
-            with self._database.write("queued") as connection:
-                return _job(connection.execute(jobs.insert().values(values).returning(jobs)).one()), True
+            with self._moving("queued") as (connection, tally):
+                job = _job(connection.execute(jobs.insert().values(values).returning(jobs)).one())
+                tally.submitted(job)
+            return job, True
         except IntegrityError:  # the idempotency key is taken
             before = self._same_as_before(owner, str(idempotency_key), fingerprint)
         if before is not None:
@@ -167,8 +174,8 @@ class JobStore:
 
     def cancel(self, job: str, owner: str | None = None) -> Job:
         """Cancel a queued or running job; its worker stops at the next step. Raises NotFound, or Conflict when it has ended."""
-        with self._database.write("ended", "revoked") as connection:
-            rows = self._move(connection, Status.CANCELLED, jobs.c.id == job, *owned(owner), **_ended())
+        with self._moving("ended", "revoked") as (connection, tally):
+            rows = self._move(connection, tally, Status.CANCELLED, jobs.c.id == job, *owned(owner), **_ended())
             if rows:
                 return rows[0]
             ended = self._get(connection, job, owner)
@@ -179,35 +186,40 @@ class JobStore:
 
         Raises NotFound, or Conflict when it has not ended, or has succeeded.
         """
-        with self._database.write("queued") as connection:
+        with self._moving("queued") as (connection, tally):
             found = self._get(connection, job, owner)
             anew: dict[str, Any] = {
-                "turn": _turn(found.request, found.owner),
                 "created_at": now(),
                 "deadline_at": now() + (found.deadline_at - found.created_at),
                 "max_attempts": found.attempt + max_attempts,
             }
             blank = dict.fromkeys(("started_at", "finished_at", "error"))
             ended = state_is(Status.FAILED, Status.CANCELLED, Status.EXPIRED)
-            rows = self._move(connection, Status.QUEUED, jobs.c.id == job, ended, **{**_unclaimed(), **blank, **anew})
+            rows = self._move(
+                connection, tally, Status.QUEUED, jobs.c.id == job, ended, **{**_unclaimed(), **blank, **anew}
+            )
         if not rows:
             raise Conflict(f"Job {job} cannot be retried: it is {found.status}")
         return rows[0]
 
     def delete(self, job: str, owner: str | None = None) -> Job:
         """Forget a job, whatever its state; its worker stops at the next step. The job as it was. Raises NotFound."""
-        with self._database.write("ended", "revoked") as connection:
-            deleted = connection.execute(
-                jobs.delete().where(jobs.c.id == job, *owned(owner)).returning(jobs)
-            ).one_or_none()
-        if deleted is None:
-            raise NotFound(f"There is no job {job}")
-        return _job(deleted)
+        with self._moving("ended", "revoked") as (connection, tally):
+            row = connection.execute(jobs.delete().where(jobs.c.id == job, *owned(owner)).returning(jobs)).one_or_none()
+            if row is None:
+                raise NotFound(f"There is no job {job}")
+            deleted = _job(row)
+            if deleted.status is Status.QUEUED:
+                tally.left(deleted)
+        return deleted
 
     # --- Workers ----------------------------------------------------------------------------------------------------
 
     def claim(self, worker: str, model: str, lease_s: float) -> Job | None:
-        """Take the next job of a model: by priority, then turn, then age. None when there is none, or the model is paused."""
+        """Take the next job of a model: of the owner whose turn it is, the first by priority, then age.
+
+        None when there is none, or the model is paused.
+        """
         paused = sa.exists().where(pauses.c.model == model)
         waiting = sa.select(jobs.c.id).where(
             jobs.c.model == model, state_is(Status.QUEUED), jobs.c.deadline_at > now(), ~paused
@@ -215,19 +227,24 @@ class JobStore:
         with self._database.read() as connection:  # an idle worker must not take the write lock for nothing
             if connection.execute(waiting.limit(1)).one_or_none() is None:
                 return None
-        first = waiting.order_by(jobs.c.priority.desc(), jobs.c.turn, jobs.c.created_at, jobs.c.id).limit(1)
-        with self._database.write() as connection:
-            claimed = self._move(
-                connection,
-                Status.RUNNING,
-                jobs.c.id == first.with_for_update(skip_locked=True).scalar_subquery(),
-                attempt=jobs.c.attempt + 1,
-                worker=worker,
-                started_at=now(),
-                lease_until=now() + lease_s,
-                progress=None,
-            )
-        return claimed[0] if claimed else None
+        with self._moving() as (connection, tally):
+            alone(connection, f"the turns of {model}")
+            for share in in_turn(connection, model)[:_MOST_SHARES_TRIED]:
+                first = waiting.where(*queued_in(share.key)).order_by(*OWN_ORDER).limit(1)
+                claimed = self._move(
+                    connection,
+                    tally,
+                    Status.RUNNING,
+                    jobs.c.id == first.with_for_update(skip_locked=True).scalar_subquery(),
+                    attempt=jobs.c.attempt + 1,
+                    worker=worker,
+                    started_at=now(),
+                    lease_until=now() + lease_s,
+                    progress=None,
+                )
+                if claimed:
+                    return claimed[0]
+        return None
 
     def heartbeat(self, beats: Sequence[Beat], lease_s: float) -> set[str]:
         """Extend the leases of what a worker holds and tell the world how far it is. The jobs that are no longer its own."""
@@ -260,9 +277,10 @@ class JobStore:
 
         May be called again after StoreUnavailable: a publication whose acknowledgement was lost is recognised.
         """
-        with self._database.write("ended") as connection:
+        with self._moving("ended") as (connection, tally):
             published = self._move(
                 connection,
+                tally,
                 Status.SUCCEEDED,
                 *_claim(job.id, job.attempt, job.worker),
                 audio=[dict(file) for file in audio],
@@ -300,10 +318,11 @@ class JobStore:
         again = uncounted or (error.retryable and job.attempt < job.max_attempts)
         most = jobs.c.max_attempts + int(uncounted)
         reason = {"code": error.code, "message": error.message}
-        with self._database.write("queued" if again else "ended") as connection:
+        with self._moving("queued" if again else "ended") as (connection, tally):
             if again:
                 moved = self._move(
                     connection,
+                    tally,
                     Status.QUEUED,
                     *_claim(job.id, job.attempt, job.worker),
                     **_unclaimed(),
@@ -311,9 +330,8 @@ class JobStore:
                     max_attempts=most,
                 )
             else:
-                moved = self._move(
-                    connection, Status.FAILED, *_claim(job.id, job.attempt, job.worker), error=reason, **_ended()
-                )
+                held = _claim(job.id, job.attempt, job.worker)
+                moved = self._move(connection, tally, Status.FAILED, *held, error=reason, **_ended())
         return bool(moved)
 
     # --- Upkeep -----------------------------------------------------------------------------------------------------
@@ -331,11 +349,13 @@ class JobStore:
             due = sa.and_(state_is(*origins(Status.EXPIRED)), sa.or_(overdue, too_long, lost))
             if connection.execute(sa.select(jobs.c.id).where(due).limit(1)).first() is None:
                 return 0
-        with self._database.write("queued", "ended", "revoked") as connection:
-            moved = self._expire_unstored(connection, overdue)
-            moved += self._move(connection, Status.EXPIRED, overdue, error=_reason(DeadlineExceeded()), **_ended())
-            moved += self._move(connection, Status.FAILED, too_long, error=_reason(RunLimitExceeded()), **_ended())
-            moved += self._give_up(connection, lost)
+        with self._moving("queued", "ended", "revoked") as (connection, tally):
+            expired = _reason(DeadlineExceeded())
+            too_slow = _reason(RunLimitExceeded())
+            moved = self._expire_unstored(connection, tally, overdue)
+            moved += self._move(connection, tally, Status.EXPIRED, overdue, error=expired, **_ended())
+            moved += self._move(connection, tally, Status.FAILED, too_long, error=too_slow, **_ended())
+            moved += self._give_up(connection, tally, lost)
         return len(moved)
 
     def slept(self, seconds: float) -> None:
@@ -344,7 +364,7 @@ class JobStore:
         with self._database.write() as connection:
             connection.execute(jobs.update().where(state_is(Status.RUNNING)).values(later))
 
-    def _expire_unstored(self, connection: sa.Connection, overdue: Any) -> list[Job]:
+    def _expire_unstored(self, connection: sa.Connection, tally: Tally, overdue: Any) -> list[Job]:
         """A song that the audio store refused until the job's deadline tells why."""
         found = connection.execute(
             sa.select(jobs.c.id, jobs.c.progress).where(state_is(Status.RUNNING), _STORING, overdue)
@@ -353,19 +373,31 @@ class JobStore:
         for job, progress in found:
             why = f"The job's deadline (deadline_s) passed while its song waited to be stored: {progress.get('detail')}"
             error = _reason(DeadlineExceeded(why))
-            moved += self._move(connection, Status.EXPIRED, jobs.c.id == job, overdue, error=error, **_ended())
+            moved += self._move(connection, tally, Status.EXPIRED, jobs.c.id == job, overdue, error=error, **_ended())
         return moved
 
     def abandon(self, worker: str) -> int:
         """Give up every claim of a worker that is known to be dead, without waiting for its leases. How many."""
-        with self._database.write("queued", "ended") as connection:
-            return len(self._give_up(connection, sa.and_(state_is(Status.RUNNING), jobs.c.worker == worker)))
+        with self._moving("queued", "ended") as (connection, tally):
+            return len(self._give_up(connection, tally, sa.and_(state_is(Status.RUNNING), jobs.c.worker == worker)))
 
-    def _give_up(self, connection: sa.Connection, which: Any) -> list[Job]:
-        again = self._move(connection, Status.QUEUED, which, jobs.c.attempt < jobs.c.max_attempts, **_unclaimed())
-        return again + self._move(connection, Status.FAILED, which, error=_reason(WorkerLost()), **_ended())
+    def _give_up(self, connection: sa.Connection, tally: Tally, which: Any) -> list[Job]:
+        left = jobs.c.attempt < jobs.c.max_attempts
+        again = self._move(connection, tally, Status.QUEUED, which, left, **_unclaimed())
+        lost = _reason(WorkerLost())
+        return again + self._move(connection, tally, Status.FAILED, which, error=lost, **_ended())
 
-    def _move(self, connection: sa.Connection, target: Status, *where: Any, **values: Any) -> list[Job]:
+    # --- Moves ------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _moving(self, *topics: Topic) -> Iterator[tuple[sa.Connection, Tally]]:
+        """A transaction in which jobs enter, leave and move; the shares follow at its end."""
+        with self._database.write(*topics) as connection:
+            tally = Tally()
+            yield connection, tally
+            tally.write(connection)
+
+    def _move(self, connection: sa.Connection, tally: Tally, target: Status, *where: Any, **values: Any) -> list[Job]:
         """The one way in which a state changes: from the legal origins of `target` only."""
         rows = connection.execute(
             jobs.update()
@@ -374,25 +406,23 @@ class JobStore:
             .returning(jobs)
         )
         moved = [_job(row) for row in rows]
+        for job in moved:
+            _count(tally, job)
         if target.final:
             enqueue(connection, moved)
         return moved
 
 
-def _turn(request: MusicRequest, owner: str) -> Any:
-    """A new job's place among the owners of one model and priority, in seconds of audio: start-time fair queueing.
-
-    An owner's job comes after its own last queued one by that one's length, and a newcomer's first where the queue's head is, so
-    that who asks for much does not keep others waiting (Goyal, Vin and Cheng 1996).
-    """
-    queue = (state_is(Status.QUEUED), jobs.c.model == request.model, jobs.c.priority == request.priority)
-    head = sa.select(sa.func.min(jobs.c.turn)).where(*queue).scalar_subquery()
-    own = (
-        sa.select(sa.func.max(jobs.c.turn + jobs.c.audio_seconds))
-        .where(*queue, jobs.c.owner == owner)
-        .scalar_subquery()
-    )
-    return sa.func.coalesce(own, head, 0.0)
+def _count(tally: Tally, moved: Job) -> None:
+    """Tell the shares of a move. A queued job has no worker and one that ran keeps it, so a job that ended tells where it was."""
+    if moved.status is Status.RUNNING:
+        tally.claimed(moved)
+    elif moved.status is Status.QUEUED and moved.started_at is None:
+        tally.submitted(moved)
+    elif moved.status is Status.QUEUED:
+        tally.returned(moved)
+    elif moved.worker is None:
+        tally.left(moved)
 
 
 def fingerprint(body: bytes) -> str:
@@ -414,7 +444,6 @@ def _ended() -> dict[str, Any]:
 
 
 def _unclaimed() -> dict[str, Any]:
-    # The turn stays: it is the earliest, so the job goes first.
     return {"lease_until": None, "worker": None, "progress": None}
 
 
@@ -429,8 +458,9 @@ def _job(row: Any) -> Job:
         model=row.model,
         status=Status(row.state),
         priority=row.priority,
-        turn=row.turn,
+        rank=row.rank,
         request=MusicRequest.model_validate(row.request),
+        audio_seconds=row.audio_seconds,
         created_at=row.created_at,
         deadline_at=row.deadline_at,
         attempt=row.attempt,

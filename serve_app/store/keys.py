@@ -25,14 +25,18 @@ class KeyStore:
     def __init__(self, database: Database):
         self._database = database
 
-    def create(self, name: str) -> str:
-        """Make a key and return its token, which is shown this once. Raises Conflict when the name is taken."""
+    def create(self, name: str, outranks: bool = False) -> str:
+        """Make a key and return its token, which is shown this once. Raises Conflict when the name is taken.
+
+        `outranks`: its jobs' priorities count among the jobs of all keys, which are otherwise all taken to be 5.
+        """
         if not NAME.fullmatch(name):
             raise InvalidRequest(f"{name!r} is no name for a key: 1 to 64 letters, digits, '.', '_' and '-'")
         token = f"sophia-{secrets.token_urlsafe(32)}"
         try:
             with self._database.write() as connection:
-                connection.execute(api_keys.insert().values(name=name, sha256=_digest(token), created_at=now()))
+                row = {"name": name, "sha256": _digest(token), "created_at": now(), "outranks": outranks}
+                connection.execute(api_keys.insert().values(row))
         except IntegrityError as error:
             raise Conflict(f"There is a key named {name!r} already; revoke it first or take another name") from error
         return token
@@ -49,6 +53,11 @@ class KeyStore:
         query = sa.select(api_keys.c.name, api_keys.c.created_at).order_by(api_keys.c.name)
         with self._database.read() as connection:
             return [(name, created_at) for name, created_at in connection.execute(query)]
+
+    def outranking(self) -> set[str]:
+        """The names of the keys whose jobs' priorities count among the jobs of all keys."""
+        with self._database.read() as connection:
+            return set(connection.execute(sa.select(api_keys.c.name).where(api_keys.c.outranks)).scalars())
 
     def digests(self) -> dict[str, str]:
         """Name to SHA-256 of every key, for `owner_of`."""

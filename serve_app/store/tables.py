@@ -14,7 +14,8 @@ jobs = sa.Table(
     sa.Column("model", sa.Text, nullable=False),
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("priority", sa.SmallInteger, nullable=False),
-    sa.Column("turn", sa.Double, nullable=False, server_default="0"),  # fair order among owners, in audio seconds
+    sa.Column("turn", sa.Double, nullable=False, server_default="0"),  # read by versions before 0009 in a rollout only
+    sa.Column("rank", sa.SmallInteger, nullable=False, server_default="5"),  # among owners; see store/shares.py
     sa.Column("request", sa.JSON, nullable=False),
     sa.Column("audio_seconds", sa.Double, nullable=False),  # duration x variations, for estimates
     sa.Column("idempotency_key", sa.Text),
@@ -50,7 +51,14 @@ def _partial(name: str, *columns: str | sa.UnaryExpression[int], where: str, uni
     )
 
 
-_partial("jobs_queue", "model", jobs.c.priority.desc(), "turn", "created_at", "id", where="state = 'queued'")
+_partial(  # audio_seconds is in it so that lengths are added up without a look at the table
+    "jobs_queue",
+    *("model", "rank", "owner", jobs.c.priority.desc(), "created_at", "id", "audio_seconds"),
+    where="state = 'queued'",
+)
+_partial("jobs_waiting", "created_at", where="state = 'queued'")
+_partial("jobs_live", "state", "id", where="finished_at is null")
+_partial("jobs_live_by_owner", "owner", "state", "id", where="finished_at is null")
 _partial("jobs_leases", "lease_until", where="state = 'running'")
 _partial("jobs_deadlines", "deadline_at", where="state in ('queued', 'running')")
 _partial("jobs_measured", "model", "finished_at", where="state = 'succeeded'")
@@ -69,6 +77,26 @@ def state_is(*states: Status) -> sa.ColumnElement[bool]:
     names = [state.value for state in states]
     return jobs.c.state.in_(sa.bindparam(None, names, expanding=True, literal_execute=True))
 
+
+shares = sa.Table(  # what each owner has queued, and whose turn it is
+    "shares",
+    metadata,
+    sa.Column("model", sa.Text, primary_key=True),
+    sa.Column("owner", sa.Text, primary_key=True),
+    sa.Column("rank", sa.SmallInteger, primary_key=True),
+    sa.Column("jobs", sa.BigInteger, nullable=False),  # queued
+    sa.Column("audio_s", sa.Double, nullable=False),  # of the queued ones
+    sa.Column("turn", sa.Double, nullable=False),  # where the next one starts, in seconds of audio
+    sa.Column("served", sa.Double, nullable=False),  # the largest turn that was served
+)
+sa.Index("shares_clock", shares.c.model, shares.c.rank, shares.c.served)
+sa.Index(
+    "shares_queued",
+    *(shares.c.model, shares.c.rank, shares.c.turn),
+    sqlite_where=sa.text("jobs > 0"),
+    postgresql_where=sa.text("jobs > 0"),
+)
+sa.Index("shares_by_owner", shares.c.owner)
 
 webhook_deliveries = sa.Table(
     "webhook_deliveries",
@@ -195,4 +223,7 @@ api_keys = sa.Table(
     sa.Column("name", sa.Text, primary_key=True),
     sa.Column("sha256", sa.Text, nullable=False, unique=True),
     sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column(
+        "outranks", sa.Boolean, nullable=False, server_default=sa.false()
+    ),  # its priorities count among all keys' jobs
 )
