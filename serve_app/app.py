@@ -5,6 +5,7 @@ import os
 import subprocess
 import threading
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +27,7 @@ from serve_app.jobs import new_id
 from serve_app.processes import this_host
 from serve_app.raylet import watch_raylet
 from serve_app.scaling import autoscaling_config
+from serve_app.settings import read_args
 from serve_app.store import Store
 from serve_app.weights import DEFAULT_REPOSITORY, DEFAULT_REVISION
 from serve_app.worker.deployment import MusicWorker
@@ -39,8 +41,14 @@ NODES_FRESH_S: Final = 2.0
 _PATIENCE_S: Final = 1.0
 
 
-def build(args: AppArgs) -> serve.Application:
-    """The Serve application: API processes in front, one deployment of workers for each model."""
+def build(args: AppArgs | Mapping[str, Any]) -> serve.Application:
+    """The Serve application: API processes in front, one deployment of workers for each model.
+
+    Serve gives `args:` of its config file. It must not validate them itself, as it would for a pydantic class here: its errors
+    repeat what was given, passwords too. Raises ConfigurationError.
+    """
+    if not isinstance(args, AppArgs):
+        args = read_args(args)
     cluster_has_gpu = ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0
     models = {name: _resolved(name, model, cluster_has_gpu) for name, model in args.models.items()}
     args = args.model_copy(update={"models": models})

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import yaml
-from pydantic import ValidationError
 
 from serve_app import __version__
 from serve_app.config import AppArgs, ModelArgs
 from serve_app.errors import ConfigurationError, NotFound, SophiaError
 from serve_app.jobs import Status
+from serve_app.settings import load_args
 from serve_app.store import Store
 from serve_app.store.costs import Account, DeviceUse, OwnerUse
 from serve_app.webhooks import shown_secret, signing_keys
@@ -29,21 +29,6 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"sophia: {error.message} [{error.code}]", file=sys.stderr)
         return 1
     return result
-
-
-def load_args(config: Path | None) -> AppArgs:
-    """The configuration of the Sophia application in a Serve config file; without a file, defaults and environment."""
-    try:
-        if config is None:
-            return AppArgs()
-        document = yaml.safe_load(config.read_text())
-        ours = [app for app in document["applications"] if str(app["import_path"]).startswith("serve_app.app:")]
-        return AppArgs.model_validate(ours[0].get("args", {}))
-    except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
-        raise ConfigurationError(f"{config or 'environment'}: {wrong}") from None  # its own text may show a secret
-    except (OSError, KeyError, IndexError, TypeError, yaml.YAMLError) as error:
-        raise ConfigurationError(f"{config} is not a Serve config with a Sophia application: {error}") from error
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -22,7 +22,7 @@ _WEBHOOK_PREFIX: Final = "whsec_"
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
 
 class SimulatedArgs(_Strict):
@@ -224,6 +224,7 @@ class AppArgs(BaseSettings):
 
     model_config = SettingsConfigDict(
         extra="forbid",
+        hide_input_in_errors=True,  # a value in the wrong place may be a password
         env_prefix="SOPHIA_",
         env_nested_delimiter="__",
         secrets_dir=os.environ.get("SOPHIA_SECRETS_DIR"),
@@ -275,7 +276,7 @@ class AppArgs(BaseSettings):
     def _absolute(cls, folder: Path) -> Path:
         folder = folder.expanduser()
         if not folder.is_absolute():
-            raise ValueError(f"data_dir must be an absolute path or start with ~, got {str(folder)!r}")
+            raise ValueError("data_dir must be an absolute path or start with ~")
         return folder
 
     @field_validator("webhook_secret")
@@ -290,7 +291,7 @@ class AppArgs(BaseSettings):
         if self.default_model is None:
             self.default_model = next(iter(self.models))
         if self.default_model not in self.models:
-            raise ValueError(f"default_model {self.default_model!r} is not among the models {sorted(self.models)}")
+            raise ValueError(f"default_model is not among the models {sorted(self.models)}")
         return self
 
     @property

@@ -24,7 +24,7 @@ class Selector:
         """The selector that Ray sees in `text`. Raises ValueError."""
         found = _SELECTOR.fullmatch(text)
         if found is None:
-            raise ValueError(f"must be {_ALLOWED}; got {text!r}")
+            raise ValueError(f"must be {_ALLOWED}")
         return cls(tuple(re.split(", ?", found[2] or found[3])), negated=bool(found[1]))
 
     def fits(self, label: str | None) -> bool:
@@ -37,6 +37,6 @@ def selector_text(given: Any) -> str:
     if isinstance(given, list | tuple) and all(isinstance(value, str) for value in given):
         given = f"in({','.join(given)})"
     if not isinstance(given, str):
-        raise ValueError(f"must be {_ALLOWED}; got {given!r}")
+        raise ValueError(f"must be {_ALLOWED}")
     Selector.parse(given)
     return given

@@ -8,11 +8,11 @@ from pydantic import ValidationError
 from ray._private.label_utils import validate_label_selector
 from ray.serve.schema import ServeDeploySchema
 
-from serve_app.cli import load_args
 from serve_app.config import AppArgs, ModelArgs
 from serve_app.errors import ConfigurationError
 from serve_app.exposure import keys_are_needed
 from serve_app.labels import Selector
+from serve_app.settings import load_args
 from tests import settings_table
 
 ROOT = Path(__file__).parents[1]
@@ -35,7 +35,7 @@ def test_an_environment_variable_beats_the_file(monkeypatch: pytest.MonkeyPatch)
         ({"models": {}}, "models"),
         ({"models": {"a": {"source": "embedded", "gpu": 1}}}, "gpu"),
         ({"models": {"a": {"device": "tpu"}}}, "device"),
-        ({"default_model": "b"}, "'b' is not among"),
+        ({"default_model": "b"}, "default_model is not among"),
         ({"data_dir": "relative"}, "absolute"),
         ({"queue": {"lease_s": 0}}, "lease_s"),
         (
@@ -43,7 +43,7 @@ def test_an_environment_variable_beats_the_file(monkeypatch: pytest.MonkeyPatch)
             r"models\.a\.label_selector\.zone\n.*a list of values",
         ),
         ({"models": {"a": {"label_selector": {"zone": "(a)"}}}}, r"must be a label's value"),
-        ({"models": {"a": {"label_selector": {"zone": ["a", "!b"]}}}}, r"got 'in\(a,!b\)'"),
+        ({"models": {"a": {"label_selector": {"zone": ["a", "!b"]}}}}, r"label_selector\.zone"),
         ({"models": {"a": {"label_selector": {"zone": []}}}}, r"label_selector\.zone"),
         ({"models": {"a": {"label_selector": {"zone": 7}}}}, r"label_selector\.zone"),
     ],
