@@ -14,6 +14,7 @@ import ray
 from fastapi import FastAPI
 from ray import serve
 from ray._private.state import available_resources_per_node
+from ray._private.worker import global_worker
 from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
@@ -51,7 +52,7 @@ def build(args: AppArgs | Mapping[str, Any]) -> serve.Application:
         args = read_args(args)
     cluster_has_gpu = ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0
     models = {name: _resolved(name, model, cluster_has_gpu) for name, model in args.models.items()}
-    args = args.model_copy(update={"models": models})
+    args = args.model_copy(update={"models": models, "cluster_name": args.cluster_name or _ray_cluster()})
     deployment = new_id()  # a new build is a new chance: the crash breaker begins afresh
     if ray.is_initialized():
         vault.keep(_database_of(deployment), args.resolved_database_url)
@@ -86,6 +87,11 @@ def _resolved(name: str, model: ModelArgs, cluster_has_gpu: bool) -> ModelArgs:
     return model.model_copy(update={"device": device, "source": "embedded"})
 
 
+def _ray_cluster() -> str:
+    """Ray's id of this cluster; empty outside of one."""
+    return str(global_worker.gcs_client.cluster_id.hex()) if ray.is_initialized() else ""
+
+
 def _workers(name: str, args: AppArgs, deployment: str) -> serve.Deployment:
     model = args.models[name]
     options: dict[str, Any] = {"num_cpus": model.num_cpus}
@@ -107,6 +113,7 @@ def _scaling(name: str, args: AppArgs, deployment: str) -> dict[str, Any]:
         "database": _database_of(deployment),
         "model": name,
         "deployment": deployment,
+        "cluster": args.cluster_name or "",
         "breaker": args.breaker.model_dump(),
     }
     return autoscaling_config(args.models[name].scaling, "serve_app.store.fleet:open_fleet", source)

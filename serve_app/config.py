@@ -252,6 +252,12 @@ class AppArgs(BaseSettings):
     default_model: str | None = Field(
         None, description="The model of requests that name none; the first one when not given."
     )
+    cluster_name: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9._-]{1,64}$",
+        description="This cluster's name among the clusters that share one database; no two may have the same. Ray's own id of the "
+        "cluster when not given, which is another after its head started again.",
+    )
     api: ApiArgs = ApiArgs()
     auth: AuthArgs = AuthArgs()
     queue: QueueArgs = QueueArgs()

@@ -70,6 +70,8 @@ class Observation:
     """Workers that can generate at this moment, of any build."""
     stuck: int = 0
     """Workers that wait on a host where the model cannot be loaded, while other hosts can."""
+    clusters: int = 1
+    """How many clusters share what waits; the numbers above are this one's part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +206,8 @@ def _work_in_words(count: int, seen: Observation, bounds: ScalingArgs) -> str:
     work_s, jobs = seen.queued_work_s + seen.running_left_s, seen.queued_jobs + seen.running_jobs
     if not jobs:
         return "no work"
-    said = f"{work_s:.0f} s of work in {jobs} jobs ({seen.queued_jobs} waiting); {count} workers"
+    part = f", this cluster's part among {seen.clusters}" if seen.clusters > 1 else ""
+    said = f"{work_s:.0f} s of work in {jobs} jobs ({seen.queued_jobs} waiting){part}; {count} workers"
     if count == jobs:
         return f"{said}, one for each"
     return f"{said} keep to about the {bounds.target_wait_s:g} s of wait you accept; one more is ready in {seen.startup_s:.0f} s"

@@ -459,6 +459,9 @@ class WorkerView(BaseModel):
     id: str = Field(description="The worker's id.", examples=["0190d8a4-7b5e-7c3a-9f00-3c5e8b1f2a4d"])
     model: str = Field(description="Its model.", examples=["ace-step"])
     node: str = Field(description="The node it runs on.", examples=["10.0.0.4"])
+    cluster: str = Field(
+        description="The cluster that runs it: `cluster_name`, or Ray's id of it.", examples=["on-premises"]
+    )
     device: str = Field(description="Its device.", examples=["cuda:0 NVIDIA GeForce RTX 4090"])
     phase: str = Field(
         description="starting, preflight, download, load, warm_up, idle, generating, draining or failed.",
@@ -474,24 +477,37 @@ class WorkerView(BaseModel):
     seen_at: datetime = Field(description="Its last heartbeat.", examples=["2026-11-24T10:00:00Z"])
 
 
+class ClusterView(BaseModel):
+    """How many workers of a model one cluster has, should have, and why."""
+
+    name: str = Field(description="The cluster: its `cluster_name`, or Ray's id of it.", examples=["on-premises"])
+    ready: int = Field(description="Its workers that can generate now.", examples=[1])
+    wanted: int = Field(description="Workers that it asks for.", examples=[1])
+    pending: int = Field(description="Those of them that have not spoken yet.", examples=[0])
+    reason: str = Field(description="Why that many.", examples=["min_workers is 1"])
+
+
 class ScaleView(BaseModel):
-    """How many workers a model has, should have, and why."""
+    """How many workers a model has, should have, and why: in all clusters that share the queue."""
 
     ready: int = Field(description="Workers that can generate now.", examples=[1])
     starting: int = Field(description="Workers on their way.", examples=[0])
     wanted: int = Field(description="Workers asked for.", examples=[1])
     pending: int = Field(description="Workers asked for that have not spoken yet.", examples=[0])
     pending_for: str | None = Field(
-        description="What they wait for.",
+        description="What those of the cluster that answers wait for.",
         examples=[
             "the 2 nodes that fit are full: a worker needs 0.5 CPU and 1 GPU. It starts when there is room, or a node more"
         ],
     )
     reason: str = Field(
-        description="Why that many.",
+        description="Why the cluster that answers wants its number.",
         examples=[
             "312 s of work in 9 jobs (7 waiting); 6 workers keep to about the 60 s of wait you accept; one more is ready in 40 s"
         ],
+    )
+    clusters: list[ClusterView] = Field(
+        description="Each cluster that shares the queue and decided within the last minute, the one that answers first."
     )
 
 

@@ -79,7 +79,8 @@ def test_a_decision_is_published_for_health(fleet: StoreFleet, store: Store):
     """The last target and reason are what others read."""
     fleet.publish(2, "because")
     fleet.publish(3, "more")
-    assert (store.decisions.all()["m"].target, store.decisions.all()["m"].reason) == (3, "more")
+    (decision,) = store.decisions.in_force()["m"]
+    assert (decision.target, decision.reason) == (3, "more")
 
 
 def test_a_start_up_is_measured_from_the_wish_to_the_readiness(fleet: StoreFleet, store: Store):

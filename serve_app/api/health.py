@@ -16,6 +16,7 @@ from serve_app.schemas import (
     TASKS,
     VARIANT_DEFAULTS,
     BreakerView,
+    ClusterView,
     CostView,
     Health,
     JobError,
@@ -86,8 +87,8 @@ async def readyz(parts: Parts, response: Response) -> Ready:
 def health(parts: Parts, owner: Owner) -> Health:
     """Jobs by state, oldest wait, each worker's phase with its progress and last error, scale and why."""
     workers = living(parts)
-    decisions = parts.store.decisions.all()
-    scale = {name: _scale(parts, workers, name, decisions.get(name)) for name in parts.args.models}
+    decisions = _decisions(parts)
+    scale = {name: _scale(parts, workers, name, decisions[name]) for name in parts.args.models}
     return Health(
         status="degraded" if parts.storage.failure() else _status(scale, _wanted(parts)),
         version=__version__,
@@ -125,14 +126,12 @@ def models(parts: Parts, owner: Owner) -> ModelList:
 def _wanted(parts: Context) -> set[str]:
     """The models that should have a worker now: not those that are asleep by design, but those that an
     open breaker or an operator's pause keeps from having one."""
-    decisions = parts.store.decisions.all()
+    decisions = _decisions(parts)
     paused = parts.store.pauses.all()
     return {
         name
-        for name, model in parts.args.models.items()
-        if (decisions[name].target if name in decisions else model.scaling.min_workers)
-        or breaker_of(parts, name).is_open
-        or name in paused
+        for name in parts.args.models
+        if any(decision.target for decision in decisions[name]) or breaker_of(parts, name).is_open or name in paused
     }
 
 
@@ -145,16 +144,42 @@ def _why_not(parts: Context, workers: list[WorkerRow], model: str) -> str:
     return f"{model}: {why_not_ready(parts, model, ours, parts.store.pauses.all().get(model))}"
 
 
-def _scale(parts: Context, workers: list[WorkerRow], name: str, decision: Decision | None) -> ScaleView:
-    least = parts.args.models[name].scaling.min_workers
-    decision = decision or Decision(least, f"models.{name}.scaling.min_workers is {least}")
-    pending = max(0, decision.target - len([worker for worker in workers if worker.model == name]))
+def _decisions(parts: Context) -> dict[str, list[Decision]]:
+    """What is wanted of each model of ours in each living cluster, in this one first."""
+    here = parts.args.cluster_name or ""
+    found = parts.store.decisions.in_force(here)
+    decisions: dict[str, list[Decision]] = {}
+    for name, model in parts.args.models.items():
+        decisions[name] = found.get(name, [])
+        if not decisions[name] or decisions[name][0].cluster != here:
+            least = model.scaling.min_workers
+            decisions[name].insert(0, Decision(least, f"models.{name}.scaling.min_workers is {least}", here))
+    return decisions
+
+
+def _scale(parts: Context, workers: list[WorkerRow], name: str, decisions: list[Decision]) -> ScaleView:
+    ours = [worker for worker in workers if worker.model == name]
+    here = decisions[0].cluster
+    clusters = [
+        _cluster([one for one in ours if (one.cluster or here) == decision.cluster], decision) for decision in decisions
+    ]
     return ScaleView(
         ready=len(_ready(workers, name)),
-        starting=len([worker for worker in workers if worker.model == name and is_coming(worker)]),
+        starting=sum(map(is_coming, ours)),
+        wanted=sum(cluster.wanted for cluster in clusters),
+        pending=sum(cluster.pending for cluster in clusters),
+        pending_for=(why_no_place(parts, name) or "Ray is starting them") if clusters[0].pending else None,
+        reason=decisions[0].reason,
+        clusters=clusters,
+    )
+
+
+def _cluster(workers: list[WorkerRow], decision: Decision) -> ClusterView:
+    return ClusterView(
+        name=decision.cluster,
+        ready=sum(map(is_ready, workers)),
         wanted=decision.target,
-        pending=pending,
-        pending_for=(why_no_place(parts, name) or "Ray is starting them") if pending else None,
+        pending=max(0, decision.target - len(workers)),
         reason=decision.reason,
     )
 
@@ -171,6 +196,7 @@ def _worker(parts: Context, row: WorkerRow) -> WorkerView:
         id=row.id,
         model=row.model,
         node=row.node,
+        cluster=row.cluster,
         device=row.device,
         phase=row.phase,
         since=moment(row.phase_since),

@@ -11,6 +11,7 @@ from serve_app.errors import ArtifactsUnavailable
 from serve_app.labels import Selector
 from serve_app.metrics import STARTING_PHASES
 from serve_app.store import Breaker, WorkerRow
+from serve_app.store.decisions import Decision
 from serve_app.store.pauses import Pause
 from serve_app.store.places import FAR
 from serve_app.store.workers import READY_PHASES
@@ -58,10 +59,11 @@ def breaker_of(parts: Context, model: str) -> Breaker:
 
 def why_waiting(parts: Context, model: str, ahead: int, workers: list[WorkerRow], pause: Pause | None) -> str:
     """Why a queued job waits that has `ahead` jobs before it. `workers` and `pause` are those of its model."""
-    if model not in parts.args.models:
+    elsewhere = [] if model in parts.args.models else _other_clusters(parts, model)
+    if model not in parts.args.models and not elsewhere:
         return (
-            f"the model {model!r} is not in this service's configuration any more. The job ends at its "
-            "deadline; cancel it and submit it to another model (GET /v1/models)"
+            f"the model {model!r} is not in this service's configuration any more, and no other cluster on this queue has it. The "
+            "job ends at its deadline; cancel it and submit it to another model (GET /v1/models)"
         )
     if pause is not None:
         return _paused(pause)
@@ -70,7 +72,16 @@ def why_waiting(parts: Context, model: str, ahead: int, workers: list[WorkerRow]
         jobs = "no job" if ahead == 0 else "1 job" if ahead == 1 else f"{ahead} jobs"
         jobs = f"at least {jobs}" if ahead == FAR else jobs
         return f"{jobs} before this one, {ready} worker{'s' * (ready != 1)} at work"
+    if elsewhere:
+        return f"another cluster plays this model, and has no worker for it yet: {elsewhere[0].reason}"
     return why_not_ready(parts, model, workers, pause)
+
+
+def _other_clusters(parts: Context, model: str) -> list[Decision]:
+    """What the other living clusters on this queue decided for a model."""
+    here = parts.args.cluster_name or ""
+    found = parts.store.decisions.in_force(here).get(model, [])
+    return [decision for decision in found if decision.cluster != here]
 
 
 def why_not_ready(parts: Context, model: str, workers: list[WorkerRow], pause: Pause | None) -> str:

@@ -95,7 +95,8 @@ class Upkeep:
         models = self._parts.args.models
         seen = [_seen(row) for row in living(self._parts)]
         open_breakers = {name: breaker_of(self._parts, name).is_open for name in models}
-        wanted = {name: decision.target for name, decision in self._store.decisions.all().items()}
+        decisions = self._store.decisions.in_force(self._parts.args.cluster_name or "")
+        wanted = {name: sum(one.target for one in ours) for name, ours in decisions.items() if name in models}
         self._board.tell(
             {
                 **metrics.queue(self._store.backlog.counts(), self._store.backlog.oldest_wait_s()),

@@ -1,40 +1,64 @@
-"""What the autoscaling policy wants, for those who ask why."""
+"""What the autoscaling policy of each cluster wants, for those who ask why, and for the other clusters on the same queue."""
 
+from collections import defaultdict
 from dataclasses import dataclass
+from typing import Final
 
 import sqlalchemy as sa
 
 from serve_app.store.database import Database, now
 from serve_app.store.tables import decisions
 
+LIVING_S: Final = 60.0
+"""A cluster that has not decided for so many seconds has left its share of the queue to the others."""
+
+_KEPT_S: Final = 86_400.0
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """How many workers a model should have, and why."""
+    """How many workers a model should have in one cluster, and why."""
 
     target: int
     reason: str
+    cluster: str = ""
 
 
 class DecisionStore:
-    """The table of decisions, one a model."""
+    """The table of decisions, one a model and cluster."""
 
     def __init__(self, database: Database):
         self._database = database
 
-    def publish(self, model: str, target: int, reason: str) -> None:
-        """Write the decision in force."""
-        values = {"target": target, "reason": reason, "decided_at": now()}
+    def publish(self, model: str, target: int, reason: str, cluster: str = "", takes_jobs: bool = True) -> None:
+        """Write a cluster's decision in force. `takes_jobs`: it can start workers for what waits."""
+        values = {"target": target, "reason": reason, "decided_at": now(), "takes_jobs": takes_jobs}
         lowered_at = sa.case((decisions.c.target > target, now()), else_=decisions.c.lowered_at)
+        ours = decisions.c.model == model, decisions.c.cluster == cluster
         with self._database.write(durable=False) as connection:
-            updated = connection.execute(
-                decisions.update().where(decisions.c.model == model).values(**values, lowered_at=lowered_at)
-            )
+            updated = connection.execute(decisions.update().where(*ours).values(**values, lowered_at=lowered_at))
             if updated.rowcount == 0:
-                connection.execute(decisions.insert().values(model=model, **values))
+                connection.execute(decisions.delete().where(decisions.c.decided_at < now() - _KEPT_S))
+                connection.execute(decisions.insert().values(model=model, cluster=cluster, **values))
 
-    def all(self) -> dict[str, Decision]:
-        """The decisions in force, by model."""
+    def in_force(self, cluster: str = "") -> dict[str, list[Decision]]:
+        """By model: the last decision of `cluster`, however old it is, then those of the other living clusters."""
+        ours = decisions.c.cluster == cluster
+        query = (
+            sa.select(decisions)
+            .where(sa.or_(ours, decisions.c.decided_at > now() - LIVING_S))
+            .order_by(sa.case((ours, 0), else_=1), decisions.c.cluster)
+        )
+        found: dict[str, list[Decision]] = defaultdict(list)
         with self._database.read() as connection:
-            rows = connection.execute(sa.select(decisions)).all()
-        return {row.model: Decision(row.target, row.reason) for row in rows}
+            for row in connection.execute(query):
+                found[row.model].append(Decision(row.target, row.reason, row.cluster))
+        return dict(found)
+
+    def takers(self, model: str) -> set[str]:
+        """The living clusters that can start workers for a model."""
+        query = sa.select(decisions.c.cluster).where(
+            decisions.c.model == model, decisions.c.takes_jobs, decisions.c.decided_at > now() - LIVING_S
+        )
+        with self._database.read() as connection:
+            return set(connection.execute(query).scalars())

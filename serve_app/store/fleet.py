@@ -4,7 +4,8 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final
 
 import sqlalchemy as sa
 
@@ -12,9 +13,9 @@ from serve_app import vault
 from serve_app.config import BreakerArgs, ScalingArgs
 from serve_app.jobs import Status
 from serve_app.scaling import WINDOW_S, WINDOWS, Observation
-from serve_app.store import Breaker, Store
+from serve_app.store import Breaker, Store, WorkerRow
 from serve_app.store.database import now, statement_time
-from serve_app.store.tables import jobs, loads, state_is
+from serve_app.store.tables import jobs, loads, state_is, workers
 from serve_app.store.workers import READY_PHASES
 
 _RECENT = 1000  # loads; more workers than that do not come up within one start-up of each other
@@ -22,62 +23,96 @@ _MEASURED_STARTUPS = 20
 _LONGEST_STARTUP_S = 1800.0  # what takes longer waited for a card that nobody had, and says nothing of the next start
 _ALIVE_S = 60.0  # a worker that said nothing for so long does not count; its host, or its lease, will see to its job
 
+REPEAT_S: Final = 15.0
+"""A decision that stays the same is written again so often: other clusters see by it that this one lives."""
+
 
 def open_fleet(
-    bounds: ScalingArgs, database: str, model: str, deployment: str, breaker: dict[str, float]
+    bounds: ScalingArgs, database: str, model: str, deployment: str, breaker: dict[str, float], cluster: str = ""
 ) -> "StoreFleet":
     """The Fleet of one model, for the policy's thread in Serve's controller; `database` names its address in the vault."""
-    return StoreFleet(Store(vault.read(database)), model, deployment, bounds, BreakerArgs.model_validate(breaker))
+    store = Store(vault.read(database))
+    return StoreFleet(store, model, deployment, bounds, BreakerArgs.model_validate(breaker), cluster)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A cluster's part of what waits for all clusters: an even one, and what cannot be divided goes to the first ones."""
+
+    rank: int = 0
+    clusters: int = 1
+
+    def of(self, count: int, work_s: float) -> tuple[int, float]:
+        """The part of `count` jobs with `work_s` seconds of work."""
+        ours = count // self.clusters + (self.rank < count % self.clusters)
+        return ours, work_s * ours / count if count else 0.0
 
 
 class StoreFleet:
-    """One model's jobs and workers in the store. Raises StoreUnavailable when it is away."""
+    """One model's jobs and workers in the store, as far as they are one cluster's. Raises StoreUnavailable when it is away.
 
-    def __init__(self, store: Store, model: str, deployment: str, bounds: ScalingArgs, breaker: BreakerArgs):
+    Several clusters may serve one queue. Workers and running jobs are their cluster's; what waits is shared evenly among the
+    clusters that can start workers. What has waited for longer than it should is every cluster's: whoever was to take it did not.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        model: str,
+        deployment: str,
+        bounds: ScalingArgs,
+        breaker: BreakerArgs,
+        cluster: str = "",
+    ):
         self._store, self._model, self._deployment = store, model, deployment
-        self._bounds, self._breaker = bounds, breaker
-        self._published: tuple[int, str] | None = None
+        self._bounds, self._breaker, self._cluster = bounds, breaker, cluster
+        self._takes_jobs = True
+        self._published: tuple[int, str, bool] | None = None
+        self._published_at = 0.0
         self._startups = Startups()
 
     def observe(self) -> Observation:
         """The present state."""
         speed = self._store.backlog.speed(self._model) or self._bounds.work_prior
-        ours = [row for row in self._store.workers.seen(_ALIVE_S) if row.model == self._model]
+        share = self._share()
+        ours = [row for row in self._store.workers.seen(_ALIVE_S) if self._is_ours(row)]
         draining = [row.id for row in ours if row.phase == "draining"]
         with self._store.database.read() as connection:
-            queued, queued_audio_s = connection.execute(self._queued()).one()
+            self._startups.ready(ready := connection.execute(self._ready()).all())
+            startup_s = self._startup_s()
+            queued, queued_audio_s = self._queued(connection, share, startup_s)
             running = connection.execute(self._running(draining)).all()
-            ready = connection.execute(self._ready()).all()
-            arrivals = self._arrivals(connection, speed)
+            arrivals = self._arrivals(connection, speed, share)
             idle_s = 0.0 if queued or running else connection.execute(self._last_end()).scalar()
-        self._startups.ready(ready)
         ready_now = sum(row.phase in READY_PHASES for row in ours)
         breaker = self._store.loads.breaker(self._model, self._deployment, self._breaker)
         others = any(row.phase not in ("failed", "draining") for row in ours)
         one_host = breaker.is_open and not breaker.everywhere and others
+        self._takes_jobs = one_host or not breaker.is_open
         return Observation(
             queued_jobs=queued,
             queued_work_s=queued_audio_s * speed,
             running_jobs=len(running),
             running_left_s=sum(max(row.audio_seconds * speed - row.ran_s, 0.0) for row in running),
             ready_s=tuple(row.age_s for row in ready),
-            startup_s=self._startups.median_s
-            or self._store.loads.startup_s(self._model)
-            or self._bounds.startup_prior_s,
+            startup_s=startup_s,
             arrivals=arrivals,
             idle_s=float("inf") if idle_s is None else idle_s,
             breaker=_in_words(breaker) if breaker.is_open and not one_host else None,
             paused=self._paused(),
             ready_now=ready_now,
             stuck=sum(row.phase == "failed" for row in ours) if one_host else 0,
+            clusters=share.clusters,
         )
 
     def publish(self, target: int, reason: str) -> None:
-        """Show the decision in /v1/health; writes only what is new."""
+        """Show the decision in /v1/health and to the other clusters; writes what is new, and now and then that it still holds."""
         self._startups.wanted(target)
-        if (target, reason) != self._published:
-            self._store.decisions.publish(self._model, target, reason)
-            self._published = (target, reason)
+        told = (target, reason, self._takes_jobs)
+        if told != self._published or time.monotonic() > self._published_at + REPEAT_S:
+            self._store.decisions.publish(self._model, target, reason, self._cluster, self._takes_jobs)
+            self._published = told
+            self._published_at = time.monotonic()
 
     def close(self) -> None:
         """Give the connections back."""
@@ -87,12 +122,36 @@ class StoreFleet:
         pause = self._store.pauses.all().get(self._model)
         return pause.reason if pause else None
 
-    def _queued(self) -> sa.Select[Any]:
+    def _share(self) -> Share:
+        takers = sorted(self._store.decisions.takers(self._model) | {self._cluster})
+        return Share(takers.index(self._cluster), len(takers))
+
+    def _is_ours(self, worker: WorkerRow) -> bool:
+        return worker.model == self._model and worker.cluster in self._our_names
+
+    @property
+    def _our_names(self) -> tuple[str, ...]:
+        """A worker of a version that told no cluster may be ours."""
+        return self._cluster, ""
+
+    def _startup_s(self) -> float:
+        loading_s = self._store.loads.startup_s(self._model)
+        return self._startups.median_s or loading_s or self._bounds.startup_prior_s
+
+    def _queued(self, connection: sa.Connection, share: Share, startup_s: float) -> tuple[int, float]:
+        """(jobs, seconds of audio) that wait for this cluster."""
+        late = jobs.c.created_at < now() - (self._bounds.target_wait_s + startup_s)
+        audio_s = sa.func.sum(jobs.c.audio_seconds)
         waiting = jobs.c.model == self._model, state_is(Status.QUEUED)
-        return sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(jobs.c.audio_seconds), 0.0)).where(*waiting)
+        sums = sa.func.count(), audio_s, sa.func.count().filter(late), audio_s.filter(late)
+        count, total_s, late_count, late_s = connection.execute(sa.select(*sums).where(*waiting)).one()
+        shared, shared_s = share.of(count - late_count, (total_s or 0.0) - (late_s or 0.0))
+        return shared + late_count, shared_s + (late_s or 0.0)
 
     def _running(self, draining: list[str]) -> sa.Select[Any]:
-        at_work = jobs.c.model == self._model, state_is(Status.RUNNING), jobs.c.worker.not_in(draining)
+        others = sa.select(workers.c.id).where(workers.c.cluster.not_in(self._our_names))
+        ours = jobs.c.worker.not_in(draining), jobs.c.worker.not_in(others)
+        at_work = jobs.c.model == self._model, state_is(Status.RUNNING), *ours
         return sa.select(jobs.c.audio_seconds, (now() - jobs.c.started_at).label("ran_s")).where(*at_work)
 
     def _ready(self) -> sa.Select[Any]:
@@ -108,8 +167,8 @@ class StoreFleet:
             .limit(_RECENT)
         )
 
-    def _arrivals(self, connection: sa.Connection, speed: float) -> tuple[tuple[int, float], ...]:
-        """(jobs, seconds of work) of each of the last windows, the newest first."""
+    def _arrivals(self, connection: sa.Connection, speed: float, share: Share) -> tuple[tuple[int, float], ...]:
+        """(jobs, seconds of work) of each of the last windows that fall to this cluster, the newest first."""
         # By id, which is indexed and begins with the millisecond of submission: a million older jobs cost nothing.
         since = f"{int((time.time() - WINDOW_S * WINDOWS) * 1000):012x}"
         age_s = statement_time() - jobs.c.created_at
@@ -122,7 +181,7 @@ class StoreFleet:
             ]
         recent = sa.select(*sums).where(jobs.c.id > f"{since[:8]}-{since[8:]}", jobs.c.model == self._model)
         found = connection.execute(recent).one()
-        return tuple((found[2 * window], found[2 * window + 1] * speed) for window in range(WINDOWS))
+        return tuple(share.of(found[2 * window], found[2 * window + 1] * speed) for window in range(WINDOWS))
 
     def _last_end(self) -> sa.Select[Any]:
         ended = jobs.c.model == self._model, state_is(Status.SUCCEEDED)

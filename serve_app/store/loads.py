@@ -50,14 +50,15 @@ class LoadStore:
     def __init__(self, database: Database):
         self._database = database
 
-    def begin(self, model: str, deployment: str, process: Process, load: str | None = None) -> str:
+    def begin(self, model: str, deployment: str, process: Process, load: str | None = None, cluster: str = "") -> str:
         """A load begins; its id, which is new unless given.
 
         With an id it may be called again after StoreUnavailable: a row whose acknowledgement was lost is not made twice.
         """
         load = load or new_id()
         where = {"host": process.host, "pid": process.pid, "born": process.born}
-        values = {"id": load, "model": model, "deployment": deployment, "began_at": now(), **where}
+        whose = {"model": model, "deployment": deployment, "cluster": cluster}
+        values = {"id": load, "began_at": now(), **whose, **where}
         with suppress(IntegrityError), self._database.write(durable=False) as connection:
             connection.execute(loads.insert().values(values))
         return load
@@ -93,10 +94,9 @@ class LoadStore:
 
     @staticmethod
     def _was_let_go(connection: sa.Connection, load: Any) -> bool:
-        """Whether fewer workers were wanted since the load began: then Serve has ended it, and kills without a last word."""
-        fewer = sa.select(decisions.c.model).where(
-            decisions.c.model == load.model, decisions.c.lowered_at >= load.began_at
-        )
+        """Whether its cluster wanted fewer workers since it began: then Serve has ended it, and kills without a last word."""
+        ours = decisions.c.model == load.model, decisions.c.cluster == load.cluster
+        fewer = sa.select(decisions.c.model).where(*ours, decisions.c.lowered_at >= load.began_at)
         return connection.execute(fewer).one_or_none() is not None
 
     def breaker(self, model: str, deployment: str, args: BreakerArgs, host: str = "") -> Breaker:

@@ -148,6 +148,7 @@ workers = sa.Table(
     sa.Column("host", sa.Text, nullable=False, server_default=""),  # with pid and born: which process it is
     sa.Column("born", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("moved_at", sa.Double, nullable=False, server_default="0"),  # when phase, progress or detail last changed
+    sa.Column("cluster", sa.Text, nullable=False, server_default=""),  # which Ray cluster runs it; empty: not known
 )
 
 loads = sa.Table(  # one row an attempt to load a model: the breaker and the measured start-up time are read from it
@@ -164,17 +165,20 @@ loads = sa.Table(  # one row an attempt to load a model: the breaker and the mea
     sa.Column("code", sa.Text),  # of the failure; null while it loads and where it worked
     sa.Column("message", sa.Text),
     sa.Column("phase", sa.Text),
+    sa.Column("cluster", sa.Text, nullable=False, server_default=""),
 )
 sa.Index("loads_by_model", loads.c.model, loads.c.deployment, loads.c.began_at)
 
-decisions = sa.Table(  # what the autoscaling policy wants, and why
+decisions = sa.Table(  # what the autoscaling policy of each cluster wants, and why
     "decisions",
     metadata,
     sa.Column("model", sa.Text, primary_key=True),
+    sa.Column("cluster", sa.Text, primary_key=True, server_default=""),
     sa.Column("target", sa.Integer, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("decided_at", sa.Double, nullable=False),
     sa.Column("lowered_at", sa.Double, nullable=False, server_default="0"),  # when fewer were wanted than before, last
+    sa.Column("takes_jobs", sa.Boolean, nullable=False, server_default=sa.true()),  # whether it can start workers
 )
 
 pauses = sa.Table(  # the models that an operator has paused

@@ -31,6 +31,8 @@ class WorkerRow:
     error: dict[str, Any] | None = None
     facts: dict[str, Any] | None = None
     job: str | None = None
+    cluster: str = ""
+    """The Ray cluster that runs it; empty where that is not known."""
     phase_since: float = 0.0
     moved_at: float = 0.0
     """When phase, progress or detail changed last."""
@@ -90,8 +92,11 @@ class WorkerStore:
         return [row for row in self.seen() if row.phase != "failed" and row.process.is_dead]
 
 
+_TOLD: Final = ("id", "model", "node", "cluster", "device", "phase", "progress", "detail")
+
+
 def _values(row: WorkerRow) -> dict[str, Any]:
-    told = {field: getattr(row, field) for field in ("id", "model", "node", "device", "phase", "progress", "detail")}
+    told = {field: getattr(row, field) for field in _TOLD}
     told |= {"error": row.error, "facts": row.facts, "job": row.job}
     return told | {"host": row.process.host, "pid": row.process.pid, "born": row.process.born}
 

@@ -75,9 +75,13 @@ class Worker:
         queue: QueueArgs,
         node: str = "local",
         price_per_hour: float = 0.0,
+        cluster: str = "",
     ):
         self._engine, self._store, self._queue = engine, store, queue
-        row = WorkerRow(id=new_id(), model=model, node=node, process=Process.this(), device="", phase="starting")
+        process = Process.this()
+        row = WorkerRow(
+            id=new_id(), model=model, node=node, cluster=cluster, process=process, device="", phase="starting"
+        )
         self._heart = Heartbeat(store, row, queue.lease_s, price_per_hour)
         self._storing = Storing(row.id, artifacts, SONGS_WAITING)
         self._outage = Seldom()

@@ -59,7 +59,8 @@ class MusicWorker:
         node = ray.util.get_node_ip_address()
         settings = args.models[model]
         price = settings.price_per_hour * (settings.num_gpus if settings.device == "cuda" else 1)
-        self._worker = Worker(model, _engine(model, args), store, artifacts, args.queue, node, price)
+        cluster = args.cluster_name or ""
+        self._worker = Worker(model, _engine(model, args), store, artifacts, args.queue, node, price, cluster)
         self._starting = _Start(self._worker, store, model, deployment, args, self._ending)
         self._starting.until_ready()
 
@@ -92,7 +93,8 @@ class _Start:
         while True:
             self._wait_for_permission()
             load = new_id()
-            self._told(partial(self._store.loads.begin, self._model, self._deployment, Process.this(), load))
+            cluster = self._args.cluster_name or ""
+            self._told(partial(self._store.loads.begin, self._model, self._deployment, Process.this(), load, cluster))
             self._load = load
             try:
                 self._worker.load()
