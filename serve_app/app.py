@@ -115,6 +115,7 @@ def _scaling(name: str, args: AppArgs, deployment: str) -> dict[str, Any]:
         "deployment": deployment,
         "cluster": args.cluster_name or "",
         "breaker": args.breaker.model_dump(),
+        "limits": args.database.model_dump(),
     }
     return autoscaling_config(args.models[name].scaling, "serve_app.store.fleet:open_fleet", source)
 
@@ -132,7 +133,7 @@ class Api:
         """`workers` are bound here only to be one application with the API; they are never called, they pull."""
         watch_raylet()
         self._args, self._commit, self._deployment = args, commit, deployment
-        self._store = Store(args.resolved_database_url)
+        self._store = Store(args.resolved_database_url, args.database)
         self._keys_needed = keys_are_needed(args, _get_global_client().http_config.host)
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -300,7 +300,7 @@ def _sweep_artifacts(given: argparse.Namespace, args: AppArgs) -> int:
 
 
 def _store(args: AppArgs) -> Store:
-    store = Store(args.resolved_database_url)
+    store = Store(args.resolved_database_url, args.database)
     store.migrate()
     return store
 

@@ -199,6 +199,35 @@ class RetentionArgs(_Strict):
     )
 
 
+class DatabaseArgs(_Strict):
+    """How long a silent PostgreSQL is waited for, and how many connections a process opens. SQLite needs none of it."""
+
+    connect_s: int = Field(5, ge=2, le=60, description="Seconds that opening a connection to PostgreSQL may take.")
+    statement_s: float = Field(
+        15,
+        ge=1,
+        le=600,
+        description="Seconds that a statement may take, its wait for another's lock included, before PostgreSQL ends it.",
+    )
+    silent_s: float = Field(
+        5,
+        ge=1,
+        le=60,
+        description="Seconds without a word from PostgreSQL, beyond statement_s, after which a connection is given up.",
+    )
+    pool_size: int = Field(
+        8,
+        ge=1,
+        le=100,
+        description="Connections to PostgreSQL that a process keeps; in a rush it opens as many again. One more listens.",
+    )
+
+    @property
+    def answer_s(self) -> float:
+        """Seconds within which every statement has an answer, or its connection is given up."""
+        return self.statement_s + self.silent_s
+
+
 class BreakerArgs(_Strict):
     """When a model that cannot be loaded is left alone."""
 
@@ -263,6 +292,7 @@ class AppArgs(BaseSettings):
     queue: QueueArgs = QueueArgs()
     webhooks: WebhookArgs = WebhookArgs()
     retention: RetentionArgs = RetentionArgs()
+    database: DatabaseArgs = DatabaseArgs()
     breaker: BreakerArgs = BreakerArgs()
 
     @classmethod

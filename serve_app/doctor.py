@@ -122,7 +122,7 @@ def _check_version(wanted: str) -> None:
 def _database(args: AppArgs) -> str:
     from serve_app.store import Store
 
-    store = Store(args.resolved_database_url)
+    store = Store(args.resolved_database_url, args.database)
     try:
         found, known = _revisions(store.database)
     finally:
@@ -170,7 +170,7 @@ def _keys(args: AppArgs, http_host: str) -> str:
     from serve_app.exposure import require_a_key
     from serve_app.store import Store
 
-    store = Store(args.resolved_database_url)
+    store = Store(args.resolved_database_url, args.database)
     try:
         require_a_key(args, store, http_host)
     finally:

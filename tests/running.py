@@ -64,7 +64,7 @@ def running(
     args = AppArgs.model_validate({"data_dir": folder, "models": models or {"ace-step": simulated()}, **settings})
     name = next(iter(args.models))
     with ExitStack() as stack:
-        store = Store(args.resolved_database_url)
+        store = Store(args.resolved_database_url, args.database)
         stack.callback(store.close)
         store.migrate()
         artifacts = Artifacts(args.resolved_artifacts_url)
@@ -75,7 +75,12 @@ def running(
             worker.start()
             stack.callback(worker.drain)
         app = create_api(
-            args, Store(args.resolved_database_url), artifacts, "test", cluster=cluster, keys_needed=keys_needed
+            args,
+            Store(args.resolved_database_url, args.database),
+            artifacts,
+            "test",
+            cluster=cluster,
+            keys_needed=keys_needed,
         )
         url = stack.enter_context(_http_server(app))
         client = stack.enter_context(httpx.Client(base_url=url, timeout=60))

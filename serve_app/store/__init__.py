@@ -1,5 +1,6 @@
 """The job store: jobs, workers and API keys in SQLite or PostgreSQL, with its migrations beside it."""
 
+from serve_app.config import DatabaseArgs
 from serve_app.store.backlog import Backlog
 from serve_app.store.changes import Changes
 from serve_app.store.costs import CostStore
@@ -21,9 +22,9 @@ __all__ = ["Beat", "Breaker", "Store", "WorkerRow"]
 class Store:
     """One process's connection to the database; safe to use from several threads."""
 
-    def __init__(self, url: str):
-        """`url` is `sqlite:///file` or `postgresql://…`. Nothing is opened before the first call."""
-        self.database = Database(url)
+    def __init__(self, url: str, limits: DatabaseArgs | None = None):
+        """`url` is `sqlite:///file` or `postgresql://…`. Nothing is opened before the first call. Raises ConfigurationError."""
+        self.database = Database(url, limits)
         self.jobs = JobStore(self.database)
         self.backlog = Backlog(self.database)
         self.workers = WorkerStore(self.database)

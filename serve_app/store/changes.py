@@ -7,17 +7,21 @@ microseconds (sqlite.org/pragma.html#pragma_data_version). PostgreSQL: LISTEN, w
 import logging
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from typing import Final, cast, get_args
 
 import psycopg
 
-from serve_app.store.database import CHANNEL, Database, Topic
+from serve_app.store.database import Database, Topic
 
 logger = logging.getLogger(__name__)
 
 POLL_S: Final = 0.01
 RECONNECT_S: Final = 1.0
+
+CHECK_S: Final = 10.0
+"""PostgreSQL is asked so often whether it still holds the connection that listens."""
 
 
 class Changes:
@@ -87,10 +91,15 @@ class Changes:
             connection.close()
 
     def _watch_postgresql(self) -> None:
-        address = self._database.url.set(drivername="postgresql").render_as_string(hide_password=False)
-        with psycopg.connect(address, autocommit=True, connect_timeout=5) as connection:
-            connection.execute(f"LISTEN {CHANNEL}")
+        silent_s = self._database.limits.silent_s
+        with self._database.listen() as connection:
             self.notify()  # what was committed before LISTEN sent no notification
+            checked_at = time.monotonic()
             while not self._closed.is_set():
                 for notice in connection.notifies(timeout=0.2, stop_after=1):
                     self.notify(cast(Topic, notice.payload))
+                if (
+                    time.monotonic() > checked_at + CHECK_S
+                ):  # a listener sends nothing, and so never learns of a dead peer
+                    connection.check(silent_s)
+                    checked_at = time.monotonic()

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import postgresql as postgresql_dialect
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DBAPIError, TimeoutError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import FunctionElement
 
+from serve_app.config import DatabaseArgs
 from serve_app.errors import ConfigurationError, StoreUnavailable
+from serve_app.store import postgresql
 
 logger = logging.getLogger("ray.serve.sophia")
 
@@ -25,7 +28,7 @@ Topic = Literal["queued", "ended", "revoked"]
 """What a change means to watchers: a job can be claimed; one has ended; a running one was taken from its worker."""
 
 BUSY_TIMEOUT_S: Final = 15
-"""How long a transaction waits for another's lock before it gives up."""
+"""How long a transaction of SQLite's waits for another's lock before it gives up; PostgreSQL's is a setting."""
 
 _TELL_EVERY_S: Final = 60.0
 
@@ -53,7 +56,7 @@ _CAUSES: Final = (
 )
 """What a driver's text holds, and what we say instead."""
 
-_MIGRATION_LOCK: Final = 0x50F1A  # any number that no other program takes
+MIGRATION_LOCK: Final = 0x50F1A  # any number that no other program takes
 
 
 class now(FunctionElement[float]):
@@ -119,7 +122,7 @@ def upsert(
     connection: sa.Connection, table: sa.Table, key: Mapping[str, Any], new: Mapping[str, Any], there: Mapping[str, Any]
 ) -> None:
     """Make the row whose primary key is in `key` with the values `new`, or set those of `there` when it exists; one statement."""
-    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql_dialect.insert
     statement = insert(table).values({**key, **new})
     connection.execute(statement.on_conflict_do_update(index_elements=table.primary_key.columns, set_=dict(there)))
 
@@ -133,11 +136,26 @@ def alone(connection: sa.Connection, what: str) -> None:
 class Database:
     """An engine and its two kinds of transaction."""
 
-    def __init__(self, url: str):
+    def __init__(self, url: str, limits: DatabaseArgs | None = None):
+        """Opens nothing yet. Raises ConfigurationError when the address cannot work."""
         self.url = _checked(url)
+        self.limits = limits or DatabaseArgs()
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self._told_at = -math.inf
-        self.engine = _sqlite_engine(self.url) if self.is_sqlite else _postgresql_engine(self.url)
+        self.engine = _sqlite_engine(self.url) if self.is_sqlite else self._postgresql_engine()
+
+    def _postgresql_engine(self) -> sa.Engine:
+        return postgresql.engine(self.url, postgresql.Connector(self.url, self.limits), self.limits)
+
+    def listen(self) -> postgresql.Connection:
+        """A connection of PostgreSQL's own that hears of every commit. Raises psycopg.Error."""
+        connection = postgresql.Connector(self.url, self.limits).connect(autocommit=True)
+        try:
+            connection.execute(f"LISTEN {CHANNEL}")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
@@ -172,11 +190,25 @@ class Database:
         config.set_main_option("script_location", "serve_app.store:migrations")
         config.set_main_option("path_separator", "os")
         with self.write() as connection:  # on SQLite, that is the lock
-            if not self.is_sqlite:
-                connection.exec_driver_sql("SET LOCAL statement_timeout = 0")  # an index over many jobs takes its time
-                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            with self._patient(connection):
+                command.upgrade(config, "head")
+
+    @contextmanager
+    def _patient(self, connection: sa.Connection) -> Iterator[None]:
+        """An index over many jobs takes its time, and so does the migration of another process that is waited for."""
+        if self.is_sqlite:
+            yield
+            return
+        raw: Any = connection.connection.driver_connection
+        raw.answer_s = None
+        try:
+            connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+            connection.exec_driver_sql("SET LOCAL lock_timeout = 0")
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
+            yield
+        finally:
+            raw.answer_s = self.limits.answer_s
 
     @contextmanager
     def _unavailable_as_ours(self) -> Iterator[None]:
@@ -240,16 +272,6 @@ def _sqlite_engine(url: sa.URL) -> sa.Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
-
-
-def _postgresql_engine(url: sa.URL) -> sa.Engine:
-    options = f"-c statement_timeout={BUSY_TIMEOUT_S}s -c lock_timeout={BUSY_TIMEOUT_S}s"
-    return sa.create_engine(
-        url,
-        connect_args={"connect_timeout": 5, "options": options, "application_name": "sophia"},
-        pool_pre_ping=True,  # so that a restarted server costs no request
-        pool_size=8,
-    )
 
 
 def _cause(error: Exception) -> str:

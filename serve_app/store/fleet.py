@@ -10,7 +10,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from serve_app import vault
-from serve_app.config import BreakerArgs, ScalingArgs
+from serve_app.config import BreakerArgs, DatabaseArgs, ScalingArgs
 from serve_app.jobs import Status
 from serve_app.scaling import WINDOW_S, WINDOWS, Observation
 from serve_app.store import Breaker, Store, WorkerRow
@@ -28,10 +28,16 @@ REPEAT_S: Final = 15.0
 
 
 def open_fleet(
-    bounds: ScalingArgs, database: str, model: str, deployment: str, breaker: dict[str, float], cluster: str = ""
+    bounds: ScalingArgs,
+    database: str,
+    model: str,
+    deployment: str,
+    breaker: dict[str, float],
+    limits: dict[str, float],
+    cluster: str = "",
 ) -> "StoreFleet":
     """The Fleet of one model, for the policy's thread in Serve's controller; `database` names its address in the vault."""
-    store = Store(vault.read(database))
+    store = Store(vault.read(database), DatabaseArgs.model_validate(limits))
     return StoreFleet(store, model, deployment, bounds, BreakerArgs.model_validate(breaker), cluster)
 
 

@@ -53,7 +53,7 @@ class MusicWorker:
                 f"This worker's node cannot see the SQLite database of {host.split('/')[0]}. "
                 "Set SOPHIA_DATABASE_URL to a PostgreSQL address to use more than one node."
             )
-        store = Store(args.resolved_database_url)
+        store = Store(args.resolved_database_url, args.database)
         _migrate(store)
         artifacts = Artifacts(args.resolved_artifacts_url)
         node = ray.util.get_node_ip_address()
