@@ -18,6 +18,8 @@ class SophiaError(Exception):
     retryable: ClassVar[bool] = False
     title: ClassVar[str] = "Something went wrong inside Sophia"
 
+    retry_after_s: int | None = None
+    """Seconds after which trying again can help, for `Retry-After`; an error may set its own. None: nobody can say."""
     headers: Mapping[str, str] = MappingProxyType({})
     """Further headers of the HTTP answer."""
 
@@ -104,10 +106,23 @@ class RangeNotSatisfiable(SophiaError):
     status, code, title = 416, "range_not_satisfiable", "The range lies outside the file"
 
 
+class TooManyRequests(SophiaError):
+    """The caller has reached a limit of the configuration; the message names it."""
+
+    status, code, retryable, title = (
+        429,
+        "too_many_requests",
+        True,
+        "A limit on your requests is reached; try again later",
+    )
+    retry_after_s = 1
+
+
 class StoreUnavailable(SophiaError):
     """The database cannot be reached, or did not answer in time."""
 
     status, code, retryable, title = 503, "store_unavailable", True, "The job database is away; try again shortly"
+    retry_after_s = 5
 
 
 ArtifactsCause = Literal["full", "missing", "refused", "read_only", "away"]
@@ -131,6 +146,7 @@ class ArtifactsUnavailable(SophiaError):
     """
 
     status, code, retryable, title = 503, "artifacts_unavailable", True, "The audio store is away; try again shortly"
+    retry_after_s = 5
 
     def __init__(self, action: str = "be used", cause: ArtifactsCause = "away", why: str = ""):
         self.action = action

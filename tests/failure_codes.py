@@ -28,6 +28,7 @@ ADVICE: Final[dict[str, str]] = {
     "body_too_large": "Send less, or raise `api.max_body_bytes`.",
     "unsupported_media_type": "Send `content-type: application/json`.",
     "range_not_satisfiable": "Ask for a range inside the file's length.",
+    "too_many_requests": "Wait for `Retry-After`, or ask the operator for a higher limit; the message names the setting.",
     "store_unavailable": "Try again after `Retry-After`; look after the database if it stays.",
     "artifacts_unavailable": "Try again; look after the bucket, its credentials or the disk if it stays.",
     "configuration_error": "Correct the setting that the message names.",

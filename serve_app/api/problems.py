@@ -61,8 +61,9 @@ def problem(
     detail: str,
     wrong: list[dict[str, Any]] | None = None,
     headers: dict[str, str] | None = None,
+    retry_after_s: int | None = None,
 ) -> ProblemResponse:
-    """The answer for one error."""
+    """The answer for one error; `Retry-After` tells `retry_after_s`, or what the error's class says."""
     body = Problem(
         type="about:blank",
         title=kind.title,
@@ -72,7 +73,10 @@ def problem(
         request_id=request_id,
         errors=wrong,  # type: ignore[arg-type]  # dicts of FieldError's shape
     ).model_dump(exclude_none=True)
-    extra = {"Retry-After": "5"} if kind.status == 503 else {"WWW-Authenticate": "Bearer"} if kind.status == 401 else {}
+    extra = {"WWW-Authenticate": "Bearer"} if kind.status == 401 else {}
+    wait_s = retry_after_s if retry_after_s is not None else kind.retry_after_s
+    if wait_s is not None:
+        extra["Retry-After"] = str(wait_s)
     return ProblemResponse(body, kind.status, {**extra, **(headers or {})})
 
 
@@ -83,7 +87,10 @@ def request_id_of(request: Request) -> str:
 
 async def _ours(request: Request, error: Exception) -> ProblemResponse:
     assert isinstance(error, SophiaError)  # noqa: S101 - the handler is registered for this class only
-    return problem(request_id_of(request), type(error), error.public, headers=dict(error.headers))
+    headers = dict(error.headers)
+    return problem(
+        request_id_of(request), type(error), error.public, headers=headers, retry_after_s=error.retry_after_s
+    )
 
 
 async def _http(request: Request, error: Exception) -> ProblemResponse:
