@@ -46,6 +46,7 @@ autoscale: .venv/installed
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.burst
 	$(BIN)/python -m benchmarks.store
+	$(BIN)/python -m benchmarks.followers
 
 # Simulates the autoscaling policy beside others, then writes the tables and the picture of docs/FLEET.md.
 fleet: .venv/installed

@@ -3,18 +3,17 @@
 import asyncio
 import re
 import secrets
-from collections.abc import AsyncIterable
 from contextlib import suppress
 from typing import Annotated, Any, Final, Literal, cast
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
-from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import Field, create_model
 from starlette.requests import ClientDisconnect
 
 from serve_app import errors
 from serve_app.api.context import Context, Owner, Parts
+from serve_app.api.events import EVENT_RESPONSES, EventStream, answer_events
 from serve_app.api.files import FILE_RESPONSES, answer_file
 from serve_app.api.problems import responses
 from serve_app.api.views import Viewer
@@ -192,8 +191,8 @@ def job_routes(args: AppArgs) -> APIRouter:
         "/v1/jobs/{job_id}/events",
         summary="Follow a job",
         tags=["jobs"],
-        response_class=EventSourceResponse,
-        responses=responses(*_ALWAYS, errors.NotFound),
+        response_class=EventStream,
+        responses={**EVENT_RESPONSES, **responses(*_ALWAYS, errors.NotFound)},
     )
     async def events(
         parts: Parts,
@@ -201,13 +200,12 @@ def job_routes(args: AppArgs) -> APIRouter:
         last_event_id: Annotated[
             str | None, Header(max_length=20, description="Where to resume: the id of the last event that you have.")
         ] = None,
-    ) -> AsyncIterable[ServerSentEvent]:
+    ) -> Response:
         """Server-sent events, each with the job as data: `state` when its state changes, `progress` between, `done` at its end.
 
         The id of an event is the job's version, so that a client that reconnects with Last-Event-ID gets what it missed.
         """
-        async for event in _events(parts, job, _version(last_event_id)):
-            yield event
+        return answer_events(parts, job, _version(last_event_id))
 
     @router.get(
         "/v1/jobs/{job_id}/audio",
@@ -375,20 +373,6 @@ def _succeeded(job: Job | None) -> Job:
 
 def _version(event_id: str | None) -> int:
     return int(event_id) if event_id and event_id.isdecimal() else -1
-
-
-async def _events(parts: Context, job: Job | None, seen: int) -> AsyncIterable[ServerSentEvent]:
-    state = None
-    while job is not None:
-        if job.version > seen:
-            seen = job.version
-            kind = "done" if job.status.final else "progress" if job.status == state else "state"
-            state = job.status
-            view = await asyncio.to_thread(Viewer(parts).view, job)
-            yield ServerSentEvent(event=kind, id=str(job.version), data=view)
-        if job.status.final:
-            return
-        job = await parts.watcher.changed(job.id, job.version)
 
 
 def _printable(model: str | None) -> str | None:

@@ -1,6 +1,8 @@
-"""Waiting for a job to change: one query for all who wait, in every API process."""
+"""Waiting for a job to change: one small query for all who wait, in every API process, and one view for all who follow."""
 
 import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Final
 
@@ -11,28 +13,49 @@ from serve_app.store import Store
 LOOK_S: Final = 0.25
 """An end is seen at once; progress, of which PostgreSQL sends no word, within this time."""
 
+_REST: Final = 9
+"""After a look the watcher rests so many times as long as the look took, up to LOOK_S: on SQLite every write of anybody wakes it,
+and whoever watches a thousand jobs must not spend a core on that."""
+
+
+class Change:
+    """A job as it was at one version, with what its followers are told, which is made once for all of them."""
+
+    def __init__(self, job: Job):
+        self.job = job
+        self._text: asyncio.Future[str] | None = None
+
+    async def text(self, make: Callable[[Job], str]) -> str:
+        """What `make` gives for the job. It runs in a thread, for the first follower who asks. Raises what it raises."""
+        if self._text is None:
+            self._text = asyncio.ensure_future(asyncio.to_thread(make, self.job))
+        return await asyncio.shield(self._text)
+
 
 class JobWatcher:
     """Wakes the requests that wait for a job. Belongs to one event loop."""
 
     def __init__(self, store: Store):
         self._store = store
-        self._waiting: dict[str, list[tuple[int, asyncio.Future[Job | None]]]] = {}
+        self._waiting: dict[str, dict[asyncio.Future[Change | None], int]] = {}
+        """By job, those who wait and the version that each of them knows."""
         self._somebody = asyncio.Event()
+        self._newcomer = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._bell: asyncio.Future[bool] | None = None
+        self._bell_thread = ThreadPoolExecutor(1, thread_name_prefix="watcher")
 
-    async def changed(self, job: str, version: int, timeout: float | None = None) -> Job | None:
+    async def changed(self, job: str, version: int, timeout: float | None = None) -> Change | None:
         """The job as soon as its version is not `version`; None when it is gone. Raises TimeoutError."""
         self._task = self._task or asyncio.create_task(self._watch())
-        future: asyncio.Future[Job | None] = asyncio.get_running_loop().create_future()
-        waiter = (version, future)
-        self._waiting.setdefault(job, []).append(waiter)
+        future: asyncio.Future[Change | None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(job, {})[future] = version
         self._somebody.set()
-        self._store.changes.notify("ended")  # look at once: it may have changed since the caller did
+        self._newcomer.set()  # look at once: it may have changed since the caller did
         try:
             return await asyncio.wait_for(future, timeout)
         finally:
-            self._leave(job, waiter)
+            self._leave(job, future)
 
     async def finished(self, job: Job, timeout: float) -> Job | None:
         """The job once it has ended, or as it is after `timeout` seconds; None when it is gone."""
@@ -40,7 +63,9 @@ class JobWatcher:
         latest: Job | None = job
         with suppress(TimeoutError):
             while latest is not None and not latest.status.final:
-                latest = await self.changed(latest.id, latest.version, deadline - asyncio.get_running_loop().time())
+                left_s = deadline - asyncio.get_running_loop().time()
+                change = await self.changed(latest.id, latest.version, left_s)
+                latest = change.job if change else None
         return latest
 
     async def close(self) -> None:
@@ -49,9 +74,10 @@ class JobWatcher:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
+        self._bell_thread.shutdown(wait=False)
 
-    def _leave(self, job: str, waiter: tuple[int, asyncio.Future[Job | None]]) -> None:
-        self._waiting[job].remove(waiter)
+    def _leave(self, job: str, future: asyncio.Future[Change | None]) -> None:
+        del self._waiting[job][future]
         if not self._waiting[job]:
             del self._waiting[job]
         if not self._waiting:
@@ -60,15 +86,40 @@ class JobWatcher:
     async def _watch(self) -> None:
         while True:
             await self._somebody.wait()
+            self._newcomer.clear()
             seen = self._store.changes.count("ended")
+            began = asyncio.get_running_loop().time()
             with suppress(StoreUnavailable):  # who waits, waits on: the job is safe, and the database comes back
-                asked = list(self._waiting)
-                self._tell(asked, await asyncio.to_thread(self._store.jobs.get_many, asked))
-            await asyncio.to_thread(self._store.changes.wait, "ended", seen, LOOK_S)
+                await self._look()
+            took_s = asyncio.get_running_loop().time() - began
+            await asyncio.sleep(min(_REST * took_s, LOOK_S))
+            await self._until_there_is_reason(seen)
 
-    def _tell(self, asked: list[str], found: dict[str, Job]) -> None:
+    async def _look(self) -> None:
+        """Ask for the versions of all watched jobs, and for those jobs only that have another one."""
+        asked = list(self._waiting)
+        versions = await asyncio.to_thread(self._store.jobs.versions, asked)
+        changed = [job for job in asked if job in versions and self._is_news(job, versions[job])]
+        found = await asyncio.to_thread(self._store.jobs.get_many, changed) if changed else {}
         for job in asked:
-            latest = found.get(job)
-            for version, future in self._waiting.get(job, ()):
-                if not future.done() and (latest is None or latest.version != version):
-                    future.set_result(latest)
+            if job in found:
+                self._tell(job, Change(found[job]))
+            elif job not in versions:
+                self._tell(job, None)
+
+    def _is_news(self, job: str, version: int) -> bool:
+        return any(known != version for known in self._waiting.get(job, {}).values())
+
+    def _tell(self, job: str, change: Change | None) -> None:
+        for future, known in self._waiting.get(job, {}).items():
+            if not future.done() and (change is None or change.job.version != known):
+                future.set_result(change)
+
+    async def _until_there_is_reason(self, seen: int) -> None:
+        """Until something has changed since `seen`, somebody new waits, or LOOK_S is over."""
+        if self._bell is None or self._bell.done():  # else nothing has changed since it was hung up
+            loop = asyncio.get_running_loop()
+            self._bell = loop.run_in_executor(self._bell_thread, self._store.changes.wait, "ended", seen, LOOK_S)
+        newcomer = asyncio.create_task(self._newcomer.wait())
+        await asyncio.wait((self._bell, newcomer), return_when=asyncio.FIRST_COMPLETED)
+        newcomer.cancel()

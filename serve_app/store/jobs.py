@@ -139,6 +139,12 @@ class JobStore:
             raise NotFound(f"There is no job {job}")
         return _job(row)
 
+    def versions(self, ids: Sequence[str]) -> dict[str, int]:
+        """The versions of those of the jobs that exist, by id: enough to see which have changed."""
+        with self._database.read() as connection:
+            rows = connection.execute(sa.select(jobs.c.id, jobs.c.version).where(jobs.c.id.in_(ids)))
+            return {row.id: row.version for row in rows}
+
     def get_many(self, ids: Sequence[str]) -> dict[str, Job]:
         """Those of the jobs that exist, by id."""
         with self._database.read() as connection:
