@@ -168,4 +168,18 @@ def test_a_song_that_does_not_fit_stops_no_others(tmp_path: Path):
 
 def _job() -> Job:
     request = MusicRequest(prompt="x", model="m", seed=1)
-    return Job("a", "", "m", Status.RUNNING, 0, 0.0, request, 0.0, 1000.0, 1, 3, 1)
+    return Job(
+        id="a",
+        owner="",
+        model="m",
+        status=Status.RUNNING,
+        priority=0,
+        rank=0,
+        request=request,
+        audio_seconds=30.0,
+        created_at=0.0,
+        deadline_at=1000.0,
+        attempt=1,
+        max_attempts=3,
+        version=1,
+    )
