@@ -47,6 +47,7 @@ bench: .venv/installed
 	$(BIN)/python -m benchmarks.burst
 	$(BIN)/python -m benchmarks.store
 	$(BIN)/python -m benchmarks.followers
+	$(BIN)/python -m benchmarks.codecs
 
 # Simulates the autoscaling policy beside others, then writes the tables and the picture of docs/FLEET.md.
 fleet: .venv/installed

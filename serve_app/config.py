@@ -130,6 +130,20 @@ class AuthArgs(_Strict):
     )
 
 
+class EncodingArgs(_Strict):
+    """How a worker makes its songs into files, in processes beside the one that generates."""
+
+    processes: int | None = Field(
+        None, ge=1, le=64, description="Encoder processes of a worker. Left out: one for each of its cores, at most 4."
+    )
+    audio_in_hand_s: float = Field(
+        1200,
+        gt=0,
+        description="Seconds of finished audio that a worker holds until it is stored, 23 MB a minute; then the device waits. One "
+        "song always has room.",
+    )
+
+
 class QueueArgs(_Strict):
     """How jobs are held and tried again."""
 
@@ -290,6 +304,7 @@ class AppArgs(BaseSettings):
     api: ApiArgs = ApiArgs()
     auth: AuthArgs = AuthArgs()
     queue: QueueArgs = QueueArgs()
+    encoding: EncodingArgs = EncodingArgs()
     webhooks: WebhookArgs = WebhookArgs()
     retention: RetentionArgs = RetentionArgs()
     database: DatabaseArgs = DatabaseArgs()

@@ -325,6 +325,12 @@ class OutOfDeviceMemory(GenerationError):
     code, title = "out_of_device_memory", "The request does not fit into the device's memory"
 
 
+class EncodingFailed(GenerationError):
+    """The codec failed on the song, or its process died twice over it."""
+
+    code, retryable, title = "encoding_failed", True, "The song could not be made into a file"
+
+
 class WorkerLost(GenerationError):
     """The worker died or lost contact while it ran the job, as often as the job may be tried."""
 

@@ -51,6 +51,7 @@ ADVICE: Final[dict[str, str]] = {
     "load_crashed": "Give the node more memory (`dmesg` shows the kernel's killer), or look for a fault in a driver.",
     "generation_failed": "Read the traceback in the worker's log; retry the job once the cause is gone.",
     "bad_audio": "Try another seed.",
+    "encoding_failed": "Ask for another format; the worker's log has the cause. When it comes again, report it with the request.",
     "out_of_device_memory": "Ask for fewer variations or a shorter duration.",
     "worker_lost": "Retry the job; look at the workers' last errors in `/v1/health`.",
     "device_lost": "Nothing: the job runs again elsewhere. Look after the GPU if it repeats (`nvidia-smi`, `dmesg`).",

@@ -1,9 +1,11 @@
 """Sophia without Ray: a real HTTP server, database and artifact folder, and workers in threads of the test's process."""
 
+import atexit
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,20 @@ import uvicorn
 from serve_app.api import create_api
 from serve_app.api.reasons import Node
 from serve_app.artifacts import Artifacts
+from serve_app.audio import Encoders
 from serve_app.config import AppArgs, ModelArgs
 from serve_app.simulated import SimulatedEngine
 from serve_app.store import Store
 from serve_app.worker import Engine, Worker
 from tests.helpers import eventually
+
+
+@cache
+def shared_encoders() -> Encoders:
+    """One pool for all workers of the tests' process: starting one for each would take most of a test's time."""
+    encoders = Encoders(2)
+    atexit.register(encoders.close)
+    return encoders
 
 
 @dataclass
@@ -71,7 +82,16 @@ def running(
         for _ in range(workers):
             model = args.models[name]
             engine_of_it = engine or SimulatedEngine(name, model)
-            worker = Worker(name, engine_of_it, store, artifacts, args.queue, price_per_hour=model.price_per_hour)
+            worker = Worker(
+                name,
+                engine_of_it,
+                store,
+                artifacts,
+                args.queue,
+                price_per_hour=model.price_per_hour,
+                encoding=args.encoding,
+                encoders=shared_encoders(),
+            )
             worker.start()
             stack.callback(worker.drain)
         app = create_api(

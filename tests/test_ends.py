@@ -154,4 +154,4 @@ def test_seeking_in_an_mp3_lands_on_the_sample() -> None:
         played = sound.read(dtype="float32")
 
     assert len(played) == SAMPLE_RATE
-    assert errors(played, samples[-SAMPLE_RATE:]).max() < 0.02
+    assert errors(played, samples[-SAMPLE_RATE:]).max() < 0.04  # a quarter of the music's own

@@ -25,23 +25,25 @@ from serve_app.engine import AceStepEngine
 from serve_app.store import Store
 from serve_app.worker import Worker
 
-args = AppArgs(data_dir=Path(sys.argv[1]), models={"m": ModelArgs(source="embedded", device="cpu")})
+args = AppArgs(data_dir=Path(sys.argv[1]), models={"m": ModelArgs(source="embedded", device="cpu")}, encoding={"processes": 2})
 store = Store(args.resolved_database_url)
 engine = AceStepEngine("m", args.models["m"], Path(sys.argv[2]))
-worker = Worker("m", engine, store, Artifacts(args.resolved_artifacts_url), args.queue)
+worker = Worker("m", engine, store, Artifacts(args.resolved_artifacts_url), args.queue, encoding=args.encoding)
 worker.start()
 while any(store.backlog.counts()[state] for state in ("queued", "running")):
     time.sleep(0.5)
 worker.drain()
 store.close()
-print(json.dumps({"peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}))
+own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+encoders = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # the largest one's
+print(json.dumps({"peak_gb": (own + args.encoding.processes * encoders) / 1e6}))
 """
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_ten_minutes_in_every_format_within_3_gb(tmp_path: Path, cache: Path, checkpoint: Path):
-    """One worker plays a 600 s song in each format, one after the other, and its peak memory stays under 3 GB."""
+    """A worker plays a 600 s song in each format, and its peak memory with the encoders' stays under 3 GB."""
     args = AppArgs(data_dir=tmp_path)
     store = Store(args.resolved_database_url)
     store.migrate()
@@ -73,6 +75,6 @@ def test_ten_minutes_in_every_format_within_3_gb(tmp_path: Path, cache: Path, ch
         assert artifacts.size(file["key"]) == file["bytes"]
         print(f"{file['format']}: {file['bytes'] / 1e6:.1f} MB, timing {job.timing}")
     peak_gb = json.loads(ran.stdout.splitlines()[-1])["peak_gb"]
-    print(f"peak memory of the worker: {peak_gb:.2f} GB (limit {LIMIT_GB} GB)")
+    print(f"peak memory of the worker and its encoders: {peak_gb:.2f} GB (limit {LIMIT_GB} GB)")
     assert peak_gb < LIMIT_GB
     store.close()

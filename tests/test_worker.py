@@ -21,7 +21,7 @@ from serve_app.simulated import SimulatedEngine
 from serve_app.store import Store
 from serve_app.worker import Engine, Worker
 from tests.helpers import eventually
-from tests.running import simulated
+from tests.running import shared_encoders, simulated
 
 QUEUE = QueueArgs(lease_s=2)
 
@@ -35,7 +35,14 @@ class Bench:
     workers: list[Worker]
 
     def start(self, engine: Engine | None = None, queue: QueueArgs = QUEUE, step_s: float = 0.01) -> Worker:
-        worker = Worker("m", engine or SimulatedEngine("m", simulated(step_s)), self.store, self.artifacts, queue)
+        worker = Worker(
+            "m",
+            engine or SimulatedEngine("m", simulated(step_s)),
+            self.store,
+            self.artifacts,
+            queue,
+            encoders=shared_encoders(),
+        )
         self.workers.append(worker)
         worker.start()
         return worker
@@ -209,7 +216,7 @@ def test_a_full_artifact_store_delays_a_song_and_does_not_lose_it(bench: Bench, 
     folder = tmp_path / "audio"
     folder.rename(tmp_path / "away")
     folder.write_text("a file where the folder was")
-    eventually(lambda: (bench.store.jobs.get(job.id).progress or {}).get("stage") == "encoding")
+    eventually(lambda: (bench.store.jobs.get(job.id).progress or {}).get("stage") == "storing")
     eventually(lambda: bench.phase(worker) == "idle")
     assert bench.store.jobs.get(job.id).status is Status.RUNNING
     folder.unlink()

@@ -17,9 +17,9 @@ _VBR_MTRH: Final = 4
 _VBR_LEVEL: Final = 2
 """LAME's V2, about 190 kbit/s."""
 
-_QUALITY: Final = 5
-"""Of LAME's 0 (best) to 9: the error of 0 to four digits, and no slower than any other up to 6. 7 skips the shaping of
-noise: 1.7 times as fast, files a tenth smaller, 0.4 dB more error."""
+_QUALITY: Final = 7
+"""Of LAME's 0 (best) to 9. 7 leaves out the shaping of noise, which VBR hardly needs: against 5 it is half as fast again, its files
+are a tenth smaller, and on music its error is the same within 0.4 dB. 0 to 5 differ in nothing that could be measured."""
 
 _FRAME_SAMPLES: Final = 1152
 _DELAY: Final = 576

@@ -1,8 +1,8 @@
 """The GPU deployment: load, claim, generate, publish, drain.
 
-Three threads, so that none waits for another without need: one generates (the device is never idle while a job waits), one encodes
-and stores beside the next generation, one heartbeats. A claim that is gone (cancelled, deleted, expired, given to another worker)
-is seen by the heartbeat and stops the generation at its next step; nothing else does.
+One thread generates (the device is never idle while a job waits), one heartbeats, others have the songs encoded, by processes of
+their own, and store them beside the next generation. A claim that is gone (cancelled, deleted, expired, given to another worker) is
+seen by the heartbeat and stops the generation at its next step; nothing else does.
 """
 
 import hashlib
@@ -16,8 +16,8 @@ from typing import Any, Final, Protocol, TypeVar
 
 from serve_app import metrics
 from serve_app.artifacts import Artifacts
-from serve_app.audio import Song, Tags, encode
-from serve_app.config import QueueArgs
+from serve_app.audio import Encoders, SharedSamples, Song, Tags, default_processes
+from serve_app.config import EncodingArgs, QueueArgs
 from serve_app.errors import (
     DeviceLost,
     GenerationError,
@@ -34,13 +34,11 @@ from serve_app.store import Store, WorkerRow
 from serve_app.worker.claims import Claim
 from serve_app.worker.failures import judge
 from serve_app.worker.heartbeat import PROGRESS_S, Heartbeat
+from serve_app.worker.room import SONGS, Room
 from serve_app.worker.storing import Storing
 
 logger = logging.getLogger("ray.serve.sophia")
 _T = TypeVar("_T")
-
-SONGS_IN_FLIGHT: Final = 1
-"""Songs at the encoder; the next may be finished meanwhile and waits. Each takes 230 MB at 600 s."""
 
 SONGS_WAITING: Final = 1
 """Songs that may wait for the audio store; with so many, no job is claimed. Each keeps a thread that encodes."""
@@ -76,7 +74,11 @@ class Worker:
         node: str = "local",
         price_per_hour: float = 0.0,
         cluster: str = "",
+        encoding: EncodingArgs | None = None,
+        encoders: Encoders | None = None,
     ):
+        """`encoders`, where they are given, outlive the worker; else it has its own."""
+        encoding = encoding or EncodingArgs()
         self._engine, self._store, self._queue = engine, store, queue
         process = Process.this()
         row = WorkerRow(
@@ -86,8 +88,12 @@ class Worker:
         self._storing = Storing(row.id, artifacts, SONGS_WAITING)
         self._outage = Seldom()
         self._stopping = threading.Event()
-        self._room = threading.BoundedSemaphore(SONGS_IN_FLIGHT)
-        self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")
+        self._room = Room(encoding.audio_in_hand_s)
+        self._encoders = encoders or Encoders(encoding.processes or default_processes())
+        self._own_encoders = encoders is None
+        # Twice as many threads as processes: while some store, the others keep the processes busy.
+        self._encoding = ThreadPoolExecutor(2 * self._encoders.size, thread_name_prefix="encode")
+        self._publishing = ThreadPoolExecutor(SONGS, thread_name_prefix="publish")
         self._thread = threading.Thread(target=self._work, name="generate", daemon=True)
         self.failed_in = ""
         """The phase in which the last load failed."""
@@ -132,6 +138,7 @@ class Worker:
             phase="idle", detail="ready", progress=None, device=facts.device, facts=asdict(facts), error=None
         )
         logger.info("worker %s of %s is ready on %s", self.id, self.model, facts.device)
+        self._encoders.warm_up()
         self._thread.start()
 
     def _failed(self, error: Exception) -> LoadError:
@@ -155,7 +162,10 @@ class Worker:
         if self._thread.ident is not None:
             self._heart.say(phase="draining", detail="ending the job in hand" if self._heart.claims else "ending")
             self._thread.join()
-        self._encoder.shutdown(wait=True)
+        self._encoding.shutdown(wait=True)
+        self._publishing.shutdown(wait=True)
+        if self._own_encoders:
+            self._encoders.close()
         self._heart.close(lambda: self._store.workers.forget(self.id))
 
     # --- Generating -------------------------------------------------------------------------------------------------
@@ -222,29 +232,33 @@ class Worker:
         files: list[Future[dict[str, Any]]] = []
         for song in self._engine.generate(claim.job.request, claim.on_step, claim.gone.is_set):
             waiting = time.monotonic()
+            seconds = len(song.samples) / SAMPLE_RATE
             try:
-                while not self._room.acquire(timeout=PROGRESS_S):
+                while not self._room.take(seconds, timeout=PROGRESS_S):
                     if claim.gone.is_set():
                         raise Stopped
             finally:
                 claim.blocked_s += time.monotonic() - waiting
-            # In a list from which the encoder takes it: 230 MB at 600 s that nobody must hold while the file is stored.
-            files.append(self._encoder.submit(self._encode, claim, [song], len(files)))
+            # In a list from which the encoding thread takes it: 230 MB at 600 s that nobody must hold while the file is stored.
+            files.append(self._encoding.submit(self._store_song, claim, [song], len(files)))
             del song
-        self._encoder.submit(self._publish, claim, files, warnings, claim.total_s, claim.gpu_s)
+        self._publishing.submit(self._publish, claim, files, warnings, claim.total_s, claim.gpu_s)
 
     # --- Publishing, beside the next generation ---------------------------------------------------------------------
 
-    def _encode(self, claim: Claim, songs: list[Song], index: int) -> dict[str, Any]:
-        began, job, song = time.monotonic(), claim.job, songs.pop()
+    def _store_song(self, claim: Claim, songs: list[Song], index: int) -> dict[str, Any]:
+        seconds = len(songs[0].samples) / SAMPLE_RATE
         try:
-            claim.on_step("encoding", index, job.request.variations)
-            title = job.request.prompt[:80]
-            data = encode(song.samples, job.request.format, Tags(title, job.request.prompt, song.seed, job.model))
-            seconds, seed = len(song.samples) / SAMPLE_RATE, song.seed
+            return self._stored(claim, songs, index, seconds)
         finally:
-            del song
-            self._room.release()
+            self._room.give_back(seconds)
+
+    def _stored(self, claim: Claim, songs: list[Song], index: int, seconds: float) -> dict[str, Any]:
+        began = time.monotonic()
+        job = claim.job
+        seed = songs[0].seed
+        claim.on_step("encoding", index, job.request.variations)
+        data = self._encode(job, songs.pop())
         key = f"{job.id}/{artifact_folder(job.attempt, job.worker)}/{index}.{job.request.format}"
         self._storing.put(claim, key, data)
         return {
@@ -258,6 +272,13 @@ class Worker:
             "seed": seed,
             "encode_s": time.monotonic() - began,
         }
+
+    def _encode(self, job: Job, song: Song) -> memoryview:
+        tags = Tags(job.request.prompt[:80], job.request.prompt, song.seed, job.model)
+        shared = SharedSamples(song.samples)
+        del song  # from here on its samples are in shared memory only
+        with shared:
+            return self._encoders.encode(shared, job.request.format, tags)
 
     def _publish(
         self,

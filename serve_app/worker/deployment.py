@@ -59,8 +59,17 @@ class MusicWorker:
         node = ray.util.get_node_ip_address()
         settings = args.models[model]
         price = settings.price_per_hour * (settings.num_gpus if settings.device == "cuda" else 1)
-        cluster = args.cluster_name or ""
-        self._worker = Worker(model, _engine(model, args), store, artifacts, args.queue, node, price, cluster)
+        self._worker = Worker(
+            model,
+            _engine(model, args),
+            store,
+            artifacts,
+            args.queue,
+            node,
+            price,
+            cluster=args.cluster_name or "",
+            encoding=args.encoding,
+        )
         self._starting = _Start(self._worker, store, model, deployment, args, self._ending)
         self._starting.until_ready()
 

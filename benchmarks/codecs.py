@@ -1,0 +1,167 @@
+"""What each format costs and gives, and what part of the device's time its encoding takes away.
+
+Usage: python -m benchmarks.codecs [--before FOLDER]     (part of `make bench`)
+
+First each format on a minute of music: how many times faster than real time one core encodes it, kbit/s, and the largest error
+against the samples, in parts of full scale, in the first and the last millisecond and between. Then one worker whose engine sleeps
+instead of computing, at 200 times real time, plays 16 songs of 60 s that wait already: which part of the time until the last one
+is generated was not spent on generating. WAV beside the default format tells how much of it is not the encoding's. FOLDER is a
+checkout of another version (f09e160, say), measured in the same way for comparison. Exits with 1 when more than BOUND is lost.
+"""
+
+import argparse
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final, get_args
+
+import av
+import numpy as np
+import numpy.typing as npt
+
+from serve_app.artifacts import Artifacts
+from serve_app.audio import Song, Tags, encode
+from serve_app.config import AppArgs, ModelArgs
+from serve_app.schemas import SAMPLE_RATE, Format, MusicRequest
+from serve_app.simulated import SimulatedEngine
+from serve_app.store import Store
+from serve_app.worker import Worker
+
+BOUND: Final = 0.1
+SONGS: Final = 16
+SONG_S: Final = 60
+REAL_TIMES: Final = 200
+STEPS: Final = 8
+EDGE: Final = SAMPLE_RATE // 1000
+
+
+def music(seconds: float) -> npt.NDArray[np.float32]:
+    """Chords and a beat in soft noise, as loud at the ends as in the middle: a pure tone would be too easy for a codec."""
+    frames = round(seconds * SAMPLE_RATE)
+    time_s = np.arange(frames) / SAMPLE_RATE
+    chord = np.sum([np.sin(2 * np.pi * tone * time_s + tone) for tone in (110, 220, 277, 330, 440, 880)], axis=0)
+    noise = np.random.default_rng(1).standard_normal((frames, 2))
+    beat = 0.2 * noise * np.exp(-30 * (time_s % 0.5))[:, None]
+    samples = 0.08 * np.stack([chord, np.roll(chord, 12)], axis=1) + 0.02 * noise + beat
+    return np.clip(samples, -1, 1).astype(np.float32)
+
+
+# --- Formats --------------------------------------------------------------------------------------------------------------
+
+
+def print_formats() -> None:
+    samples = music(SONG_S)
+    print(f"{'format':8}{'x real time':>12}{'kbit/s':>9}{'first 1 ms':>12}{'last 1 ms':>11}{'between':>9}")
+    for format in get_args(Format):
+        file = encode(samples, format, Tags("song", "piano", 7, "ace-step"))
+        speed = SONG_S / min(processor_s(format, samples) for _ in range(3))
+        error = np.abs(played(file)[: len(samples)] - samples)
+        ends = error[:EDGE].max(), error[-EDGE:].max()
+        between = error[EDGE:-EDGE].max()
+        rate = len(file) * 8 / SONG_S / 1000
+        print(f"{format:8}{speed:12.0f}{rate:9.0f}{ends[0]:12.5f}{ends[1]:11.5f}{between:9.5f}", flush=True)
+
+
+def processor_s(format: Format, samples: npt.NDArray[np.float32]) -> float:
+    began = time.process_time()
+    encode(samples, format, Tags("song", "piano", 7, "ace-step"))
+    return time.process_time() - began
+
+
+def played(file: bytes) -> npt.NDArray[np.float32]:
+    """What FFmpeg's libraries play."""
+    with av.open(io.BytesIO(file)) as container:
+        resampler = av.AudioResampler(format="flt", layout="stereo")
+        frames = [part.to_ndarray() for frame in container.decode(audio=0) for part in resampler.resample(frame)]
+    return np.concatenate(frames, axis=1).reshape(-1, 2)
+
+
+# --- A device at 200 times real time --------------------------------------------------------------------------------------
+
+
+class Player(SimulatedEngine):
+    """Sleeps as long as such a device computes, then gives the same music again, and remembers when."""
+
+    def __init__(self) -> None:
+        super().__init__("m", ModelArgs(source="simulated"))
+        self._music = music(SONG_S)
+        self.began: float | None = None
+        self.ended = 0.0
+
+    def generate(
+        self, request: MusicRequest, on_step: Callable[[str, int, int], None], stopped: Callable[[], bool]
+    ) -> Iterator[Song]:
+        began = time.monotonic()
+        self.began = self.began or began
+        for step in range(1, STEPS + 1):
+            time.sleep(max(0.0, began + step / STEPS * SONG_S / REAL_TIMES - time.monotonic()))
+            on_step("denoising", step, STEPS)
+        self.ended = time.monotonic()
+        yield Song(seed=request.seed or 0, samples=self._music)
+
+
+def lost(format: str) -> float:
+    """The part of the device's time in which it was held up."""
+    with tempfile.TemporaryDirectory() as folder:
+        args = AppArgs(data_dir=Path(folder), models={"m": ModelArgs(source="simulated")})
+        store = Store(args.resolved_database_url)
+        store.migrate()
+        for seed in range(SONGS):
+            request: dict[str, Any] = {"prompt": "x", "model": "m", "seed": seed, "duration": float(SONG_S)}
+            asked = MusicRequest.model_validate({**request, "format": format})
+            store.jobs.submit(asked, owner="", deadline_s=3600, max_attempts=1)
+        player = Player()
+        worker = Worker("m", player, store, Artifacts(args.resolved_artifacts_url), args.queue)
+        worker.start()
+        while store.backlog.counts()["succeeded"] < SONGS:
+            time.sleep(0.2)
+        worker.drain()
+        store.close()
+    held_s = player.ended - (player.began or 0.0)
+    return 1 - SONGS * SONG_S / REAL_TIMES / held_s
+
+
+def lost_in(tree: Path) -> dict[str, float]:
+    """`lost` for the default format and WAV, by the code in a folder."""
+    program = "import json; from benchmarks.codecs import lost; print(json.dumps({f: lost(f) for f in ('mp3', 'wav')}))"
+    ours = Path(__file__).parents[1]
+    path = os.pathsep.join([str(tree), str(ours)])
+    ran = subprocess.run(
+        [sys.executable, "-P", "-c", program],
+        env={**os.environ, "PYTHONPATH": path},
+        cwd=tree,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # a line a job
+        check=True,
+    )
+    found: dict[str, float] = json.loads(ran.stdout.splitlines()[-1])
+    return found
+
+
+def main() -> int:
+    """Print both tables; 0 when the bound holds."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--before", type=Path, help="a checkout of another version to measure beside this one")
+    before = parser.parse_args().before
+    print_formats()
+    cores = len(os.sched_getaffinity(0))
+    print(f"\nlost of a device at {REAL_TIMES} times real time, {SONGS} songs of {SONG_S} s, {cores} cores:")
+    if before is not None:
+        print(told("before", lost_in(before)), flush=True)
+    now = lost_in(Path(__file__).parents[1])
+    print(told("now", now))
+    return 0 if now["mp3"] <= BOUND else 1
+
+
+def told(name: str, parts: dict[str, float]) -> str:
+    return f"{name}: {parts['mp3']:.1%} with mp3, {parts['wav']:.1%} with wav"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
