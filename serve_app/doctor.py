@@ -9,13 +9,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from serve_app import errors
 from serve_app.config import AppArgs, ModelArgs
-
-if TYPE_CHECKING:
-    from serve_app.store.database import Database
 
 DISTRIBUTION: Final = "sophia-music"
 _LEAST_FREE_BYTES: Final = 1_000_000_000
@@ -120,35 +117,19 @@ def _check_version(wanted: str) -> None:
 
 
 def _database(args: AppArgs) -> str:
-    from serve_app.store import Store
+    from serve_app.store import Store, revisions
 
     store = Store(args.resolved_database_url, args.database)
     try:
-        found, known = _revisions(store.database)
+        with store.database.read() as connection:
+            found = revisions.current(connection)
     finally:
         store.close()
     kind = "SQLite" if store.database.is_sqlite else "PostgreSQL"
-    if found is None:
+    if not found:
         return f"{kind} answers; the first start makes its tables"
-    if found not in known:
-        raise errors.ConfigurationError(
-            f"The database's tables are of revision {found}, which this version of Sophia does not know: run the newer one"
-        )
-    return f"{kind} answers, its tables are " + (
-        "current" if found == known[0] else "older: the next start updates them"
-    )
-
-
-def _revisions(database: "Database") -> tuple[str | None, list[str]]:
-    """The revision of the tables, and those that our migrations have, newest first."""
-    from alembic.runtime.migration import MigrationContext
-    from alembic.script import ScriptDirectory
-
-    from serve_app.store import migrations
-
-    known = [script.revision for script in ScriptDirectory(str(Path(migrations.__file__).parent)).walk_revisions()]
-    with database.read() as connection:
-        return MigrationContext.configure(connection).get_current_revision(), known
+    is_current = found == revisions.known()[:1]
+    return f"{kind} answers, its tables are " + ("current" if is_current else "older: the next start updates them")
 
 
 def _artifacts(args: AppArgs) -> str:

@@ -125,6 +125,12 @@ class StoreUnavailable(SophiaError):
     retry_after_s = 5
 
 
+class DatabaseTooNew(StoreUnavailable):
+    """A newer version has migrated the database; this one does not know what it means, and leaves it alone."""
+
+    code, retryable, title = "database_too_new", False, "A newer version of Sophia has migrated the database"
+
+
 ArtifactsCause = Literal["full", "missing", "refused", "read_only", "away"]
 """Why the audio store cannot be used: no room, no such bucket or folder, no right, read-only, or no (good) answer."""
 

@@ -5,7 +5,6 @@ and whatever was left half done is found again the next time.
 """
 
 import logging
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -15,10 +14,11 @@ from serve_app import custody
 from serve_app.artifacts import Artifacts, StoredFile
 from serve_app.config import RetentionArgs
 from serve_app.custody import PAGE, Census, GoOn, is_orphan, job_of
-from serve_app.errors import ArtifactsUnavailable, ConfigurationError, NotFound, StoreUnavailable
+from serve_app.errors import ConfigurationError, NotFound
 from serve_app.jobs import new_id
 from serve_app.store import Store
 from serve_app.store.retention import Holding
+from serve_app.supervision import WorkThread
 
 logger = logging.getLogger("ray.serve.sophia")
 
@@ -45,8 +45,7 @@ class Janitor:
     def __init__(self, store: Store, artifacts: Artifacts, retention: RetentionArgs):
         self._store, self._artifacts, self._retention = store, artifacts, retention
         self._id = new_id()
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="janitor", daemon=True)
+        self._thread = WorkThread(store.supervisor, "janitor", self._step, _LOOK_S)
 
     def start(self) -> None:
         """Begin."""
@@ -54,20 +53,15 @@ class Janitor:
 
     def close(self) -> None:
         """End after the page under way."""
-        self._ended.set()
-        self._thread.join()
+        self._thread.close()
 
-    def _run(self) -> None:
-        while not self._ended.is_set():
-            try:
-                if self._go_on():
-                    self._work()
-            except (StoreUnavailable, ArtifactsUnavailable) as error:
-                logger.warning("the janitor waits: %s", error)
-            self._ended.wait(_LOOK_S)
+    def _step(self) -> None:
+        if self._go_on():
+            self._work()
+        self._thread.ended.wait(_LOOK_S)
 
     def _go_on(self) -> bool:
-        return not self._ended.is_set() and self._store.leases.take(_JANITOR, self._id, _LEASE_S)
+        return not self._thread.ended.is_set() and self._store.leases.take(_JANITOR, self._id, _LEASE_S)
 
     def _work(self) -> None:
         refusal = custody.claim(self._store, self._artifacts, self._retention.orphans_share, self._go_on)
@@ -83,7 +77,7 @@ class Janitor:
         self._rest(EXPIRE_EVERY_S)
 
     def _rest(self, seconds: float) -> None:
-        self._store.leases.rest(_JANITOR, self._id, 0 if self._ended.is_set() else seconds)
+        self._store.leases.rest(_JANITOR, self._id, 0 if self._thread.ended.is_set() else seconds)
 
     def _tidy(self) -> None:
         parts = (self._store, self._artifacts, self._retention, self._go_on)

@@ -94,6 +94,12 @@ STORAGE: Final = Metric(
     "1 while an API process or a worker cannot store songs, by cause: full, missing, refused, read_only or away; else 0.",
     ("cause",),
 )
+BACKGROUND: Final = Metric(
+    "gauge",
+    "sophia_background_failing",
+    "1 while a background task of a process fails or has ended by itself, so that its work is left undone; else 0.",
+    ("task",),
+)
 
 # --- Jobs, told by the worker that ran them ------------------------------------------------------------------------------
 
@@ -223,6 +229,11 @@ def device_time(model: str, use: Use, seconds: float, price_per_hour: float = 0.
 def key_device_time(model: str, owner: str, seconds: float) -> None:
     """An attempt at a job of an API key took the device for so long; `owner` is empty where nobody needs a key."""
     KEY_DEVICE.record(seconds, model=model, key=owner or "none")
+
+
+def background(task: str, failing: int) -> None:
+    """1 when a background task of this process fails, 0 when it works (again)."""
+    BACKGROUND.record(failing, task=task)
 
 
 def device_memory(model: str, used: int, total: int) -> None:

@@ -35,6 +35,7 @@ from serve_app.jobs import Job
 from serve_app.receivers import Receivers, receiver_at
 from serve_app.store import Store
 from serve_app.store.webhooks import Delivery, DeliveryState
+from serve_app.supervision import WorkThread
 
 logger = logging.getLogger("ray.serve.sophia")
 
@@ -156,8 +157,7 @@ class Sender:
         self._under_way = Receivers(self._args.per_receiver, self._args.per_owner)
         self._room = threading.Semaphore(AT_ONCE)
         self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="webhook")
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="webhooks", daemon=True)
+        self._thread = WorkThread(store.supervisor, "webhooks", self._step)
 
     def start(self) -> None:
         """Begin."""
@@ -165,25 +165,27 @@ class Sender:
 
     def close(self) -> None:
         """End after the attempts under way, which takes `timeout_s` at most."""
-        self._ended.set()
+        self._thread.ended.set()
         self._store.changes.notify("ended")
         self._thread.join()
         self._pool.shutdown()
 
-    def _run(self) -> None:
-        while not self._ended.is_set():
-            seen = self._store.changes.count("ended")
-            if self._room.acquire(timeout=_LOOK_S) and not self._begin():
+    def _step(self) -> None:
+        seen = self._store.changes.count("ended")
+        if not self._room.acquire(timeout=_LOOK_S):
+            return
+        begun = False
+        try:
+            begun = self._begin()
+        finally:
+            if not begun:
                 self._room.release()
-                self._store.changes.wait("ended", seen, _LOOK_S)
+        if not begun:
+            self._store.changes.wait("ended", seen, _LOOK_S)
 
     def _begin(self) -> bool:
         """Start one attempt; it gives its room back. False when none is due."""
-        try:
-            delivery = self._claim(self._under_way.owners()) or self._claim(self._under_way.busy_owners())
-        except StoreUnavailable as error:
-            logger.warning("webhooks wait: %s", error)
-            return False
+        delivery = self._claim(self._under_way.owners()) or self._claim(self._under_way.busy_owners())
         if delivery is None:
             return False
         self._under_way.begin(delivery)
@@ -202,6 +204,8 @@ class Sender:
             logger.info("webhook %s: job %s was deleted", delivery.id, delivery.job)
         except StoreUnavailable as error:  # the lease brings it back
             logger.warning("webhook %s is tried again later: %s", delivery.id, error)
+        except Exception:  # nobody looks at what this thread of the pool raises; the lease brings it back, too
+            logger.exception("webhook %s is tried again later", delivery.id)
         finally:
             self._under_way.end(delivery)
             self._room.release()

@@ -30,6 +30,7 @@ ADVICE: Final[dict[str, str]] = {
     "range_not_satisfiable": "Ask for a range inside the file's length.",
     "too_many_requests": "Wait for `Retry-After`, or ask the operator for a higher limit; the message names the setting.",
     "store_unavailable": "Try again after `Retry-After`; look after the database if it stays.",
+    "database_too_new": "Run the newer version, or restore the backup that was made before its first start.",
     "artifacts_unavailable": "Try again; look after the bucket, its credentials or the disk if it stays.",
     "configuration_error": "Correct the setting that the message names.",
     "auth_not_configured": "Make a key, listen on 127.0.0.1, or set `auth: {mode: none}`.",

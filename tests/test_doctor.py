@@ -143,8 +143,8 @@ def test_a_database_of_a_newer_sophia_is_found(tmp_path: Path):
 
     [found] = _failures(args)
 
-    assert (found.check, found.code) == ("database", "configuration_error")
-    assert "run the newer one" in found.message
+    assert (found.check, found.code) == ("database", "database_too_new")
+    assert "Run that version" in found.message
 
 
 def test_a_missing_package_is_found(tmp_path: Path):

@@ -87,10 +87,11 @@ async def readyz(parts: Parts, response: Response) -> Ready:
 def health(parts: Parts, owner: Owner) -> Health:
     """Jobs by state, oldest wait, each worker's phase with its progress and last error, scale and why."""
     workers = living(parts)
+    problems = parts.store.supervisor.problems()
     decisions = _decisions(parts)
     scale = {name: _scale(parts, workers, name, decisions[name]) for name in parts.args.models}
     return Health(
-        status="degraded" if parts.storage.failure() else _status(scale, _wanted(parts)),
+        status="degraded" if parts.storage.failure() else _status(scale, _wanted(parts), problems),
         version=__version__,
         commit=parts.commit,
         jobs=parts.store.backlog.counts(),  # type: ignore[arg-type]  # the keys are the states
@@ -102,7 +103,7 @@ def health(parts: Parts, owner: Owner) -> Health:
             name: _cost(account, parts.args.models.get(name))
             for name, account in parts.store.costs.accounts(COST_HOURS).items()
         },
-        notices=_notices(parts, workers),
+        notices=[*problems, *_notices(parts, workers)],
     )
 
 
@@ -184,10 +185,10 @@ def _cluster(workers: list[WorkerRow], decision: Decision) -> ClusterView:
     )
 
 
-def _status(scale: dict[str, ScaleView], wanted: set[str]) -> Any:
+def _status(scale: dict[str, ScaleView], wanted: set[str], problems: list[str]) -> Any:
     lacking = [view for name, view in scale.items() if name in wanted and not view.ready]
     if not lacking:
-        return "ok"
+        return "degraded" if problems else "ok"
     return "starting" if all(view.starting for view in lacking) else "degraded"
 
 
@@ -252,6 +253,7 @@ def _notices(parts: Context, workers: list[WorkerRow]) -> list[str]:
         for name, model in parts.args.models.items()
         if _is_noise(workers, name, model)
     ]
+    told += [parts.store.database.newer] if parts.store.database.newer else []
     return [*told, *noise]
 
 

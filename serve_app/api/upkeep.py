@@ -1,7 +1,6 @@
 """What time asks of the queue, done by every API process: deadlines, run limits, lost leases, the work of the dead; and metrics."""
 
 import logging
-import threading
 import time
 from typing import Final
 
@@ -11,6 +10,7 @@ from serve_app.api.reasons import breaker_of, living
 from serve_app.errors import StoreUnavailable
 from serve_app.jobs import new_id
 from serve_app.store import WorkerRow
+from serve_app.supervision import WorkThread
 
 logger = logging.getLogger("ray.serve.sophia")
 
@@ -33,8 +33,8 @@ class Upkeep:
         self._id = new_id()
         self._awake_at = _awake_clock()
         self._board = metrics.Board()
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
+        self._migrated = False
+        self._thread = WorkThread(self._store.supervisor, "upkeep", self._step, EVERY_S, longest_pause_s=EVERY_S)
 
     def start(self) -> None:
         """Begin. A database that is away is waited for: the API answers pings meanwhile, and 503 to the rest."""
@@ -42,24 +42,21 @@ class Upkeep:
 
     def close(self) -> None:
         """End after the sweep under way."""
-        self._ended.set()
-        self._thread.join()
+        self._thread.close()
 
-    def _run(self) -> None:
-        migrated = False
-        while not self._ended.is_set():
-            self._notice_a_pause()
-            try:
-                if not migrated:
-                    self._store.migrate()
-                    migrated = True
-                self._sweep()
-                self._tell()
-            except StoreUnavailable as error:
-                logger.warning("upkeep waits: %s", error)
-                # While the database was away no worker could be heard: give them a lease's time to speak up again.
-                self._deaf_until = time.monotonic() + self._queue.lease_s
-            self._ended.wait(EVERY_S)
+    def _step(self) -> None:
+        self._notice_a_pause()
+        try:
+            if not self._migrated:
+                self._store.migrate()
+                self._migrated = True
+            self._sweep()
+            self._tell()
+        except StoreUnavailable:
+            # While the database was away no worker could be heard: give them a lease's time to speak up again.
+            self._deaf_until = time.monotonic() + self._queue.lease_s
+            raise
+        self._thread.ended.wait(EVERY_S)
 
     def _notice_a_pause(self) -> None:
         """A machine that slept has heard no worker, and its workers slept, too: give them a lease's time to speak up again."""
@@ -92,6 +89,7 @@ class Upkeep:
         if time.monotonic() < self._told_at + TELL_EVERY_S:
             return
         self._told_at = time.monotonic()
+        self._store.database.look_for_newer()
         models = self._parts.args.models
         seen = [_seen(row) for row in living(self._parts)]
         open_breakers = {name: breaker_of(self._parts, name).is_open for name in models}

@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Final
 
-from serve_app.errors import StoreUnavailable
 from serve_app.jobs import Job
 from serve_app.store import Store
+from serve_app.supervision import Work
 
 LOOK_S: Final = 0.25
 """An end is seen at once; progress, of which PostgreSQL sends no word, within this time."""
@@ -44,6 +44,7 @@ class JobWatcher:
         self._task: asyncio.Task[None] | None = None
         self._bell: asyncio.Future[bool] | None = None
         self._bell_thread = ThreadPoolExecutor(1, thread_name_prefix="watcher")
+        self._work = Work(store.supervisor, "job watcher")
 
     async def changed(self, job: str, version: int, timeout: float | None = None) -> Change | None:
         """The job as soon as its version is not `version`; None when it is gone. Raises TimeoutError."""
@@ -89,8 +90,12 @@ class JobWatcher:
             self._newcomer.clear()
             seen = self._store.changes.count("ended")
             began = asyncio.get_running_loop().time()
-            with suppress(StoreUnavailable):  # who waits, waits on: the job is safe, and the database comes back
+            try:
                 await self._look()
+            except Exception as error:  # who waits, waits on: the job is safe, and what is away comes back
+                await asyncio.sleep(self._work.failed(error))
+                continue
+            self._work.went_well()
             took_s = asyncio.get_running_loop().time() - began
             await asyncio.sleep(min(_REST * took_s, LOOK_S))
             await self._until_there_is_reason(seen)

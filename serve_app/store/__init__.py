@@ -15,6 +15,7 @@ from serve_app.store.pauses import PauseStore
 from serve_app.store.retention import RetentionStore
 from serve_app.store.webhooks import WebhookStore
 from serve_app.store.workers import WorkerRow, WorkerStore
+from serve_app.supervision import Supervisor
 
 __all__ = ["Beat", "Breaker", "Store", "WorkerRow"]
 
@@ -24,6 +25,8 @@ class Store:
 
     def __init__(self, url: str, limits: DatabaseArgs | None = None):
         """`url` is `sqlite:///file` or `postgresql://…`. Nothing is opened before the first call. Raises ConfigurationError."""
+        self.supervisor = Supervisor()
+        """Knows of the threads that work with this store."""
         self.database = Database(url, limits)
         self.jobs = JobStore(self.database)
         self.backlog = Backlog(self.database)
@@ -37,7 +40,7 @@ class Store:
         self.retention = RetentionStore(self.database)
         self.leases = LeaseStore(self.database)
         self.installation = InstallationStore(self.database)
-        self.changes = Changes(self.database)
+        self.changes = Changes(self.database, self.supervisor)
 
     def migrate(self) -> None:
         """Bring the schema up to date; several processes may do so at once."""

@@ -4,18 +4,14 @@ SQLite: `PRAGMA data_version` on a connection of its own changes when another co
 microseconds (sqlite.org/pragma.html#pragma_data_version). PostgreSQL: LISTEN, woken by the NOTIFY of every write.
 """
 
-import logging
 import sqlite3
 import threading
 import time
 from collections.abc import Callable
 from typing import Final, cast, get_args
 
-import psycopg
-
 from serve_app.store.database import Database, Topic
-
-logger = logging.getLogger(__name__)
+from serve_app.supervision import Supervisor, WorkThread
 
 POLL_S: Final = 0.01
 RECONNECT_S: Final = 1.0
@@ -30,12 +26,13 @@ class Changes:
     SQLite does not say what has changed, so there every change counts for every topic.
     """
 
-    def __init__(self, database: Database):
+    def __init__(self, database: Database, supervisor: Supervisor):
         self._database = database
         self._condition = threading.Condition()
         self._counts: dict[Topic, int] = dict.fromkeys(get_args(Topic), 0)
-        self._closed = threading.Event()
-        self._thread: threading.Thread | None = None
+        watch = self._watch_sqlite if database.is_sqlite else self._watch_postgresql
+        self._thread = WorkThread(supervisor, "changes", lambda: self._watch(watch), RECONNECT_S)
+        self._closed = self._thread.ended
 
     def count(self, topic: Topic) -> int:
         """Read it *before* looking at the database, then wait with it: no change between the two is missed."""
@@ -59,29 +56,29 @@ class Changes:
         """Stop watching; waiters return."""
         self._closed.set()
         self.notify()
-        if self._thread is not None:
-            self._thread.join()
+        self._thread.join()
 
     def _start(self) -> None:
         with self._condition:
-            if self._thread is None:
-                watch = self._watch_sqlite if self._database.is_sqlite else self._watch_postgresql
-                self._thread = threading.Thread(target=self._watch, args=(watch,), name="changes", daemon=True)
+            if not self._thread.started:
                 self._thread.start()
 
     def _watch(self, watch: Callable[[], None]) -> None:
-        while not self._closed.is_set():
-            try:
+        try:
+            with self._database.unavailable_as_ours():
                 watch()
-            except (sqlite3.Error, psycopg.Error) as error:
-                logger.warning("lost sight of the job database, looking again in %s s: %s", RECONNECT_S, error)
-                self._closed.wait(RECONNECT_S)
-            self.notify()  # what happened meanwhile was not seen
+        finally:
+            self.notify()  # what happens until the next look is not seen
+
+    def _sees(self) -> None:
+        self._thread.went_well()
+        self.notify()  # what was committed before was not seen
 
     def _watch_sqlite(self) -> None:
         connection = sqlite3.connect(str(self._database.url.database), isolation_level=None)
         try:
             seen = None
+            self._sees()
             while not self._closed.wait(POLL_S):
                 version = connection.execute("PRAGMA data_version").fetchone()
                 if version != seen:
@@ -93,7 +90,7 @@ class Changes:
     def _watch_postgresql(self) -> None:
         silent_s = self._database.limits.silent_s
         with self._database.listen() as connection:
-            self.notify()  # what was committed before LISTEN sent no notification
+            self._sees()
             checked_at = time.monotonic()
             while not self._closed.is_set():
                 for notice in connection.notifies(timeout=0.2, stop_after=1):

@@ -2,12 +2,14 @@
 
 import logging
 import math
+import sqlite3
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import psycopg
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as postgresql_dialect
 from sqlalchemy.dialects import sqlite
@@ -16,8 +18,8 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import FunctionElement
 
 from serve_app.config import DatabaseArgs
-from serve_app.errors import ConfigurationError, StoreUnavailable
-from serve_app.store import postgresql
+from serve_app.errors import ConfigurationError, DatabaseTooNew, StoreUnavailable
+from serve_app.store import postgresql, revisions
 
 logger = logging.getLogger("ray.serve.sophia")
 
@@ -142,6 +144,9 @@ class Database:
         self.limits = limits or DatabaseArgs()
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self._told_at = -math.inf
+        self._is_known = False
+        self.newer = ""
+        """What to tell operators when a newer version has migrated the database under this process; empty otherwise."""
         self.engine = _sqlite_engine(self.url) if self.is_sqlite else self._postgresql_engine()
 
     def _postgresql_engine(self) -> sa.Engine:
@@ -159,8 +164,9 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
-        """A transaction that reads. Raises StoreUnavailable when the database is away."""
-        with self._unavailable_as_ours(), self.engine.connect() as connection, connection.begin():
+        """A transaction that reads. Raises StoreUnavailable when the database is away, and DatabaseTooNew."""
+        with self.unavailable_as_ours(), self.engine.connect() as connection, connection.begin():
+            self._refuse_a_newer(connection)
             yield connection
 
     @contextmanager
@@ -169,11 +175,12 @@ class Database:
 
         `durable`: on disk before it returns, which is owed for whatever a client was promised. A heartbeat is not.
         """
-        with self._unavailable_as_ours(), self.engine.connect() as connection:
+        with self.unavailable_as_ours(), self.engine.connect() as connection:
             if self.is_sqlite:
                 cursor = connection.connection.cursor()
                 cursor.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
             with connection.execution_options(write=True).begin():
+                self._refuse_a_newer(connection)
                 if not self.is_sqlite:
                     if not durable:
                         connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
@@ -182,13 +189,17 @@ class Database:
                 yield connection
 
     def migrate(self) -> None:
-        """Run the migrations under a lock that every process takes, so that the second finds nothing to do."""
+        """Run the migrations under a lock that every process takes, so that the second finds nothing to do.
+
+        Raises StoreUnavailable, and DatabaseTooNew: then every later call raises it, too, until the database is one that we know.
+        """
         from alembic import command
         from alembic.config import Config
 
         config = Config()
         config.set_main_option("script_location", "serve_app.store:migrations")
         config.set_main_option("path_separator", "os")
+        self._is_known = False
         with self.write() as connection:  # on SQLite, that is the lock
             config.attributes["connection"] = connection
             with self._patient(connection):
@@ -210,14 +221,34 @@ class Database:
         finally:
             raw.answer_s = self.limits.answer_s
 
+    def look_for_newer(self) -> None:
+        """Set `newer` when another process's version has migrated the database since this process began."""
+        with self.read() as connection:
+            unknown = revisions.unknown(connection)
+        self.newer = unknown and (
+            f"a newer version of Sophia has migrated the database (revision {unknown}) while this process ran; "
+            "it goes on, but cannot be started again: end the update"
+        )
+
+    def _refuse_a_newer(self, connection: sa.Connection) -> None:
+        """Asked by each process until the tables are there and known; those of a newer version are never touched."""
+        if self._is_known:
+            return
+        if unknown := revisions.unknown(connection):
+            raise DatabaseTooNew(
+                f"A newer version of Sophia has migrated the database (to revision {unknown}, which this version does not "
+                "know). Run that version, or restore the backup that was made before the update"
+            )
+        self._is_known = revisions.current(connection) != ()
+
     @contextmanager
-    def _unavailable_as_ours(self) -> Iterator[None]:
+    def unavailable_as_ours(self) -> Iterator[None]:
         """The driver's errors become ours here. A constraint that is violated stays what it is: that is for the caller."""
         try:
             yield
         except sa.exc.IntegrityError:
             raise
-        except (DBAPIError, TimeoutError) as error:
+        except (DBAPIError, TimeoutError, psycopg.Error, sqlite3.Error) as error:
             self._tell(error)
             raise StoreUnavailable(f"The job database did not answer ({_cause(error)}); try again shortly") from None
 

@@ -7,7 +7,6 @@ seen by the heartbeat and stops the generation at its next step; nothing else do
 
 import hashlib
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,6 +30,7 @@ from serve_app.processes import Process
 from serve_app.schemas import SAMPLE_RATE, SELF_TEST, MusicRequest
 from serve_app.seldom import Seldom
 from serve_app.store import Store, WorkerRow
+from serve_app.supervision import WorkThread
 from serve_app.worker.claims import Claim
 from serve_app.worker.failures import judge
 from serve_app.worker.heartbeat import PROGRESS_S, Heartbeat
@@ -87,14 +87,14 @@ class Worker:
         self._heart = Heartbeat(store, row, queue.lease_s, price_per_hour)
         self._storing = Storing(row.id, artifacts, SONGS_WAITING)
         self._outage = Seldom()
-        self._stopping = threading.Event()
+        self._thread = WorkThread(store.supervisor, "generate", self._step, _RETRY_S)
+        self._stopping = self._thread.ended
         self._room = Room(encoding.audio_in_hand_s)
         self._encoders = encoders or Encoders(encoding.processes or default_processes())
         self._own_encoders = encoders is None
         # Twice as many threads as processes: while some store, the others keep the processes busy.
         self._encoding = ThreadPoolExecutor(2 * self._encoders.size, thread_name_prefix="encode")
         self._publishing = ThreadPoolExecutor(SONGS, thread_name_prefix="publish")
-        self._thread = threading.Thread(target=self._work, name="generate", daemon=True)
         self.failed_in = ""
         """The phase in which the last load failed."""
 
@@ -111,7 +111,7 @@ class Worker:
     @property
     def alive(self) -> bool:
         """Whether it still works or is ready to."""
-        return self._thread.is_alive() and self._heart.alive
+        return self._thread.alive and self._heart.alive
 
     # --- Life -------------------------------------------------------------------------------------------------------
 
@@ -159,7 +159,7 @@ class Worker:
         """Take no more jobs, end those in hand, publish them, leave. Returns when all that is done."""
         self._stopping.set()
         self._store.changes.notify("queued")
-        if self._thread.ident is not None:
+        if self._thread.started:
             self._heart.say(phase="draining", detail="ending the job in hand" if self._heart.claims else "ending")
             self._thread.join()
         self._encoding.shutdown(wait=True)
@@ -170,22 +170,16 @@ class Worker:
 
     # --- Generating -------------------------------------------------------------------------------------------------
 
-    def _work(self) -> None:
-        while not self._stopping.is_set():
-            seen = self._store.changes.count("queued")
-            if not self._may_claim():
-                self._stopping.wait(_RETRY_S)
-                continue
-            try:
-                job = self._store.jobs.claim(self.id, self.model, self._queue.lease_s)
-            except StoreUnavailable as error:
-                logger.warning("worker %s cannot ask for work: %s", self.id, error)
-                self._stopping.wait(_RETRY_S)
-                continue
-            if job is None:
-                self._store.changes.wait("queued", seen, timeout=_RETRY_S)
-            else:
-                self._run(job)
+    def _step(self) -> None:
+        seen = self._store.changes.count("queued")
+        if not self._may_claim():
+            self._stopping.wait(_RETRY_S)
+            return
+        job = self._store.jobs.claim(self.id, self.model, self._queue.lease_s)
+        if job is None:
+            self._store.changes.wait("queued", seen, timeout=_RETRY_S)
+        else:
+            self._run(job)
 
     def _may_claim(self) -> bool:
         """Whether a song could be stored; what stands in the way is said to everybody."""

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import threading
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from serve_app.processes import Process, this_host
 from serve_app.raylet import watch_raylet
 from serve_app.simulated import SimulatedEngine
 from serve_app.store import Breaker, Store
+from serve_app.supervision import Work
 from serve_app.worker import Engine, Worker
 
 logger = logging.getLogger("ray.serve.sophia")
@@ -54,7 +54,7 @@ class MusicWorker:
                 "Set SOPHIA_DATABASE_URL to a PostgreSQL address to use more than one node."
             )
         store = Store(args.resolved_database_url, args.database)
-        _migrate(store)
+        _migrate(store, self._ending)
         artifacts = Artifacts(args.resolved_artifacts_url)
         node = ray.util.get_node_ip_address()
         settings = args.models[model]
@@ -158,14 +158,20 @@ def _why(breaker: Breaker) -> str:
     return f"trying again in {breaker.retry_in_s:.0f} s, after {breaker.runs} loads that failed: {breaker.message}"
 
 
-def _migrate(store: Store) -> None:
+def _migrate(store: Store, ending: threading.Event) -> None:
+    """Bring the schema up to date, as soon as that works: to raise would only make Serve start the worker again at once.
+
+    Raises LoadError when the worker is ended before that.
+    """
+    work = Work(store.supervisor, "a worker's start", _LOOK_S)
     while True:
         try:
             store.migrate()
-        except StoreUnavailable as error:
-            logger.warning("a worker waits for the database: %s", error)
-            time.sleep(_LOOK_S)
+        except Exception as error:
+            if ending.wait(work.failed(error)):
+                raise LoadError(f"Ended while it waited for the job database: {work.problem}") from error
         else:
+            work.went_well()
             return
 
 

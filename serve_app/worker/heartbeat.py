@@ -8,8 +8,9 @@ from dataclasses import replace
 from typing import Any, Final
 
 from serve_app import metrics
-from serve_app.errors import StoreUnavailable
+from serve_app.errors import SophiaError, StoreUnavailable
 from serve_app.store import Store, WorkerRow
+from serve_app.supervision import WorkThread
 from serve_app.worker.claims import Claim
 from serve_app.worker.device_time import DeviceTime, use_of
 
@@ -35,13 +36,14 @@ class Heartbeat:
         self._looked_at = -1
         self.claims: dict[tuple[str, int], Claim] = {}
         self._row_changed = threading.Event()
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._due = 0.0
+        self._thread = WorkThread(store.supervisor, "heartbeat", self._step, _RETRY_S, longest_pause_s=_RETRY_S)
+        self._done = self._thread.ended
 
     @property
     def alive(self) -> bool:
         """Whether its thread runs."""
-        return self._thread.is_alive()
+        return self._thread.alive
 
     def start(self) -> None:
         """Make the worker known before it does anything else, so that its death can be noticed; then keep beating."""
@@ -53,8 +55,7 @@ class Heartbeat:
         """Stop, and say a last word to the store if it listens."""
         self._done.set()
         self._store.changes.notify("revoked")
-        if self._thread.ident is not None:
-            self._thread.join()
+        self._thread.join()
         self._spoke(self._tell_device_time)
         self._spoke(last_word)
 
@@ -86,27 +87,26 @@ class Heartbeat:
             self._device.give_back(seconds)
             raise
 
-    def _run(self) -> None:
-        due = 0.0
-        while not self._done.is_set():
-            seen = self._store.changes.count("revoked")
-            claims = list(self.claims.values())
-            full = self._row_changed.is_set() or time.monotonic() >= due
-            if full:
-                due = time.monotonic() + self._lease_s / 4
-            if self._spoke(lambda full=full, seen=seen, claims=claims: self._beat(full, seen, claims)):  # type: ignore[misc]
-                self._looked_at = seen
-            else:
-                due = 0.0
-                self._done.wait(_RETRY_S)
-            # Under way, look again soon for progress to tell; idle, wake for the next sign of life.
-            self._store.changes.wait("revoked", seen, PROGRESS_S if claims else max(due - time.monotonic(), PROGRESS_S))
-            self._done.wait(LOOK_S)  # on SQLite our own heartbeat is a change, too
+    def _step(self) -> None:
+        seen = self._store.changes.count("revoked")
+        claims = list(self.claims.values())
+        full = self._row_changed.is_set() or time.monotonic() >= self._due
+        self._due = time.monotonic() + self._lease_s / 4 if full else self._due
+        try:
+            self._beat(full, seen, claims)
+        except Exception:
+            self._due = 0.0
+            raise
+        self._looked_at = seen
+        # Under way, look again soon for progress to tell; idle, wake for the next sign of life.
+        idle_s = max(self._due - time.monotonic(), PROGRESS_S)
+        self._store.changes.wait("revoked", seen, PROGRESS_S if claims else idle_s)
+        self._done.wait(LOOK_S)  # on SQLite our own heartbeat is a change, too
 
     def _beat(self, full: bool, seen: int, claims: Sequence[Claim]) -> None:
         if full:
             self._row_changed.clear()
-            self._store.workers.report(self.row)
+            self._store.workers.report(self._row_with_problems())
         told = claims if full else [claim for claim in claims if claim.has_news]
         if told:
             beats = [claim.beat() for claim in told]
@@ -117,6 +117,13 @@ class Heartbeat:
             _drop(claims, self._store.jobs.lost([claim.beat() for claim in claims]))
         if full:
             self._tell_device_time()
+
+    def _row_with_problems(self) -> WorkerRow:
+        """The row, with what is wrong with this process's threads where it tells no error of its own."""
+        wrong = self._store.supervisor.problems()
+        if self.row.error or not wrong:
+            return self.row
+        return replace(self.row, error={"code": SophiaError.code, "message": "; ".join(wrong)})
 
     def _spoke(self, say: Callable[[], None]) -> bool:
         try:
