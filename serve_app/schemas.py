@@ -28,7 +28,7 @@ MAX_LYRICS_TOKENS: Final = 2048
 
 MAX_SEED: Final = 2**32 - 1
 
-Format = Literal["mp3", "flac", "wav", "wav32", "ogg", "opus"]
+Format = Literal["mp3", "flac", "wav", "wav32", "ogg", "opus", "aac"]
 MEDIA_TYPES: Final[dict[str, str]] = {
     "mp3": "audio/mpeg",
     "flac": "audio/flac",
@@ -36,6 +36,7 @@ MEDIA_TYPES: Final[dict[str, str]] = {
     "wav32": "audio/wav",
     "ogg": "audio/ogg",
     "opus": "audio/ogg; codecs=opus",
+    "aac": "audio/mp4",
 }
 
 TaskType = Literal["text2music"]
@@ -77,6 +78,7 @@ _WEBHOOK_URL = r"^https?://([A-Za-z0-9_.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9
 
 # No NUL: PostgreSQL's text cannot hold it, and no prompt means it.
 _Text = r"^[^\x00]*$"
+_OneLine = r"^[^\x00-\x1f\x7f]*$"
 
 
 _NUMBERS: Final = (
@@ -97,6 +99,13 @@ class MusicRequest(BaseModel):
         description="What the music is like: genre, instruments, mood, voice. The model reads about the first 200 words; the "
         "job's `warnings` say when it was cut.",
         examples=["warm lo-fi piano, rain, slow"],
+    )
+    title: str | None = Field(
+        None,
+        max_length=200,
+        pattern=_OneLine,
+        description="Of the file's tags and name; the model does not read it. Left out: the prompt's beginning.",
+        examples=["Rainy day"],
     )
     lyrics: str = Field(
         "",
@@ -130,7 +139,8 @@ class MusicRequest(BaseModel):
     )
     format: Format = Field(
         "mp3",
-        description="File format: mp3 (VBR), flac, wav (16-bit), wav32 (32-bit float), ogg (Vorbis), opus. Always stereo, 48 kHz.",
+        description="File format: mp3 (VBR), flac, wav (16-bit), wav32 (32-bit float), ogg (Vorbis), opus, aac (m4a). Always "
+        "stereo, 48 kHz.",
         examples=["flac"],
     )
     bpm: int | None = Field(

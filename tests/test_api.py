@@ -291,7 +291,7 @@ def test_audio_of_an_unfinished_or_missing_variation_is_an_answer(service: Servi
         ({"duration": float("nan")}, "duration", "less than or equal to 600"),
         ({"variations": 9}, "variations", "less than or equal to 8"),
         ({"steps": 1.5}, "steps", "integer"),
-        ({"format": "aac"}, "format", "'mp3', 'flac', 'wav', 'wav32', 'ogg' or 'opus'"),
+        ({"format": "wma"}, "format", "'mp3', 'flac', 'wav', 'wav32', 'ogg', 'opus' or 'aac'"),
         ({"model": "gpt"}, "model", "'ace-step' or 'asleep'"),
         ({"task_type": "extract"}, "task_type", "'text2music'"),
         ({"keyscale": "H minor"}, "keyscale", "such as 'C major'"),

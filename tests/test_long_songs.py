@@ -12,6 +12,7 @@ from serve_app.artifacts import Artifacts
 from serve_app.config import AppArgs
 from serve_app.schemas import MEDIA_TYPES, SAMPLE_RATE, MusicRequest
 from serve_app.store import Store
+from tests.test_ends import edit_list
 
 LIMIT_GB = 3.0
 LENGTH_S = 600
@@ -68,6 +69,9 @@ def test_ten_minutes_in_every_format_within_3_gb(tmp_path: Path, cache: Path, ch
         assert job.status == "succeeded", job.error
         (file,) = job.audio
         path = tmp_path / "audio" / file["key"]
+        if file["format"] == "aac":  # which libsndfile cannot read
+            assert edit_list(path.read_bytes()) == (LENGTH_S * SAMPLE_RATE, 1024)
+            continue
         with soundfile.SoundFile(path) as audio:
             assert (audio.samplerate, audio.channels) == (SAMPLE_RATE, 2)
             assert len(audio) == LENGTH_S * SAMPLE_RATE

@@ -8,6 +8,7 @@ from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 
 from serve_app.api.context import Context
+from serve_app.api.names import content_disposition
 from serve_app.errors import AudioExpired, NotFound, RangeNotSatisfiable
 from serve_app.jobs import Job
 from serve_app.schemas import MEDIA_TYPES
@@ -42,7 +43,7 @@ async def answer_file(request: Request, parts: Context, job: Job, index: int) ->
         "ETag": etag,
         "Accept-Ranges": "bytes",
         "Cache-Control": "private, max-age=31536000, immutable",
-        "Content-Disposition": f'inline; filename="{job.id}-{index}.{_extension(file["format"])}"',
+        "Content-Disposition": content_disposition(job, file["seed"], file["format"]),
         "Content-Location": f"/v1/jobs/{job.id}/audio/{index}",
         "X-Seed": str(file["seed"]),
     }
@@ -95,7 +96,3 @@ def _range(request: Request, etag: str, size: int) -> tuple[int, int] | None:
 def _matches(header: str | None, etag: str) -> bool:
     given = [tag.strip().removeprefix("W/") for tag in (header or "").split(",")]
     return etag in given or given == ["*"]
-
-
-def _extension(audio_format: str) -> str:
-    return "wav" if audio_format == "wav32" else audio_format

@@ -1,7 +1,7 @@
 """A song into the bytes of a file, in memory, and the same bytes every time.
 
-MP3 is LAME's, Opus libopus's by way of PyAV, the others are libsndfile's, whose own MP3 and Opus take three times as long
-and whose Opus ends in wrong samples.
+MP3 is LAME's, Opus libopus's and AAC FFmpeg's by way of PyAV, the others are libsndfile's, whose own MP3 and Opus take three times
+as long and whose Opus ends in wrong samples.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ import soundfile
 from mutagen.ogg import OggPage
 
 from serve_app.audio.mp3 import Mp3Encoder, xing_frame
-from serve_app.audio.pyav import OPUS, AvEncoder
+from serve_app.audio.pyav import OPUS, AvEncoder, Codec, aac
 from serve_app.audio.tags import Tags, add_tags
 from serve_app.schemas import SAMPLE_RATE, Format
 
@@ -52,7 +52,9 @@ def encode(samples: npt.NDArray[np.float32], format: Format, tags: Tags) -> byte
         case "mp3":
             file = _mp3(samples)
         case "opus":
-            file = _opus(samples)
+            file = _by_pyav(samples, OPUS)
+        case "aac":
+            file = _by_pyav(samples, aac(len(samples)))
         case _:
             file = _libsndfile(samples, format)
     if format == "wav32":
@@ -73,9 +75,9 @@ def _mp3(samples: npt.NDArray[np.float32]) -> BytesIO:
     return BytesIO(xing_frame(frames, len(samples)) + frames)
 
 
-def _opus(samples: npt.NDArray[np.float32]) -> BytesIO:
+def _by_pyav(samples: npt.NDArray[np.float32], codec: Codec) -> BytesIO:
     file = BytesIO()
-    encoder = AvEncoder(OPUS, file)
+    encoder = AvEncoder(codec, file)
     for block in _blocks(samples):
         encoder.write(block)
     encoder.finish()

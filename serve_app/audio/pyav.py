@@ -1,5 +1,6 @@
-"""Opus by PyAV, which carries FFmpeg's libraries in its wheel."""
+"""Opus and AAC by PyAV, which carries FFmpeg's libraries in its wheel."""
 
+from collections.abc import Mapping
 from fractions import Fraction
 from io import BytesIO
 from typing import Final, NamedTuple, cast
@@ -19,9 +20,28 @@ class Codec(NamedTuple):
     container: str
     sample_format: str
     bit_rate: int
+    codec_options: Mapping[str, str] = {}
+    container_options: Mapping[str, str] = {}
 
 
 OPUS: Final = Codec("libopus", "ogg", "flt", 128_000)
+
+
+def aac(frames: int) -> Codec:
+    """AAC-LC in an m4a file, for a song of so many frames.
+
+    Its index lies before the sound, so that a player can begin before it has the whole file; room for it is kept before the
+    first packet comes: 4 bytes a packet, and what else it holds. Its edit list tells the song's length to the sample, which
+    takes a movie's clock as fine as the sound's.
+    """
+    packets = frames // _AAC_FRAME + 2
+    container = {"movie_timescale": str(SAMPLE_RATE), "moov_size": str(4 * packets + _AAC_INDEX_BYTES)}
+    # The other coder leaves 2 dB less error on music and takes 2.7 times as long.
+    return Codec("aac", "ipod", "fltp", 192_000, {"aac_coder": "fast"}, container)
+
+
+_AAC_FRAME: Final = 1024
+_AAC_INDEX_BYTES: Final = 4096
 
 
 class AvEncoder:
@@ -34,8 +54,12 @@ class AvEncoder:
         self._planar = codec.sample_format.endswith("p")
         self._sample_format = codec.sample_format
         # Without it, the muxer writes its version and random serial numbers.
-        self._container = av.open(file, "w", format=codec.container, options={"fflags": "+bitexact"})
-        self._stream = cast(AudioStream, self._container.add_stream(codec.name, rate=SAMPLE_RATE))
+        self._container = av.open(
+            file, "w", format=codec.container, options={"fflags": "+bitexact", **codec.container_options}
+        )
+        self._stream = cast(
+            AudioStream, self._container.add_stream(codec.name, rate=SAMPLE_RATE, options=dict(codec.codec_options))
+        )
         self._stream.codec_context.layout = "stereo"
         self._stream.codec_context.format = codec.sample_format
         self._stream.bit_rate = codec.bit_rate

@@ -268,7 +268,16 @@ class Worker:
         }
 
     def _encode(self, job: Job, song: Song) -> memoryview:
-        tags = Tags(job.request.prompt[:80], job.request.prompt, song.seed, job.model)
+        asked = job.request
+        tags = Tags(
+            title=asked.title or asked.prompt[:80],
+            prompt=asked.prompt,
+            seed=song.seed,
+            model=job.model,
+            bpm=asked.bpm,
+            key=asked.keyscale,
+            lyrics=asked.lyrics,
+        )
         shared = SharedSamples(song.samples)
         del song  # from here on its samples are in shared memory only
         with shared:
