@@ -161,6 +161,24 @@ class QueueArgs(_Strict):
     default_deadline_s: float = Field(
         3600, ge=1, description="Seconds from submission to the end, for jobs that name none."
     )
+    max_owner_jobs: int = Field(
+        5000,
+        ge=1,
+        description="Jobs that one API key may have waiting; one more gets 429. A catalogue's worth, which a program in a loop "
+        "passes within a minute.",
+    )
+    max_owner_audio_s: float = Field(
+        500_000,
+        ge=4800,  # the longest request: 8 variations of 600 s
+        description="Seconds of audio that one API key may have waiting; beyond it gets 429. 139 hours, about a day of one "
+        "consumer GPU's work.",
+    )
+    max_jobs: int = Field(
+        50_000,
+        ge=1,
+        description="Jobs that may wait in all; one more gets 429. Ten keys' worth; keys that submit in the same instant may "
+        "pass it by one job each.",
+    )
 
 
 class WebhookArgs(_Strict):

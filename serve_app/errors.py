@@ -118,6 +118,25 @@ class TooManyRequests(SophiaError):
     retry_after_s = 1
 
 
+class QuotaExceeded(SophiaError):
+    """The owner has as many jobs, or as much audio, in the queue as one API key may have."""
+
+    status, code, retryable, title = (
+        429,
+        "quota_exceeded",
+        True,
+        "You have as much in the queue as one API key may have",
+    )
+    retry_after_s = 30
+
+
+class QueueFull(SophiaError):
+    """The queue holds as many jobs as the operator lets it."""
+
+    status, code, retryable, title = 429, "queue_full", True, "The queue is full; try again later"
+    retry_after_s = 30
+
+
 class StoreUnavailable(SophiaError):
     """The database cannot be reached, or did not answer in time."""
 

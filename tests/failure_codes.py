@@ -29,6 +29,8 @@ ADVICE: Final[dict[str, str]] = {
     "unsupported_media_type": "Send `content-type: application/json`.",
     "range_not_satisfiable": "Ask for a range inside the file's length.",
     "too_many_requests": "Wait for `Retry-After`, or ask the operator for a higher limit; the message names the setting.",
+    "quota_exceeded": "Wait for what you have queued, or cancel some of it; the operator may raise the limit that is named.",
+    "queue_full": "Try again after `Retry-After`; the operator may add workers, or raise `queue.max_jobs`.",
     "store_unavailable": "Try again after `Retry-After`; look after the database if it stays.",
     "database_too_new": "Run the newer version, or restore the backup that was made before its first start.",
     "artifacts_unavailable": "Try again; look after the bucket, its credentials or the disk if it stays.",

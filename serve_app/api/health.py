@@ -25,6 +25,7 @@ from serve_app.schemas import (
     Pong,
     Ready,
     ScaleView,
+    UsageView,
     WorkerView,
     bounds_of,
 )
@@ -121,6 +122,24 @@ def models(parts: Parts, owner: Owner) -> ModelList:
         formats=list(MEDIA_TYPES),  # type: ignore[arg-type]  # its keys are the formats
         max_duration_s=bounds_of("duration")["maximum"],
         max_variations=bounds_of("variations")["maximum"],
+    )
+
+
+@router.get(
+    "/v1/usage",
+    summary="What you have waiting",
+    tags=["jobs"],
+    responses=responses(errors.Unauthorized, errors.StoreUnavailable),
+)
+def usage(parts: Parts, owner: Owner) -> UsageView:
+    """Your API key's part of the queue, and how much of it you may have."""
+    use = parts.store.backlog.use(owner)
+    limits = parts.args.queue
+    return UsageView(
+        queued_jobs=use.jobs,
+        queued_audio_s=round(use.audio_s, 3),
+        max_queued_jobs=limits.max_owner_jobs,
+        max_queued_audio_s=limits.max_owner_audio_s,
     )
 
 

@@ -32,7 +32,15 @@ _PREFER_WAIT: Final = re.compile(r'(?:^|[,;\s])wait\s*=\s*"?(\d{1,6})"?\s*(?:$|[
 """RFC 7240: among other preferences, with spaces, quoted or not."""
 
 _ALWAYS = (errors.Unauthorized, errors.InvalidRequest, errors.StoreUnavailable)
-_SUBMIT = (*_ALWAYS, errors.MalformedBody, errors.BodyTooLarge, errors.UnsupportedMediaType, errors.IdempotencyConflict)
+_QUOTA = (errors.QuotaExceeded, errors.QueueFull)
+_SUBMIT = (
+    *_ALWAYS,
+    *_QUOTA,
+    errors.MalformedBody,
+    errors.BodyTooLarge,
+    errors.UnsupportedMediaType,
+    errors.IdempotencyConflict,
+)
 
 IdempotencyKey = Annotated[
     str | None,
@@ -245,7 +253,7 @@ def job_routes(args: AppArgs) -> APIRouter:
         "/v1/jobs/{job_id}/retry",
         summary="Run a job again",
         tags=["jobs"],
-        responses=responses(*_ALWAYS, errors.NotFound, errors.Conflict),
+        responses=responses(*_ALWAYS, *_QUOTA, errors.NotFound, errors.Conflict),
     )
     def retry(parts: Parts, owner: Owner, job_id: JobId) -> JobView:
         """Put a failed, cancelled or expired job back into the queue: same id, same request, new deadline."""
@@ -254,7 +262,8 @@ def job_routes(args: AppArgs) -> APIRouter:
             raise errors.Conflict(
                 f"Job {job_id} cannot be retried: its model {model!r} is not served any more; submit it again to another one"
             )
-        return Viewer(parts).view(parts.store.jobs.retry(str(job_id), args.queue.max_attempts, owner))
+        again = parts.store.jobs.retry(str(job_id), args.queue.max_attempts, owner, limits=args.queue)
+        return Viewer(parts).view(again)
 
     @router.delete(
         "/v1/jobs/{job_id}",
@@ -317,6 +326,7 @@ async def _submit(parts: Context, body: MusicRequest, owner: str, key: str | Non
         max_attempts=queue.max_attempts,
         idempotency_key=key,
         fingerprint=mark,
+        limits=queue,
     )
 
 

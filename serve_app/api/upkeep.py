@@ -18,6 +18,9 @@ EVERY_S: Final = 1.0
 _REST_S: Final = 3.0
 """After a pause nothing is swept for so long: meanwhile one process puts the limits of running jobs off by it."""
 
+RECOUNT_EVERY_S: Final = 60.0
+"""The shares are compared with the queue so often: an earlier version in a rollout, or a hand in the database, may write it."""
+
 TELL_EVERY_S: Final = 5.0
 """Metrics are told so often; Ray exports them every 10 s."""
 
@@ -31,6 +34,7 @@ class Upkeep:
         self._rests_until = self._told_at = 0.0
         self._asleep_s = 0.0
         self._id = new_id()
+        self._recounted_at = -RECOUNT_EVERY_S
         self._awake_at = _awake_clock()
         self._board = metrics.Board()
         self._migrated = False
@@ -51,6 +55,7 @@ class Upkeep:
                 self._store.migrate()
                 self._migrated = True
             self._sweep()
+            self._recount()
             self._tell()
         except StoreUnavailable:
             # While the database was away no worker could be heard: give them a lease's time to speak up again.
@@ -84,6 +89,13 @@ class Upkeep:
         heard = time.monotonic() >= self._deaf_until
         if moved := self._store.jobs.sweep(self._queue.run_limit_s, give_up_leases=heard):
             logger.info("swept %s jobs: lost leases, deadlines or run limits", moved)
+
+    def _recount(self) -> None:
+        if time.monotonic() < self._recounted_at + RECOUNT_EVERY_S:
+            return
+        self._recounted_at = time.monotonic()
+        if self._store.backlog.recount():
+            logger.warning("the shares of the queue were wrong and are counted anew; an earlier version may still run")
 
     def _tell(self) -> None:
         if time.monotonic() < self._told_at + TELL_EVERY_S:

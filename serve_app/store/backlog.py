@@ -8,13 +8,13 @@ from typing import Final
 import sqlalchemy as sa
 
 from serve_app.jobs import Job, Status
-from serve_app.store.database import Database, now
+from serve_app.store.database import Database, keep_still, now
 from serve_app.store.places import Place, places
-from serve_app.store.tables import jobs, state_is
+from serve_app.store.shares import Use, are_right, recount, use_of
+from serve_app.store.tables import jobs, shares, state_is
 
 _MEASURED_JOBS: Final = 20  # how many finished jobs an estimate looks back on
 _COUNT_REST: Final = 20
-_LIVE: Final = tuple(state for state in Status if not state.final)
 
 
 class Backlog:
@@ -35,7 +35,7 @@ class Backlog:
                 self._ended = self._count(jobs.c.finished_at.is_not(None))
                 ended = time.monotonic()
                 self._ended_until = ended + _COUNT_REST * (ended - began)
-        found = self._ended | self._count(state_is(*_LIVE))
+        found = self._ended | self._count(state_is(Status.RUNNING)) | {Status.QUEUED: self._queued()}
         return {state.value: found.get(state, 0) for state in Status}
 
     def _count(self, which: sa.ColumnElement[bool]) -> dict[str, int]:
@@ -43,12 +43,36 @@ class Backlog:
         with self._database.read() as connection:
             return dict(connection.execute(query).all())  # type: ignore[arg-type]  # rows of two
 
+    def _queued(self) -> int:
+        query = sa.select(sa.func.coalesce(sa.func.sum(shares.c.jobs), 0)).where(shares.c.jobs > 0)
+        with self._database.read() as connection:
+            return int(connection.execute(query).scalar_one())
+
     def oldest_wait_s(self) -> float | None:
         """How long the longest-waiting queued job has waited, in seconds."""
-        query = sa.select(now() - sa.func.min(jobs.c.created_at)).where(state_is(Status.QUEUED))
+        models = sa.select(shares.c.model).where(shares.c.jobs > 0).distinct().subquery()
+        of_it = sa.select(jobs.c.created_at).where(jobs.c.model == models.c.model, state_is(Status.QUEUED))
+        oldest = of_it.order_by(jobs.c.created_at).limit(1).scalar_subquery()
+        query = sa.select(now() - sa.func.min(oldest)).select_from(models)
         with self._database.read() as connection:
             waited: float | None = connection.execute(query).scalar()
         return waited
+
+    def use(self, owner: str) -> Use:
+        """What an owner has waiting."""
+        with self._database.read() as connection:
+            return use_of(connection, owner)
+
+    def recount(self) -> bool:
+        """Set the shares right if they are wrong, as after an earlier version has written to this database; whether they were."""
+        with self._database.read() as connection:
+            if are_right(connection):
+                return False
+        with self._database.write() as connection:
+            keep_still(connection, jobs)
+            wrong = not are_right(connection)
+            recount(connection)
+        return wrong
 
     def places(self, queued: Sequence[Job]) -> dict[str, Place]:
         """What starts before each of these queued jobs, by id; at a bounded cost."""

@@ -135,6 +135,12 @@ def alone(connection: sa.Connection, what: str) -> None:
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtextextended(what, 0))))
 
 
+def keep_still(connection: sa.Connection, table: sa.Table) -> None:
+    """Let nobody else write to a table until this transaction ends. On SQLite nobody else writes anyway."""
+    if connection.dialect.name != "sqlite":
+        connection.exec_driver_sql(f"LOCK TABLE {table.name} IN SHARE ROW EXCLUSIVE MODE")
+
+
 class Database:
     """An engine and its two kinds of transaction."""
 

@@ -15,12 +15,15 @@ from serve_app.jobs import Status
 from serve_app.scaling import WINDOW_S, WINDOWS, Observation
 from serve_app.store import Breaker, Store, WorkerRow
 from serve_app.store.database import now, statement_time
-from serve_app.store.tables import jobs, loads, state_is, workers
+from serve_app.store.tables import jobs, loads, shares, state_is, workers
 from serve_app.store.workers import READY_PHASES
 
 _RECENT = 1000  # loads; more workers than that do not come up within one start-up of each other
 _MEASURED_STARTUPS = 20
 _LONGEST_STARTUP_S = 1800.0  # what takes longer waited for a card that nobody had, and says nothing of the next start
+_LATE_COUNTED = (
+    1000  # when so many jobs have waited too long, all that waits is taken to be late: every cluster is needed
+)
 _ALIVE_S = 60.0  # a worker that said nothing for so long does not count; its host, or its lease, will see to its job
 
 REPEAT_S: Final = 15.0
@@ -96,7 +99,7 @@ class StoreFleet:
         one_host = breaker.is_open and not breaker.everywhere and others
         self._takes_jobs = one_host or not breaker.is_open
         return Observation(
-            queued_jobs=queued,
+            queued_jobs=int(queued),
             queued_work_s=queued_audio_s * speed,
             running_jobs=len(running),
             running_left_s=sum(max(row.audio_seconds * speed - row.ran_s, 0.0) for row in running),
@@ -146,13 +149,23 @@ class StoreFleet:
 
     def _queued(self, connection: sa.Connection, share: Share, startup_s: float) -> tuple[int, float]:
         """(jobs, seconds of audio) that wait for this cluster."""
-        late = jobs.c.created_at < now() - (self._bounds.target_wait_s + startup_s)
-        audio_s = sa.func.sum(jobs.c.audio_seconds)
-        waiting = jobs.c.model == self._model, state_is(Status.QUEUED)
-        sums = sa.func.count(), audio_s, sa.func.count().filter(late), audio_s.filter(late)
-        count, total_s, late_count, late_s = connection.execute(sa.select(*sums).where(*waiting)).one()
-        shared, shared_s = share.of(count - late_count, (total_s or 0.0) - (late_s or 0.0))
-        return shared + late_count, shared_s + (late_s or 0.0)
+        sums = [sa.func.coalesce(sa.func.sum(shares.c[name]), 0) for name in ("jobs", "audio_s")]
+        query = sa.select(*sums).where(shares.c.model == self._model, shares.c.jobs > 0)
+        count, audio_s = connection.execute(query).one()
+        if share.clusters == 1:
+            return int(count), audio_s
+        late_count, late_s = connection.execute(self._late(startup_s)).one()
+        if late_count >= _LATE_COUNTED:
+            return int(count), audio_s
+        shared, shared_s = share.of(max(int(count) - late_count, 0), max(audio_s - late_s, 0.0))
+        return shared + late_count, shared_s + late_s
+
+    def _late(self, startup_s: float) -> sa.Select[Any]:
+        """How many jobs, with how much audio, have waited for longer than they should; the first _LATE_COUNTED of them."""
+        late = jobs.c.created_at < statement_time() - (self._bounds.target_wait_s + startup_s)
+        waiting = sa.select(jobs.c.audio_seconds).where(jobs.c.model == self._model, state_is(Status.QUEUED), late)
+        first = waiting.order_by(jobs.c.created_at).limit(_LATE_COUNTED).subquery()
+        return sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(first.c.audio_seconds), 0.0))
 
     def _running(self, draining: list[str]) -> sa.Select[Any]:
         others = sa.select(workers.c.id).where(workers.c.cluster.not_in(self._our_names))

@@ -15,6 +15,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
+from serve_app.config import QueueArgs
 from serve_app.errors import (
     Conflict,
     DeadlineExceeded,
@@ -29,7 +30,7 @@ from serve_app.jobs import Job, Status, new_id, origins
 from serve_app.schemas import MusicRequest
 from serve_app.store.costs import played, wasted
 from serve_app.store.database import Database, Topic, alone, now
-from serve_app.store.shares import OWN_ORDER, Tally, in_turn, queued_in, rank_of
+from serve_app.store.shares import OWN_ORDER, Tally, check_limits, in_turn, queued_in, rank_of
 from serve_app.store.tables import jobs, pauses, state_is
 from serve_app.store.webhooks import enqueue
 
@@ -73,11 +74,12 @@ class JobStore:
         max_attempts: int,
         idempotency_key: str | None = None,
         fingerprint: str | None = None,
+        limits: QueueArgs | None = None,
     ) -> tuple[Job, bool]:
         """Put a job into the queue; it is on disk when this returns. The job, and whether it is new.
 
         `request.model` is filled in. The same `idempotency_key` of the same owner gives the job that it made; raises
-        IdempotencyConflict when that one was made with another `fingerprint`.
+        IdempotencyConflict when that one was made with another `fingerprint`, QuotaExceeded or QueueFull beyond the `limits`.
         """
         values = {
             "id": new_id(),
@@ -100,6 +102,7 @@ class JobStore:
             with self._moving("queued") as (connection, tally):
                 job = _job(connection.execute(jobs.insert().values(values).returning(jobs)).one())
                 tally.submitted(job)
+                _count_in(connection, tally, job, limits)
             return job, True
         except IntegrityError:  # the idempotency key is taken
             before = self._same_as_before(owner, str(idempotency_key), fingerprint)
@@ -112,6 +115,7 @@ class JobStore:
             max_attempts=max_attempts,
             idempotency_key=idempotency_key,
             fingerprint=fingerprint,
+            limits=limits,
         )
 
     def _same_as_before(self, owner: str, key: str, fingerprint: str | None) -> Job | None:
@@ -187,10 +191,10 @@ class JobStore:
             ended = self._get(connection, job, owner)
         raise Conflict(f"Job {job} cannot be cancelled: it has {ended.status} already")
 
-    def retry(self, job: str, max_attempts: int, owner: str | None = None) -> Job:
+    def retry(self, job: str, max_attempts: int, owner: str | None = None, limits: QueueArgs | None = None) -> Job:
         """Put a failed, cancelled or expired job back into the queue, with its deadline and its attempts anew.
 
-        Raises NotFound, or Conflict when it has not ended, or has succeeded.
+        Raises NotFound, or Conflict when it has not ended, or has succeeded; QuotaExceeded or QueueFull beyond the `limits`.
         """
         with self._moving("queued") as (connection, tally):
             found = self._get(connection, job, owner)
@@ -204,8 +208,9 @@ class JobStore:
             rows = self._move(
                 connection, tally, Status.QUEUED, jobs.c.id == job, ended, **{**_unclaimed(), **blank, **anew}
             )
-        if not rows:
-            raise Conflict(f"Job {job} cannot be retried: it is {found.status}")
+            if not rows:
+                raise Conflict(f"Job {job} cannot be retried: it is {found.status}")
+            _count_in(connection, tally, rows[0], limits)
         return rows[0]
 
     def delete(self, job: str, owner: str | None = None) -> Job:
@@ -417,6 +422,14 @@ class JobStore:
         if target.final:
             enqueue(connection, moved)
         return moved
+
+
+def _count_in(connection: sa.Connection, tally: Tally, job: Job, limits: QueueArgs | None) -> None:
+    """Write a submission into its share at once, and see that it is within the limits."""
+    if limits is not None:
+        alone(connection, f"the quota of {job.owner}")
+        tally.write(connection)
+        check_limits(connection, job.owner, limits)
 
 
 def _count(tally: Tally, moved: Job) -> None:

@@ -14,6 +14,8 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from serve_app.config import QueueArgs
+from serve_app.errors import QueueFull, QuotaExceeded
 from serve_app.jobs import Job, Status
 from serve_app.store.database import upsert
 from serve_app.store.tables import api_keys, jobs, shares, state_is
@@ -137,6 +139,84 @@ def in_turn(connection: sa.Connection, *models: str) -> list[Share]:
     query = sa.select(*columns).where(shares.c.model.in_(models), shares.c.jobs > 0)
     order = (shares.c.rank.desc(), shares.c.turn, shares.c.owner)
     return [Share(*row) for row in connection.execute(query.order_by(*order))]
+
+
+def check_limits(connection: sa.Connection, owner: str, limits: QueueArgs) -> None:
+    """Raise QuotaExceeded or QueueFull when more is queued than may be; what is being submitted is counted already."""
+    use = use_of(connection, owner)
+    if use.jobs > limits.max_owner_jobs:
+        raise QuotaExceeded(
+            f"You have {use.jobs - 1} jobs waiting, and queue.max_owner_jobs is {limits.max_owner_jobs}: {_WAIT}"
+        )
+    if use.audio_s > limits.max_owner_audio_s:
+        raise QuotaExceeded(
+            f"With this job you would have {use.audio_s:.0f} seconds of audio waiting, and queue.max_owner_audio_s is "
+            f"{limits.max_owner_audio_s:.0f}: {_WAIT}"
+        )
+    waiting = connection.execute(sa.select(sa.func.sum(shares.c.jobs)).where(shares.c.jobs > 0)).scalar_one()
+    if waiting > limits.max_jobs:
+        raise QueueFull(
+            f"{int(waiting) - 1} jobs of all owners wait, and queue.max_jobs is {limits.max_jobs}: try again later, or ask the "
+            "operator to add workers or to raise the limit"
+        )
+
+
+_WAIT: Final = "wait until some have started, cancel some, or ask the operator to raise the limit"
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What one owner has waiting, of all models."""
+
+    jobs: int
+    audio_s: float
+
+
+def use_of(connection: sa.Connection, owner: str) -> Use:
+    """What the owner has waiting."""
+    sums = sa.select(
+        sa.func.coalesce(sa.func.sum(shares.c.jobs), 0), sa.func.coalesce(sa.func.sum(shares.c.audio_s), 0.0)
+    )
+    waiting, audio_s = connection.execute(sums.where(shares.c.owner == owner)).one()
+    return Use(int(waiting), audio_s)
+
+
+def recount(connection: sa.Connection) -> None:
+    """Set jobs and audio of every share to what is queued. Nobody else may write jobs meanwhile."""
+    counted = _counted().subquery()
+    keys = [counted.c[name] == shares.c[name] for name in _KEY]
+    columns = (counted.c.jobs, counted.c.audio_s)
+    found = [sa.func.coalesce(sa.select(column).where(*keys).scalar_subquery(), 0) for column in columns]
+    connection.execute(shares.update().where(_wrong()).values(jobs=found[0], audio_s=found[1]))
+    for row in connection.execute(_counted().where(_no_share())).all():
+        clock = connection.execute(sa.select(_clock(row.model, row.rank))).scalar_one()
+        connection.execute(shares.insert().values(**row._mapping, turn=clock, served=0.0))
+
+
+def are_right(connection: sa.Connection) -> bool:
+    """Whether every share says what is queued."""
+    wrong = sa.select(sa.literal(1)).select_from(shares).where(_wrong())
+    missing = sa.select(sa.literal(1)).select_from(jobs).where(state_is(Status.QUEUED), _no_share())
+    return connection.execute(sa.union_all(wrong, missing).limit(1)).first() is None
+
+
+_KEY: Final = ("model", "owner", "rank")
+
+
+def _counted() -> sa.Select[Any]:
+    keys = [jobs.c[name] for name in _KEY]
+    sums = (sa.func.count().label("jobs"), sa.func.sum(jobs.c.audio_seconds).label("audio_s"))
+    return sa.select(*keys, *sums).where(state_is(Status.QUEUED)).group_by(*keys)
+
+
+def _wrong() -> sa.ColumnElement[bool]:
+    of_it = [state_is(Status.QUEUED), *(jobs.c[name] == shares.c[name] for name in _KEY)]
+    count = sa.select(sa.func.count()).select_from(jobs).where(*of_it).scalar_subquery()
+    return shares.c.jobs != count
+
+
+def _no_share() -> sa.ColumnElement[bool]:
+    return ~sa.exists().where(*(shares.c[name] == jobs.c[name] for name in _KEY))
 
 
 def queued_in(key: Key) -> tuple[sa.ColumnElement[bool], ...]:

@@ -56,7 +56,7 @@ _partial(  # audio_seconds is in it so that lengths are added up without a look 
     *("model", "rank", "owner", jobs.c.priority.desc(), "created_at", "id", "audio_seconds"),
     where="state = 'queued'",
 )
-_partial("jobs_waiting", "created_at", where="state = 'queued'")
+_partial("jobs_waiting", "model", "created_at", where="state = 'queued'")
 _partial("jobs_live", "state", "id", where="finished_at is null")
 _partial("jobs_live_by_owner", "owner", "state", "id", where="finished_at is null")
 _partial("jobs_leases", "lease_until", where="state = 'running'")

@@ -43,7 +43,7 @@ def upgrade() -> None:
         "audio_seconds",
     ]
     _partial("jobs_queue", queue, "state = 'queued'")
-    _partial("jobs_waiting", ["created_at"], "state = 'queued'")
+    _partial("jobs_waiting", ["model", "created_at"], "state = 'queued'")
     _partial("jobs_live", ["state", "id"], "finished_at is null")
     _partial("jobs_live_by_owner", ["owner", "state", "id"], "finished_at is null")
 
