@@ -76,6 +76,11 @@ def _add_artifacts(commands: Any) -> None:
     sweep = actions.add_parser("sweep", help="count the files that belong to no job, and remove them if you say so")
     sweep.add_argument("--confirm", action="store_true", help="remove them, however many they are")
     sweep.set_defaults(run=_sweep_artifacts)
+    expire = actions.add_parser(
+        "expire", help="count the songs and jobs whose time is over, and remove them if you say so"
+    )
+    expire.add_argument("--confirm", action="store_true", help="remove them now, however many they are")
+    expire.set_defaults(run=_expire_artifacts)
 
 
 def _add_keys(commands: Any) -> None:
@@ -296,6 +301,20 @@ def _sweep_artifacts(given: argparse.Namespace, args: AppArgs) -> int:
             return 0
         files, _, orphans = janitor.count_files(store, artifacts, args.retention)
     print(f"{orphans} of {files} files belong to no job; 'sophia artifacts sweep --confirm' removes them")
+    return 0
+
+
+def _expire_artifacts(given: argparse.Namespace, args: AppArgs) -> int:
+    from serve_app import janitor
+    from serve_app.artifacts import Artifacts
+
+    with closing(_store(args)) as store:
+        songs, rows = janitor.count_expired(store, args.retention)
+        if given.confirm:
+            janitor.expire_confirmed(store, Artifacts(args.resolved_artifacts_url), args.retention)
+            print(f"{songs} songs and {rows} jobs whose time was over are removed")
+            return 0
+    print(f"The time of {songs} songs and {rows} jobs is over; 'sophia artifacts expire --confirm' removes them now")
     return 0
 
 

@@ -229,6 +229,14 @@ class RetentionArgs(_Strict):
         description="The share of all files that may be removed as belonging to no job at a time; 10 files always may. When "
         "there are more, none is removed until `sophia artifacts sweep --confirm`.",
     )
+    expiry_share: float = Field(
+        0.1,
+        gt=0,
+        le=1,
+        description="The share of all songs, and of all ended jobs, that may go in one round because their time is over; 100 "
+        "always may. When there are more, a round comes once an hour, and `/v1/health` says so, until all are gone "
+        "or `sophia artifacts expire --confirm`: a wrong clock or a slip in `results_s` costs that much and not everything.",
+    )
 
 
 class DatabaseArgs(_Strict):

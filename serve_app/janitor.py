@@ -6,7 +6,8 @@ and whatever was left half done is found again the next time.
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from typing import Final
 
@@ -25,6 +26,9 @@ logger = logging.getLogger("ray.serve.sophia")
 EXPIRE_EVERY_S: Final = 300.0
 AUDIT_EVERY_S: Final = 86_400.0
 """An audit asks the artifact store for every file; what is merely old needs no audit."""
+
+HELD_BACK_EVERY_S: Final = 3600.0
+"""More is over its time than may go in one round: so much time has an operator to notice."""
 
 REFUSED_EVERY_S: Final = 3600.0
 """To look through a store that is not proven to be ours, to see whether it is by now, asks for every file, too."""
@@ -73,20 +77,21 @@ class Janitor:
             self._store.installation.refuse(refusal)
             self._rest(REFUSED_EVERY_S)
             return
-        self._tidy()
-        self._rest(EXPIRE_EVERY_S)
+        held_back = self._tidy()
+        self._rest(HELD_BACK_EVERY_S if held_back else EXPIRE_EVERY_S)
 
     def _rest(self, seconds: float) -> None:
         self._store.leases.rest(_JANITOR, self._id, 0 if self._thread.ended.is_set() else seconds)
 
-    def _tidy(self) -> None:
+    def _tidy(self) -> str:
         parts = (self._store, self._artifacts, self._retention, self._go_on)
-        expire(*parts)
+        held_back = expire(*parts)
         # The audit's lease only remembers when it is due again: a janitor that dies in an audit leaves it due.
         if self._store.leases.take(_AUDIT, self._id, 0):
             audit(*parts)
             if self._go_on():
                 self._store.leases.rest(_AUDIT, self._id, AUDIT_EVERY_S)
+        return held_back
 
 
 def forget_accounts(store: Store, retention: RetentionArgs) -> None:
@@ -96,20 +101,73 @@ def forget_accounts(store: Store, retention: RetentionArgs) -> None:
     store.workers.forget_old(retention.rows_s)
 
 
-def expire(store: Store, artifacts: Artifacts, retention: RetentionArgs, go_on: GoOn) -> None:
+def expire(
+    store: Store, artifacts: Artifacts, retention: RetentionArgs, go_on: GoOn, share: float | None = None
+) -> str:
     """Remove the audio of jobs that ended `results_s` ago, and altogether those that ended `rows_s` ago.
 
-    The audio store must be ours (`custody.claim`). How many files go is not bounded: each is named by a job that is over.
-    Raises StoreUnavailable or ArtifactsUnavailable; what is done by then stays done.
+    The audio store must be ours (`custody.claim`). No more than `share` goes of the songs, and of the ended jobs (0 to 1,
+    `expiry_share` where it is not given). What stays for later is told in words, which `store.installation` has, too; empty when
+    nothing does. Raises StoreUnavailable or ArtifactsUnavailable; what is done by then stays done.
     """
-    while go_on() and (page := store.retention.ended_long_ago(retention.rows_s, PAGE)):
+    share = retention.expiry_share if share is None else share
+    rows = partial(store.retention.ended_long_ago, retention.rows_s)
+    for page in _pages_of(rows, store.retention.ended, share, go_on):
         artifacts.delete(key for job in page for key in job.keys)
         forgotten = store.retention.forget([job.id for job in page], retention.rows_s)
         logger.info("forgot %s jobs that ended %.0f s ago or earlier", forgotten, retention.rows_s)
-    while go_on() and (page := store.retention.with_old_audio(retention.results_s, PAGE)):
+    songs = partial(store.retention.with_old_audio, retention.results_s)
+    for page in _pages_of(songs, store.retention.songs, share, go_on):
         artifacts.delete(key for job in page for key in job.keys)
         store.retention.mark_audio_gone([job.id for job in page])
         logger.info("removed the audio of %s jobs that ended %.0f s ago or earlier", len(page), retention.results_s)
+    if not go_on():
+        return ""
+    held_back = _held_back(store, retention)
+    store.installation.hold_back(held_back)
+    if held_back:
+        logger.warning("%s", held_back)
+    return held_back
+
+
+def _pages_of(
+    due: Callable[[int], list[Holding]], count: Callable[[], int], share: float, go_on: GoOn
+) -> Iterator[list[Holding]]:
+    """Pages of what is due and goes when it was yielded: one at least, and no more in all than `share` of what is there."""
+    done = 0
+    at_most = PAGE
+    while go_on() and (page := due(min(PAGE, at_most - done))):
+        yield page
+        done += len(page)
+        if done == PAGE:
+            at_most = max(PAGE, int(share * (done + count())))
+
+
+def _held_back(store: Store, retention: RetentionArgs) -> str:
+    songs, rows = count_expired(store, retention)
+    if max(songs, rows) <= PAGE:  # they go in the next round, whatever the share
+        return ""
+    return (
+        f"The time of {songs} songs and {rows} jobs is over, and they stay for now: the janitor removes at most "
+        f"{retention.expiry_share:.0%} of what is there at a time, once an hour (retention.expiry_share). If they should stay, "
+        f"correct retention.results_s, retention.rows_s or the database's clock.  "
+        "'sophia artifacts expire --confirm' removes them now."
+    )
+
+
+def count_expired(store: Store, retention: RetentionArgs) -> tuple[int, int]:
+    """How many songs and how many jobs are over their time and still there. Raises StoreUnavailable."""
+    return store.retention.songs(retention.results_s), store.retention.ended(retention.rows_s)
+
+
+def expire_confirmed(store: Store, artifacts: Artifacts, retention: RetentionArgs) -> None:
+    """Remove all songs and jobs whose time is over, however many they are: an operator's word.
+
+    Raises ConfigurationError when the audio store is not this database's own, StoreUnavailable or ArtifactsUnavailable.
+    """
+    if refusal := custody.claim(store, artifacts, retention.orphans_share, _always):
+        raise ConfigurationError(refusal)
+    expire(store, artifacts, retention, _always, share=1)
 
 
 def audit(store: Store, artifacts: Artifacts, retention: RetentionArgs, go_on: GoOn) -> None:

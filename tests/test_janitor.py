@@ -11,8 +11,9 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from serve_app import janitor
+from serve_app import custody, janitor
 from serve_app.artifacts import Artifacts
+from serve_app.cli import main
 from serve_app.config import RetentionArgs
 from serve_app.errors import GenerationError, NotFound
 from serve_app.janitor import PAGE, Janitor, audit, expire
@@ -25,7 +26,7 @@ from tests.helpers import eventually
 from tests.running import running, simulated
 
 DAY = 86_400.0
-KEPT = RetentionArgs(results_s=7 * DAY, rows_s=30 * DAY, orphans_s=0, orphans_share=1)
+KEPT = RetentionArgs(results_s=7 * DAY, rows_s=30 * DAY, orphans_s=0, orphans_share=1, expiry_share=1)
 
 
 @pytest.fixture
@@ -132,6 +133,58 @@ def test_more_than_a_page_is_worked_through(store: Store, artifacts: Artifacts, 
     expire(store, artifacts, KEPT, always)
     assert keys(artifacts) == set()
     assert store.retention.with_old_audio(0, 1) == []
+
+
+@pytest.mark.fault("B3")
+def test_a_wrong_clock_costs_a_share_and_not_everything(
+    store: Store,
+    artifacts: Artifacts,
+    database_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    """All songs are over their time at once: a round takes its share and says what stays, and an operator's word the rest."""
+    many(store, artifacts, tmp_path, 5 * PAGE, age_s=8 * DAY)
+    few = KEPT.model_copy(update={"expiry_share": 0.3})
+    custody.claim(store, artifacts, 0.1, always)
+
+    held_back = expire(store, artifacts, few, always)
+    left = len(keys(artifacts))
+    said = store.installation.held_back()
+    expire(store, artifacts, few, always)
+    after_two = len(keys(artifacts))
+    monkeypatch.setenv("SOPHIA_DATABASE_URL", database_url)
+    monkeypatch.setenv("SOPHIA_ARTIFACTS_URL", (tmp_path / "audio").as_uri())
+    monkeypatch.chdir(tmp_path)
+    assert main(["artifacts", "expire"]) == 0
+    counted = capsys.readouterr().out
+    untouched = len(keys(artifacts))
+    assert main(["artifacts", "expire", "--confirm"]) == 0
+
+    assert (left, after_two, untouched) == (350, 245, 245)
+    assert said == held_back
+    assert held_back.startswith(
+        "The time of 350 songs and 0 jobs is over, and they stay for now: the janitor removes at most 30%"
+    )
+    assert counted.startswith("The time of 245 songs and 0 jobs is over")
+    assert keys(artifacts) == set()
+    assert store.installation.held_back() == ""
+
+
+@pytest.mark.fault("B3")
+def test_jobs_are_forgotten_a_share_at_a_time(store: Store, artifacts: Artifacts, tmp_path: Path):
+    """The bound holds for jobs that are over altogether, too; what fits into the next round is not worth a word."""
+    made = many(store, artifacts, tmp_path, 2 * PAGE + 1, age_s=31 * DAY)
+    few = KEPT.model_copy(update={"expiry_share": 0.1})
+    first = expire(store, artifacts, few, always)
+    left = len(store.jobs.get_many([job.id for job in made]))
+    second = expire(store, artifacts, few, always)
+    rest = len(store.jobs.get_many([job.id for job in made]))
+
+    assert "101 jobs" in first
+    assert (left, rest) == (101, 1)
+    assert second == ""
 
 
 # --- Audit ------------------------------------------------------------------------------------------------------------
@@ -262,7 +315,7 @@ def go_on():
         sys.stdin.read()  # until the kill
     return True
 
-retention = RetentionArgs(results_s=604800, rows_s=2592000, orphans_s=0, orphans_share=1)
+retention = RetentionArgs(results_s=604800, rows_s=2592000, orphans_s=0, orphans_share=1, expiry_share=1)
 {"expire": expire, "audit": audit}[work](Store(database), Artifacts(folder), retention, go_on)
 """
 

@@ -266,7 +266,7 @@ def _notices(parts: Context, workers: list[WorkerRow]) -> list[str]:
     failure = parts.storage.failure()
     refusal = parts.store.installation.refusal()
     told = [f"No song can be stored. {failure.message}"] if failure else []
-    told += [refusal] if refusal else []
+    told += [words for words in (refusal, parts.store.installation.held_back()) if words]
     noise = [
         f"{name} plays {model.source}: random weights, so noise, for trying Sophia out; set models.{name}.source to a checkpoint"
         for name, model in parts.args.models.items()

@@ -24,6 +24,17 @@ class InstallationStore:
 
     def refuse(self, reason: str) -> None:
         """Keep the reason for `refusal`; an empty one says that there is none any more."""
-        changed = installation.update().where(installation.c.refusal != reason).values(refusal=reason)
+        self._keep(installation.c.refusal, reason)
+
+    def held_back(self) -> str:
+        """What is over its time and stays for later rounds, since it is much; empty when nothing does."""
+        with self._database.read() as connection:
+            return str(connection.execute(sa.select(installation.c.held_back)).scalar_one())
+
+    def hold_back(self, reason: str) -> None:
+        """Keep the words for `held_back`; empty ones say that nothing is any more."""
+        self._keep(installation.c.held_back, reason)
+
+    def _keep(self, column: sa.Column[str], words: str) -> None:
         with self._database.write(durable=False) as connection:
-            connection.execute(changed)
+            connection.execute(installation.update().where(column != words).values({column: words}))

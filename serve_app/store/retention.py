@@ -45,6 +45,14 @@ class RetentionStore:
         """Jobs that ended `older_s` seconds ago or earlier, however they ended, oldest first."""
         return self._fetch(_holdings().where(*_ended(older_s)).order_by(jobs.c.finished_at).limit(limit))
 
+    def songs(self, older_s: float = 0) -> int:
+        """How many jobs ended `older_s` seconds ago or earlier and still have their audio."""
+        return self._count(*_HAS_AUDIO, jobs.c.finished_at <= statement_time() - older_s)
+
+    def ended(self, older_s: float = 0) -> int:
+        """How many jobs ended `older_s` seconds ago or earlier."""
+        return self._count(*_ended(older_s))
+
     def holdings(self, ids: Collection[str]) -> dict[str, Holding]:
         """Those of the jobs that exist, by id."""
         return {found.id: found for found in self._fetch(_holdings().where(jobs.c.id.in_(ids)))}
@@ -59,6 +67,10 @@ class RetentionStore:
         """Delete those of the jobs that still ended `older_s` seconds ago or earlier: one may have been retried meanwhile."""
         with self._database.write("ended") as connection:
             return connection.execute(jobs.delete().where(jobs.c.id.in_(ids), *_ended(older_s))).rowcount
+
+    def _count(self, *where: Any) -> int:
+        with self._database.read() as connection:
+            return connection.execute(sa.select(sa.func.count()).select_from(jobs).where(*where)).scalar_one()
 
     def _fetch(self, query: sa.Select[Any]) -> list[Holding]:
         with self._database.read() as connection:

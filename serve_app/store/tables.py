@@ -194,6 +194,7 @@ installation = sa.Table(  # one row: which database this is
     metadata,
     sa.Column("id", sa.Text, primary_key=True),  # the mark of its audio store
     sa.Column("refusal", sa.Text, nullable=False),  # why the janitor deletes nothing; empty when it does
+    sa.Column("held_back", sa.Text, nullable=False, server_default=""),  # what it deletes later, since it is much
 )
 
 device_hours = sa.Table(  # what each worker's device time went into; kept when the worker is gone
