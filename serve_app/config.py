@@ -173,6 +173,12 @@ class QueueArgs(_Strict):
         description="Seconds of audio that one API key may have waiting; beyond it gets 429. 139 hours, about a day of one "
         "consumer GPU's work.",
     )
+    max_owner_webhooks: int = Field(
+        5000,
+        ge=1,
+        description="Webhooks of one API key that may be on their way; with so many, a job that names a `webhook_url` gets 429. "
+        "Those of jobs that wait already come on top.",
+    )
     max_jobs: int = Field(
         50_000,
         ge=1,

@@ -119,13 +119,13 @@ class TooManyRequests(SophiaError):
 
 
 class QuotaExceeded(SophiaError):
-    """The owner has as many jobs, or as much audio, in the queue as one API key may have."""
+    """The owner has as many jobs, or as much audio, in the queue, or webhooks on their way, as one API key may have."""
 
     status, code, retryable, title = (
         429,
         "quota_exceeded",
         True,
-        "You have as much in the queue as one API key may have",
+        "You have as much under way as one API key may have",
     )
     retry_after_s = 30
 

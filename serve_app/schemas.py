@@ -440,12 +440,16 @@ class JobList(BaseModel):
 
 
 class UsageView(BaseModel):
-    """What one API key has waiting, of all models, and may have; beyond it a submission gets 429."""
+    """What one API key has under way, of all models, and may have; beyond it a submission gets 429."""
 
     queued_jobs: int = Field(description="Jobs that wait.", examples=[12])
     queued_audio_s: float = Field(description="Seconds of audio in them, all variations.", examples=[720.0])
     max_queued_jobs: int = Field(description="The most jobs that may wait.", examples=[5000])
     max_queued_audio_s: float = Field(description="The most seconds of audio that may wait.", examples=[500000.0])
+    pending_webhooks: int = Field(description="Webhooks that no server has accepted yet.", examples=[0])
+    max_pending_webhooks: int = Field(
+        description="The most of them with which a job may name a `webhook_url`.", examples=[5000]
+    )
 
 
 class Problem(BaseModel):

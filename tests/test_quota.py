@@ -65,6 +65,8 @@ def test_an_owner_may_have_so_many_jobs_waiting(tmp_path: Path):
             "queued_audio_s": 10.0,
             "max_queued_jobs": 2,
             "max_queued_audio_s": 500_000.0,
+            "pending_webhooks": 0,
+            "max_pending_webhooks": 5000,
         }
         service.submit()
         retried = service.client.post(f"/v1/jobs/{second['id']}/retry")

@@ -26,8 +26,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import ValidationError
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
-from serve_app.config import AppArgs
-from serve_app.errors import BadAudio, GenerationError, InvalidRequest, StoreUnavailable
+from serve_app.config import AppArgs, QueueArgs
+from serve_app.errors import BadAudio, GenerationError, InvalidRequest, QuotaExceeded, StoreUnavailable
 from serve_app.jobs import Job, Status
 from serve_app.receivers import receiver_at
 from serve_app.schemas import MusicRequest
@@ -521,6 +521,34 @@ def test_a_receiver_that_one_owner_floods_is_open_to_others(store: Store):
             shared.hold.set()
             assert {told(store, job).state for job in [*flood, late]} == {"delivered"}
         assert [request.path for request in shared.received].index("/hook/late") <= 1
+
+
+@pytest.mark.fault("B9")
+def test_an_owner_may_have_so_many_webhooks_on_their_way(store: Store):
+    """With so many, a job that names a URL is refused, with the reason; one without, another owner's, and one after a delivery
+    are taken."""
+    limits = QueueArgs(max_owner_webhooks=2)
+
+    def ask(owner: str, url: str | None = "https://hooks.example/") -> Job:
+        request = MusicRequest(prompt="piano", model="m", seed=1, webhook_url=url)
+        return store.jobs.submit(request, owner=owner, deadline_s=600, max_attempts=3, limits=limits)[0]
+
+    made = [ask("studio") for _ in range(2)]
+    for job in made:
+        store.jobs.cancel(job.id)
+    with pytest.raises(
+        QuotaExceeded, match=r"2 webhooks of your jobs are on their way, and queue\.max_owner_webhooks is 2"
+    ):
+        ask("studio")
+    with pytest.raises(QuotaExceeded):
+        store.jobs.retry(made[0].id, 3, limits=limits)
+    ask("studio", url=None)
+    ask("another")
+    assert store.webhooks.pending("studio") == 2
+    delivery = store.webhooks.claim(60)
+    assert delivery is not None
+    assert store.webhooks.record(delivery, "delivered", status=200)
+    ask("studio")
 
 
 def test_addresses_of_one_network_are_one_receiver():

@@ -140,6 +140,8 @@ def usage(parts: Parts, owner: Owner) -> UsageView:
         queued_audio_s=round(use.audio_s, 3),
         max_queued_jobs=limits.max_owner_jobs,
         max_queued_audio_s=limits.max_owner_audio_s,
+        pending_webhooks=parts.store.webhooks.pending(owner),
+        max_pending_webhooks=limits.max_owner_webhooks,
     )
 
 

@@ -32,7 +32,7 @@ from serve_app.store.costs import played, wasted
 from serve_app.store.database import Database, Topic, alone, now
 from serve_app.store.shares import OWN_ORDER, Tally, check_limits, in_turn, queued_in, rank_of
 from serve_app.store.tables import jobs, pauses, state_is
-from serve_app.store.webhooks import enqueue
+from serve_app.store.webhooks import check_pending, enqueue
 
 _MOST_SHARES_TRIED: Final = 20
 """Owners that a claim looks at whose every job is past its deadline, or just being moved by somebody else."""
@@ -430,6 +430,8 @@ def _count_in(connection: sa.Connection, tally: Tally, job: Job, limits: QueueAr
         alone(connection, f"the quota of {job.owner}")
         tally.write(connection)
         check_limits(connection, job.owner, limits)
+        if job.request.webhook_url:
+            check_pending(connection, job.owner, limits.max_owner_webhooks)
 
 
 def _count(tally: Tally, moved: Job) -> None:

@@ -119,6 +119,12 @@ sa.Index(
     sqlite_where=sa.text("state = 'pending'"),
     postgresql_where=sa.text("state = 'pending'"),
 )
+sa.Index(
+    "webhook_deliveries_by_owner",
+    webhook_deliveries.c.owner,
+    sqlite_where=sa.text("state = 'pending'"),
+    postgresql_where=sa.text("state = 'pending'"),
+)
 sa.Index("webhook_deliveries_by_job", webhook_deliveries.c.job, webhook_deliveries.c.id)
 
 leases = sa.Table(

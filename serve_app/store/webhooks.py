@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import sqlalchemy as sa
 
+from serve_app.errors import QuotaExceeded
 from serve_app.jobs import Job, new_id
 from serve_app.store.database import Database, now
 from serve_app.store.tables import webhook_deliveries as deliveries
@@ -45,6 +46,22 @@ def enqueue(connection: sa.Connection, ended: Sequence[Job]) -> None:
     rows = [_row(job, job.request.webhook_url) for job in ended if job.request.webhook_url]
     if rows:
         connection.execute(deliveries.insert().values(rows))
+
+
+def pending(connection: sa.Connection, owner: str) -> int:
+    """How many deliveries of an owner's jobs are on their way."""
+    found = sa.select(sa.func.count()).where(deliveries.c.owner == owner, deliveries.c.state == "pending")
+    return connection.execute(found).scalar_one()
+
+
+def check_pending(connection: sa.Connection, owner: str, at_most: int) -> None:
+    """Raise QuotaExceeded when an owner has `at_most` deliveries on their way, or more."""
+    found = pending(connection, owner)
+    if found >= at_most:
+        raise QuotaExceeded(
+            f"{found} webhooks of your jobs are on their way, and queue.max_owner_webhooks is {at_most}: see that your server "
+            "answers them with 2xx, submit without webhook_url, or ask the operator to raise the limit"
+        )
 
 
 def receiver_of(url: str) -> str:
@@ -122,6 +139,11 @@ class WebhookStore:
                 .where(deliveries.c.id == delivery.id, deliveries.c.attempts == delivery.attempts)
                 .values(host=receiver, attempts=delivery.attempts - 1, due_at=now() + seconds)
             )
+
+    def pending(self, owner: str) -> int:
+        """How many deliveries of an owner's jobs are on their way."""
+        with self._database.read() as connection:
+            return pending(connection, owner)
 
     def latest(self, job: str) -> Delivery | None:
         """The newest delivery of a job; a job that was retried has several."""
