@@ -5,8 +5,10 @@ Usage: python -m benchmarks.codecs [--before FOLDER]     (part of `make bench`)
 First each format on a minute of music: how many times faster than real time one core encodes it, kbit/s, and the largest error
 against the samples, in parts of full scale, in the first and the last millisecond and between. Then one worker whose engine sleeps
 instead of computing, at 200 times real time, plays 16 songs of 60 s that wait already: which part of the time until the last one
-is generated was not spent on generating. WAV beside the default format tells how much of it is not the encoding's. FOLDER is a
-checkout of another version (f09e160, say), measured in the same way for comparison. Exits with 1 when more than BOUND is lost.
+is generated was not spent on generating. The same with files of a second, for which the device takes as long, tells how much of it
+any job costs, claiming it and publishing it; what is beyond is lost to encoding. Each figure is the lower one of RUNS. FOLDER is a
+checkout of another version (f09e160, say), measured in the same way for comparison. Exits with 1 when more than BOUND is lost to
+encoding the default format.
 """
 
 import argparse
@@ -34,6 +36,7 @@ from serve_app.store import Store
 from serve_app.worker import Worker
 
 BOUND: Final = 0.1
+RUNS: Final = 2
 SONGS: Final = 16
 SONG_S: Final = 60
 REAL_TIMES: Final = 200
@@ -86,11 +89,11 @@ def played(file: bytes) -> npt.NDArray[np.float32]:
 
 
 class Player(SimulatedEngine):
-    """Sleeps as long as such a device computes, then gives the same music again, and remembers when."""
+    """Sleeps as long as such a device computes a song, then gives the same music again, and remembers when."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float) -> None:
         super().__init__("m", ModelArgs(source="simulated"))
-        self._music = music(SONG_S)
+        self._music = music(seconds)
         self.began: float | None = None
         self.ended = 0.0
 
@@ -106,8 +109,8 @@ class Player(SimulatedEngine):
         yield Song(seed=request.seed or 0, samples=self._music)
 
 
-def lost(format: str) -> float:
-    """The part of the device's time in which it was held up."""
+def lost(format: str, seconds: float) -> float:
+    """The part of the device's time in which it was held up, with so many seconds of sound in each file."""
     with tempfile.TemporaryDirectory() as folder:
         args = AppArgs(data_dir=Path(folder), models={"m": ModelArgs(source="simulated")})
         store = Store(args.resolved_database_url)
@@ -116,7 +119,7 @@ def lost(format: str) -> float:
             request: dict[str, Any] = {"prompt": "x", "model": "m", "seed": seed, "duration": float(SONG_S)}
             asked = MusicRequest.model_validate({**request, "format": format})
             store.jobs.submit(asked, owner="", deadline_s=3600, max_attempts=1)
-        player = Player()
+        player = Player(seconds)
         worker = Worker("m", player, store, Artifacts(args.resolved_artifacts_url), args.queue)
         worker.start()
         while store.backlog.counts()["succeeded"] < SONGS:
@@ -127,9 +130,12 @@ def lost(format: str) -> float:
     return 1 - SONGS * SONG_S / REAL_TIMES / held_s
 
 
+CASES: Final = {"mp3": ("mp3", SONG_S), "wav": ("wav", SONG_S), "files of a second": ("mp3", 1)}
+
+
 def lost_in(tree: Path) -> dict[str, float]:
-    """`lost` for the default format and WAV, by the code in a folder."""
-    program = "import json; from benchmarks.codecs import lost; print(json.dumps({f: lost(f) for f in ('mp3', 'wav')}))"
+    """`lost` for each of CASES, by the code in a folder."""
+    program = "import json; from benchmarks.codecs import lowest; print(json.dumps(lowest()))"
     ours = Path(__file__).parents[1]
     path = os.pathsep.join([str(tree), str(ours)])
     ran = subprocess.run(
@@ -144,6 +150,11 @@ def lost_in(tree: Path) -> dict[str, float]:
     return found
 
 
+def lowest() -> dict[str, float]:
+    """`lost` for each of CASES; what else the machine does can only add to it."""
+    return {name: min(lost(*case) for _ in range(RUNS)) for name, case in CASES.items()}
+
+
 def main() -> int:
     """Print both tables; 0 when the bound holds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -156,11 +167,17 @@ def main() -> int:
         print(told("before", lost_in(before)), flush=True)
     now = lost_in(Path(__file__).parents[1])
     print(told("now", now))
-    return 0 if now["mp3"] <= BOUND else 1
+    return 0 if to_encoding(now) <= BOUND else 1
+
+
+def to_encoding(parts: dict[str, float]) -> float:
+    """The part that is lost to encoding the default format."""
+    return parts["mp3"] - parts["files of a second"]
 
 
 def told(name: str, parts: dict[str, float]) -> str:
-    return f"{name}: {parts['mp3']:.1%} with mp3, {parts['wav']:.1%} with wav"
+    cases = ", ".join(f"{part:.1%} with {case}" for case, part in parts.items())
+    return f"{name}: {cases}; {to_encoding(parts):.1%} to encoding mp3"
 
 
 if __name__ == "__main__":

@@ -108,7 +108,7 @@ def test_a_name_that_means_something_else_is_not_taken_for_one_of_ours(service: 
 
     [error] = answer.json()["errors"]
     assert "did you mean" not in error["message"]
-    assert "there are prompt, lyrics" in error["message"]
+    assert "there are prompt, title, lyrics" in error["message"]
 
 
 @pytest.mark.fault("C2")
