@@ -117,6 +117,12 @@ class ApiArgs(_Strict):
 
     replicas: int = Field(1, ge=1, description="API processes.")
     num_cpus: float = Field(0.1, gt=0, description="Ray CPUs that an API process reserves.")
+    threads: int = Field(
+        16, ge=1, le=256, description="Threads of an API process for calls of the database; further calls wait for one."
+    )
+    ready_timeout_s: float = Field(
+        3, gt=0, le=60, description="Seconds after which /readyz answers 503 when the database says nothing."
+    )
     max_body_bytes: int = Field(1_048_576, ge=1024, description="Largest request body in bytes; a larger one gets 413.")
 
 

@@ -15,6 +15,7 @@ from serve_app.api.jobs import job_routes
 from serve_app.api.middleware import RequestMiddleware
 from serve_app.api.reasons import Node
 from serve_app.api.storage import StorageWatch
+from serve_app.api.threads import Flight
 from serve_app.api.upkeep import Upkeep
 from serve_app.api.views import Viewer
 from serve_app.api.watch import JobWatcher
@@ -53,6 +54,7 @@ def create_api(
         storage = StorageWatch(artifacts)
         context = Context(args, store, artifacts, storage, JobWatcher(store), commit, deployment, cluster, keys_needed)
         app.state.context = context
+        app.state.readiness = Flight(context.probes, lambda: health.readiness(context))
         busy: list[Upkeep | Janitor | Sender | StorageWatch] = [
             storage,
             Upkeep(context),
@@ -66,6 +68,7 @@ def create_api(
         await context.watcher.close()
         for part in busy:
             await asyncio.to_thread(part.close)
+        await asyncio.to_thread(context.close)
         store.close()
 
     app = FastAPI(title="Sophia", version=__version__, description=_DESCRIPTION, lifespan=lifespan)

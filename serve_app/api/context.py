@@ -1,15 +1,15 @@
 """What every route needs, and who is calling."""
 
-import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Final
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from serve_app.api.storage import StorageWatch
+from serve_app.api.threads import Flight, Threads
 from serve_app.api.watch import JobWatcher
 from serve_app.artifacts import Artifacts
 from serve_app.config import AppArgs
@@ -19,6 +19,23 @@ from serve_app.store.keys import owner_of
 
 KEYS_FRESH_S: Final = 5.0
 """A new or revoked key takes effect within this time."""
+
+
+class Keys:
+    """The API keys' hashes, read again every few seconds, once for all who ask meanwhile."""
+
+    def __init__(self, threads: Threads, store: Store):
+        self._flight = Flight(threads, store.keys.digests)
+        self._known: dict[str, str] | None = None
+        self._until = 0.0
+
+    async def digests(self) -> dict[str, str]:
+        """Owners by hash, not older than KEYS_FRESH_S. Raises StoreUnavailable."""
+        if self._known is None or time.monotonic() > self._until:
+            asked_at = time.monotonic()
+            self._known = await self._flight.join()
+            self._until = asked_at + KEYS_FRESH_S
+        return self._known
 
 
 @dataclass
@@ -36,18 +53,24 @@ class Context:
     """The living nodes (`reasons.Node`); None outside a cluster."""
     keys_needed: bool = False
     """Whether every caller needs an API key, even while there is none."""
-    _digests: dict[str, str] | None = None
-    _digests_at: float = 0.0
+    work: Threads = field(init=False)
+    """Where the routes' calls of the store run."""
+    probes: Threads = field(init=False)
+    """Where /readyz looks at the store, so that work cannot keep it waiting."""
+    keys: Keys = field(init=False)
 
-    async def digests(self) -> dict[str, str]:
-        """The API keys' hashes, read again every few seconds."""
-        if self._digests is None or time.monotonic() > self._digests_at + KEYS_FRESH_S:
-            self._digests = await asyncio.to_thread(self.store.keys.digests)
-            self._digests_at = time.monotonic()
-        return self._digests
+    def __post_init__(self) -> None:
+        self.work = Threads("work", self.args.api.threads)
+        self.probes = Threads("probes", 1)
+        self.keys = Keys(self.work, self.store)
+
+    def close(self) -> None:
+        """Wait for the calls that run. Blocks."""
+        self.work.close()
+        self.probes.close()
 
 
-def _context(request: Request) -> Context:
+async def _context(request: Request) -> Context:
     context: Context = request.app.state.context
     return context
 
@@ -64,7 +87,7 @@ async def _owner(parts: Parts, credentials: Annotated[HTTPAuthorizationCredentia
     """The name of the caller's key; empty where nobody needs one. Raises Unauthorized."""
     if parts.args.auth.mode == "none":
         return ""
-    digests = await parts.digests()
+    digests = await parts.keys.digests()
     if not digests:
         if parts.keys_needed or parts.args.auth.mode == "keys":
             raise Unauthorized("There is no API key yet; an operator makes one with 'sophia keys create NAME'")

@@ -53,7 +53,7 @@ async def _events(parts: Context, job: Job, seen: int) -> AsyncIterator[bytes]:
             kind = "done" if job.status.final else "progress" if job.status == state else "state"
             state = job.status
             try:
-                view = await change.text(lambda job: Viewer(parts).view(job).model_dump_json())
+                view = await change.text(parts.work, lambda job: Viewer(parts).view(job).model_dump_json())
             except StoreUnavailable:
                 return
             yield f"event: {kind}\ndata: {view}\nid: {job.version}\n\n".encode()

@@ -3,12 +3,13 @@
 import asyncio
 from typing import Any, Final
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
 from serve_app import __version__, errors
 from serve_app.api.context import Context, Owner, Parts
 from serve_app.api.problems import responses
 from serve_app.api.reasons import breaker_of, is_coming, is_ready, living, phase_in_words, why_no_place, why_not_ready
+from serve_app.api.threads import Flight
 from serve_app.api.views import moment
 from serve_app.config import ModelArgs, Variant
 from serve_app.schemas import (
@@ -60,22 +61,30 @@ async def healthz(parts: Parts) -> Pong:
         **responses(errors.MethodNotAllowed),
     },
 )
-async def readyz(parts: Parts, response: Response) -> Ready:
+async def readyz(parts: Parts, request: Request, response: Response) -> Ready:
     """At least one worker of each model can generate, or none is wanted, and songs can be stored."""
+    limit_s = parts.args.api.ready_timeout_s
+    look: Flight[Ready] = request.app.state.readiness
     try:
-        workers = await asyncio.to_thread(living, parts)
+        ready = await asyncio.wait_for(look.join(), limit_s)
+    except TimeoutError:
+        ready = Ready(ready=False, reason=f"the job database did not answer within {limit_s:g} s")
     except errors.StoreUnavailable as error:
+        ready = Ready(ready=False, reason=error.message)
+    if not ready.ready:
         response.status_code = 503
-        return Ready(ready=False, reason=error.message)
-    failure = await asyncio.to_thread(parts.storage.failure)
+    return ready
+
+
+def readiness(parts: Context) -> Ready:
+    """What /readyz tells. Raises StoreUnavailable. Blocks."""
+    workers = living(parts)
+    failure = parts.storage.failure()
     if failure is not None:
-        response.status_code = 503
         return Ready(ready=False, reason=failure.public_why)
-    missing = [name for name in await asyncio.to_thread(_wanted, parts) if not _ready(workers, name)]
+    missing = [name for name in _wanted(parts) if not _ready(workers, name)]
     if missing:
-        response.status_code = 503
-        reasons = await asyncio.to_thread(lambda: [_why_not(parts, workers, name) for name in missing])
-        return Ready(ready=False, reason="; ".join(reasons))
+        return Ready(ready=False, reason="; ".join(_why_not(parts, workers, name) for name in missing))
     return Ready(ready=True, reason=f"{sum(map(is_ready, workers))} workers can generate")
 
 
@@ -85,8 +94,12 @@ async def readyz(parts: Parts, response: Response) -> Ready:
     tags=["health"],
     responses=responses(errors.Unauthorized, errors.StoreUnavailable),
 )
-def health(parts: Parts, owner: Owner) -> Health:
+async def health(parts: Parts, owner: Owner) -> Health:
     """Jobs by state, oldest wait, each worker's phase with its progress and last error, scale and why."""
+    return await parts.work.run(_health, parts)
+
+
+def _health(parts: Context) -> Health:
     workers = living(parts)
     problems = parts.store.supervisor.problems()
     decisions = _decisions(parts)
@@ -114,8 +127,12 @@ def health(parts: Parts, owner: Owner) -> Health:
     tags=["models"],
     responses=responses(errors.Unauthorized, errors.StoreUnavailable),
 )
-def models(parts: Parts, owner: Owner) -> ModelList:
+async def models(parts: Parts, owner: Owner) -> ModelList:
     """The served models, what each can do, and the limits."""
+    return await parts.work.run(_models, parts)
+
+
+def _models(parts: Context) -> ModelList:
     workers = living(parts)
     return ModelList(
         models=[_model(parts, workers, name, model) for name, model in parts.args.models.items()],

@@ -70,8 +70,8 @@ _FETCH = (
 )
 
 
-def _own_job(parts: Parts, owner: Owner, job_id: JobId) -> Job:
-    return parts.store.jobs.get(str(job_id), owner)
+async def _own_job(parts: Parts, owner: Owner, job_id: JobId) -> Job:
+    return await parts.work.run(parts.store.jobs.get, str(job_id), owner)
 
 
 OwnJob = Annotated[Job, Depends(_own_job)]
@@ -128,7 +128,7 @@ def job_routes(args: AppArgs) -> APIRouter:
         response.headers["Location"] = f"/v1/jobs/{job.id}"
         if not new:
             response.headers["Idempotent-Replayed"] = "true"
-        return await asyncio.to_thread(Viewer(parts).view, job)
+        return await parts.work.run(Viewer(parts).view, job)
 
     @router.post(
         "/v1/music",
@@ -164,7 +164,7 @@ def job_routes(args: AppArgs) -> APIRouter:
         return await answer_file(request, parts, _succeeded(ended), 0)
 
     @router.get("/v1/jobs", summary="List jobs", tags=["jobs"], responses=responses(*_ALWAYS))
-    def list_jobs(
+    async def list_jobs(
         parts: Parts,
         owner: Owner,
         state: Annotated[
@@ -177,23 +177,27 @@ def job_routes(args: AppArgs) -> APIRouter:
         cursor: Annotated[UUID | None, Query(description="`next_cursor` of the page before.")] = None,
     ) -> JobList:
         """Your jobs, newest first."""
-        found = parts.store.jobs.page(
-            owner=owner,
-            states=state or (),
-            model=_printable(model),
-            before=str(cursor) if cursor else None,
-            limit=limit + 1,
-        )
-        viewer = Viewer(parts)
-        more = found[limit - 1].id if len(found) > limit else None
-        return JobList(jobs=viewer.views(found[:limit]), next_cursor=more)
+
+        def page() -> JobList:
+            found = parts.store.jobs.page(
+                owner=owner,
+                states=state or (),
+                model=_printable(model),
+                before=str(cursor) if cursor else None,
+                limit=limit + 1,
+            )
+            viewer = Viewer(parts)
+            more = found[limit - 1].id if len(found) > limit else None
+            return JobList(jobs=viewer.views(found[:limit]), next_cursor=more)
+
+        return await parts.work.run(page)
 
     @router.get(
         "/v1/jobs/{job_id}", summary="Look at a job", tags=["jobs"], responses=responses(*_ALWAYS, errors.NotFound)
     )
-    def look(parts: Parts, job: OwnJob) -> JobView:
+    async def look(parts: Parts, job: OwnJob) -> JobView:
         """State, position and estimated start, progress, files or error."""
-        return Viewer(parts).view(job)
+        return await parts.work.run(Viewer(parts).view, job)
 
     @router.get(
         "/v1/jobs/{job_id}/events",
@@ -245,9 +249,10 @@ def job_routes(args: AppArgs) -> APIRouter:
         tags=["jobs"],
         responses=responses(*_ALWAYS, errors.NotFound, errors.Conflict),
     )
-    def cancel(parts: Parts, owner: Owner, job_id: JobId) -> JobView:
+    async def cancel(parts: Parts, owner: Owner, job_id: JobId) -> JobView:
         """End a queued or running job; its worker is free within one denoising step."""
-        return Viewer(parts).view(parts.store.jobs.cancel(str(job_id), owner))
+        job = await parts.work.run(parts.store.jobs.cancel, str(job_id), owner)
+        return await parts.work.run(Viewer(parts).view, job)
 
     @router.post(
         "/v1/jobs/{job_id}/retry",
@@ -255,15 +260,16 @@ def job_routes(args: AppArgs) -> APIRouter:
         tags=["jobs"],
         responses=responses(*_ALWAYS, *_QUOTA, errors.NotFound, errors.Conflict),
     )
-    def retry(parts: Parts, owner: Owner, job_id: JobId) -> JobView:
+    async def retry(parts: Parts, job: OwnJob) -> JobView:
         """Put a failed, cancelled or expired job back into the queue: same id, same request, new deadline."""
-        model = parts.store.jobs.get(str(job_id), owner).model
-        if model not in args.models:
+        if job.model not in args.models:
             raise errors.Conflict(
-                f"Job {job_id} cannot be retried: its model {model!r} is not served any more; submit it again to another one"
+                f"Job {job.id} cannot be retried: its model {job.model!r} is not served any more; submit it again to another one"
             )
-        again = parts.store.jobs.retry(str(job_id), args.queue.max_attempts, owner, limits=args.queue)
-        return Viewer(parts).view(again)
+        again = await parts.work.run(
+            parts.store.jobs.retry, job.id, args.queue.max_attempts, job.owner, limits=args.queue
+        )
+        return await parts.work.run(Viewer(parts).view, again)
 
     @router.delete(
         "/v1/jobs/{job_id}",
@@ -272,10 +278,14 @@ def job_routes(args: AppArgs) -> APIRouter:
         tags=["jobs"],
         responses=responses(*_ALWAYS, errors.NotFound, errors.ArtifactsUnavailable),
     )
-    def delete(parts: Parts, owner: Owner, job_id: JobId) -> None:
+    async def delete(parts: Parts, owner: Owner, job_id: JobId) -> None:
         """Forget a job and its audio, whatever its state."""
-        job = parts.store.jobs.delete(str(job_id), owner)
-        parts.artifacts.delete([file["key"] for file in job.audio])
+
+        def forget() -> None:
+            job = parts.store.jobs.delete(str(job_id), owner)
+            parts.artifacts.delete([file["key"] for file in job.audio])
+
+        await parts.work.run(forget)  # one call, so that a caller who leaves does not leave the files behind
 
     return router
 
@@ -318,7 +328,7 @@ async def _submit(parts: Context, body: MusicRequest, owner: str, key: str | Non
         | {"model": body.model or parts.args.default_model, "seed": _random_seed() if body.seed is None else body.seed}
     )
     queue = parts.args.queue
-    return await asyncio.to_thread(
+    return await parts.work.run(
         parts.store.jobs.submit,
         request,
         owner=owner,
@@ -363,7 +373,7 @@ async def _cancel_quietly(parts: Context, submission: asyncio.Future[tuple[Job, 
     """Cancel what was submitted for a caller who has left, be it during the insert: that goes on to its end first."""
     with suppress(errors.SophiaError):
         job, _ = await submission
-        await asyncio.to_thread(parts.store.jobs.cancel, job.id)
+        await parts.work.run(parts.store.jobs.cancel, job.id)
 
 
 def _succeeded(job: Job | None) -> Job:

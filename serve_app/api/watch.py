@@ -2,10 +2,10 @@
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Final
 
+from serve_app.api.threads import Threads
 from serve_app.jobs import Job
 from serve_app.store import Store
 from serve_app.supervision import Work
@@ -25,10 +25,10 @@ class Change:
         self.job = job
         self._text: asyncio.Future[str] | None = None
 
-    async def text(self, make: Callable[[Job], str]) -> str:
+    async def text(self, threads: Threads, make: Callable[[Job], str]) -> str:
         """What `make` gives for the job. It runs in a thread, for the first follower who asks. Raises what it raises."""
         if self._text is None:
-            self._text = asyncio.ensure_future(asyncio.to_thread(make, self.job))
+            self._text = asyncio.ensure_future(threads.run(make, self.job))
         return await asyncio.shield(self._text)
 
 
@@ -42,8 +42,8 @@ class JobWatcher:
         self._somebody = asyncio.Event()
         self._newcomer = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._bell: asyncio.Future[bool] | None = None
-        self._bell_thread = ThreadPoolExecutor(1, thread_name_prefix="watcher")
+        self._bell: asyncio.Task[bool] | None = None
+        self._threads = Threads("watcher", 2)  # one looks, the other waits for the bell
         self._work = Work(store.supervisor, "job watcher")
 
     async def changed(self, job: str, version: int, timeout: float | None = None) -> Change | None:
@@ -75,7 +75,9 @@ class JobWatcher:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
-        self._bell_thread.shutdown(wait=False)
+        if self._bell is not None:
+            await asyncio.wait((self._bell,))
+        self._threads.close()
 
     def _leave(self, job: str, future: asyncio.Future[Change | None]) -> None:
         del self._waiting[job][future]
@@ -103,9 +105,9 @@ class JobWatcher:
     async def _look(self) -> None:
         """Ask for the versions of all watched jobs, and for those jobs only that have another one."""
         asked = list(self._waiting)
-        versions = await asyncio.to_thread(self._store.jobs.versions, asked)
+        versions = await self._threads.run(self._store.jobs.versions, asked)
         changed = [job for job in asked if job in versions and self._is_news(job, versions[job])]
-        found = await asyncio.to_thread(self._store.jobs.get_many, changed) if changed else {}
+        found = await self._threads.run(self._store.jobs.get_many, changed) if changed else {}
         for job in asked:
             if job in found:
                 self._tell(job, Change(found[job]))
@@ -123,8 +125,7 @@ class JobWatcher:
     async def _until_there_is_reason(self, seen: int) -> None:
         """Until something has changed since `seen`, somebody new waits, or LOOK_S is over."""
         if self._bell is None or self._bell.done():  # else nothing has changed since it was hung up
-            loop = asyncio.get_running_loop()
-            self._bell = loop.run_in_executor(self._bell_thread, self._store.changes.wait, "ended", seen, LOOK_S)
+            self._bell = asyncio.create_task(self._threads.run(self._store.changes.wait, "ended", seen, LOOK_S))
         newcomer = asyncio.create_task(self._newcomer.wait())
         await asyncio.wait((self._bell, newcomer), return_when=asyncio.FIRST_COMPLETED)
         newcomer.cancel()
