@@ -17,6 +17,7 @@ from serve_app.api import storage
 from serve_app.artifact_causes import ROWS, Place, explain
 from serve_app.artifacts import Artifacts
 from serve_app.errors import ArtifactsUnavailable, NotFound
+from serve_app.supervision import Supervisor
 from tests.answering import Answering, answering
 from tests.disks import fill, small_disk
 from tests.helpers import eventually
@@ -288,9 +289,26 @@ def test_a_full_disk_is_told_until_there_is_room(tmp_path: Path, monkeypatch: py
         assert "full" not in str(service.client.get("/v1/health").json()["notices"])
 
 
+@pytest.mark.fault("B10", "B14")
+def test_a_try_that_fails_as_nobody_foresaw_is_told_and_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """An error that is none of the store's does not end the watch: health tells of it until a try works."""
+    monkeypatch.setattr(storage, "EVERY_S", 0.05)
+    monkeypatch.setattr(storage, "FAILING_EVERY_S", 0.05)
+    probe = Artifacts.probe
+
+    def broken(self: Artifacts) -> None:
+        raise RuntimeError("a bug")
+
+    with running(tmp_path) as service:
+        monkeypatch.setattr(Artifacts, "probe", broken)
+        eventually(lambda: "storage fails (RuntimeError)" in str(service.client.get("/v1/health").json()))
+        monkeypatch.setattr(Artifacts, "probe", probe)
+        eventually(lambda: "storage fails" not in str(service.client.get("/v1/health").json()))
+
+
 def test_the_first_try_has_an_answer_before_anybody_is_told_that_all_is_well(tmp_path: Path):
     """Until the store was tried once, nobody says that it works."""
-    watch = storage.StorageWatch(Artifacts(tmp_path.as_uri()))
+    watch = storage.StorageWatch(Artifacts(tmp_path.as_uri()), Supervisor())
 
     failure = watch.failure()
 

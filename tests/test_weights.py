@@ -13,6 +13,7 @@ import pytest
 
 from serve_app import errors, weights
 from serve_app.config import ModelArgs
+from serve_app.weights import manifest
 from tests.disks import fill, small_disk
 from tests.helpers import eventually
 from tests.hub import COMMIT, REPOSITORY, Hub, serving
@@ -466,3 +467,14 @@ def _original_layout(folder: Path) -> Path:
 
 def _edit(file: Path, changes: dict[str, object]) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_a_small_file_is_whole_whoever_writes_it_at_once(tmp_path: Path):
+    """Writers with one process id, as two containers may have, neither fail nor mix what they write, and leave no draft."""
+    texts = [letter * 100_000 for letter in "abcd"]
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda turn: manifest.write_whole(tmp_path / "ref", texts[turn % 4]), range(200)))
+
+    assert (tmp_path / "ref").read_text() in texts
+    assert [file.name for file in tmp_path.iterdir()] == ["ref"]

@@ -51,7 +51,7 @@ def create_api(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        storage = StorageWatch(artifacts)
+        storage = StorageWatch(artifacts, store.supervisor)
         context = Context(args, store, artifacts, storage, JobWatcher(store), commit, deployment, cluster, keys_needed)
         app.state.context = context
         app.state.readiness = Flight(context.probes, lambda: health.readiness(context))

@@ -8,6 +8,7 @@ from serve_app import metrics
 from serve_app.artifacts import Artifacts
 from serve_app.errors import ArtifactsUnavailable
 from serve_app.seldom import Seldom
+from serve_app.supervision import Supervisor, WorkThread
 
 logger = logging.getLogger("ray.serve.sophia")
 
@@ -20,14 +21,13 @@ _PATIENCE_S: Final = 1.0
 class StorageWatch:
     """A thread in every API process: each may lack rights, credentials or a mount that another has."""
 
-    def __init__(self, artifacts: Artifacts):
+    def __init__(self, artifacts: Artifacts, supervisor: Supervisor):
         self._artifacts = artifacts
         self._failure: ArtifactsUnavailable | None = None
         self._log = Seldom()
         self._board = metrics.Board()
         self._tried = threading.Event()
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="storage", daemon=True)
+        self._thread = WorkThread(supervisor, "storage", self._step, FAILING_EVERY_S)
 
     def start(self) -> None:
         """Begin."""
@@ -35,8 +35,7 @@ class StorageWatch:
 
     def close(self) -> None:
         """End after the try under way."""
-        self._ended.set()
-        self._thread.join()
+        self._thread.close()
 
     def failure(self) -> ArtifactsUnavailable | None:
         """Why nothing can be stored; None when all is well. Until the first try has ended, that is the reason."""
@@ -44,10 +43,9 @@ class StorageWatch:
             return ArtifactsUnavailable(why="it has not answered since this process started")
         return self._failure
 
-    def _run(self) -> None:
-        while not self._ended.is_set():
-            self._try()
-            self._ended.wait(FAILING_EVERY_S if self._failure else EVERY_S)
+    def _step(self) -> None:
+        self._try()
+        self._thread.ended.wait(FAILING_EVERY_S if self._failure else EVERY_S)
 
     def _try(self) -> None:
         failed_before = self._failure

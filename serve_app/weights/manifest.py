@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -78,11 +78,14 @@ def has(file: Path, size: int) -> bool:
 
 
 def write_whole(file: Path, text: str) -> None:
-    """A small file, there whole or not at all."""
+    """A small file, there whole or not at all, even if others write it at the same time, from other containers, too."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f"{file.name}.{os.getpid()}")
-    draft.write_text(text)
-    draft.replace(file)
+    draft = file.with_name(f"{file.name}.{secrets.token_hex(8)}")
+    try:
+        draft.write_text(text)
+        draft.replace(file)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def _files(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
