@@ -538,7 +538,9 @@ class BreakerView(BaseModel):
     """A model's crash breaker: open when it could not be loaded, for the same reason, too often in a row."""
 
     open: bool = Field(description="While it is open no worker is started.", examples=[False])
-    load_runs: int = Field(description="Loads that failed since the last one that worked.", examples=[0])
+    load_runs: int = Field(
+        description="Loads that failed since the last one that worked, and jobs that lost their devices.", examples=[0]
+    )
     since: datetime | None = Field(description="When this failure came first.", examples=[None])
     error: JobError | None = Field(description="The last failure.")
 

@@ -24,7 +24,7 @@ from serve_app.store.tables import jobs as job_table
 from serve_app.worker import Worker
 from serve_app.worker.failures import judge
 from tests.helpers import eventually
-from tests.running import running
+from tests.running import Service, running, shared_encoders
 from tests.test_store import claim, submit
 
 
@@ -54,7 +54,9 @@ def test_a_failing_device_costs_no_job(tmp_path: Path, error: Exception):
     with running(tmp_path) as service:
         model = service.args.models["ace-step"]
         engine = BrokenDevice("ace-step", model, error)
-        bad = Worker("ace-step", engine, service.store, service.artifacts, service.args.queue)
+        bad = Worker(
+            "ace-step", engine, service.store, service.artifacts, service.args.queue, encoders=shared_encoders()
+        )
         bad.start()
         jobs = [service.submit(duration=1, steps=1)["id"] for _ in range(20)]
         ended = [service.ended(job) for job in jobs]
@@ -64,6 +66,65 @@ def test_a_failing_device_costs_no_job(tmp_path: Path, error: Exception):
 
         assert {job["state"] for job in ended} == {"succeeded"}
         assert [row["error"]["code"] for row in failed] == ["device_lost"]
+
+
+class BrokenFor(SimulatedEngine):
+    """Loads well, and its device fails under each song whose prompt says so."""
+
+    def generate(
+        self, request: MusicRequest, on_step: Callable[[str, int, int], None], stopped: Callable[[], bool]
+    ) -> Iterator[Song]:
+        if "poison" in request.prompt:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return super().generate(request, on_step, stopped)
+
+
+def replaced_until_it_waits(service: Service, jobs: list[str]) -> int:
+    """Replace each worker that has lost its device, as Serve does, until its host's breaker is open or the jobs have ended."""
+    engine = BrokenFor("ace-step", service.args.models["ace-step"])
+    host = Process.this().host
+    for count in range(1, 30):
+        worker = Worker(
+            "ace-step", engine, service.store, service.artifacts, service.args.queue, encoders=shared_encoders()
+        )
+        worker.start()
+        eventually(lambda w=worker: not w.alive or all(service.store.jobs.get(job).status.final for job in jobs))  # type: ignore[misc]
+        ended = worker.alive
+        worker.drain()
+        if ended or service.store.loads.breaker("ace-step", "", service.args.breaker, host).is_open:
+            return count
+    return 30
+
+
+@pytest.mark.fault("E4")
+def test_a_device_that_loads_well_and_fails_jobs_is_not_tried_for_ever(tmp_path: Path):
+    """When it has ended three jobs its host's breaker is open: readiness says why, no job has failed, a reset tries again."""
+    with running(tmp_path, workers=0) as service:
+        jobs = [service.submit(prompt="poison", duration=1, steps=1)["id"] for _ in range(6)]
+        workers = replaced_until_it_waits(service, jobs)
+        said = service.client.get("/readyz").json()["reason"]
+        states = {service.job(job)["state"] for job in jobs}
+        service.store.loads.reset("ace-step")
+
+        assert workers == 5  # the first two were tried twice
+        assert said.startswith("ace-step: the device fails under jobs: The device failed: RuntimeError: CUDA error")
+        assert states == {"queued"}
+        assert not service.store.loads.breaker("ace-step", "", service.args.breaker).is_open
+
+
+@pytest.mark.fault("E4")
+def test_a_job_that_ends_every_device_stops_no_host(tmp_path: Path):
+    """It meets seven devices at most, others are played meanwhile, and no breaker opens."""
+    with running(tmp_path, workers=0) as service:
+        poison = service.submit(prompt="poison", duration=1, steps=1)["id"]
+        others = [service.submit(duration=1, steps=1)["id"] for _ in range(6)]
+        workers = replaced_until_it_waits(service, [poison, *others])
+        breaker = service.store.loads.breaker("ace-step", "", service.args.breaker, Process.this().host)
+
+        assert service.job(poison)["error"]["code"] == "device_lost"
+        assert {service.job(job)["state"] for job in others} == {"succeeded"}
+        assert workers <= 8
+        assert not breaker.is_open
 
 
 @pytest.mark.fault("E4")

@@ -72,7 +72,7 @@ def test_loads_are_seen_as_ages_and_as_a_breaker(fleet: StoreFleet, store: Store
     assert 0 <= age < 30
     for _ in range(2):
         store.loads.failed(store.loads.begin("m", "d", Process.this()), "disk_full", "no room", "download")
-    assert fleet.observe().breaker == "2 loads failed with disk_full: no room"
+    assert fleet.observe().breaker == "2 failures with disk_full: no room"
 
 
 def test_a_decision_is_published_for_health(fleet: StoreFleet, store: Store):

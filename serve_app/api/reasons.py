@@ -7,7 +7,7 @@ from typing import Final
 
 from serve_app.api.context import Context
 from serve_app.config import ModelArgs
-from serve_app.errors import ArtifactsUnavailable
+from serve_app.errors import ArtifactsUnavailable, DeviceLost
 from serve_app.labels import Selector
 from serve_app.metrics import STARTING_PHASES
 from serve_app.store import Breaker, WorkerRow
@@ -91,7 +91,7 @@ def why_not_ready(parts: Context, model: str, workers: list[WorkerRow], pause: P
     breaker = breaker_of(parts, model)
     if breaker.is_open:
         return (
-            f"the model cannot be loaded: {breaker.message} Since {_clock(breaker.since)}, {breaker.runs} attempts; not retrying "
+            f"{_trouble(breaker)}: {breaker.message} Since {_clock(breaker.since)}, {breaker.runs} attempts; not retrying "
             f"until a changed configuration is deployed or an operator says `sophia reset {model}`"
         )
     unstored = [worker for worker in workers if cannot_store(worker)]
@@ -101,8 +101,12 @@ def why_not_ready(parts: Context, model: str, workers: list[WorkerRow], pause: P
     if coming:
         return f"workers are starting: {phase_in_words(parts, coming[0])}"
     if breaker.runs:
-        return f"the model could not be loaded: {breaker.message} {breaker.runs} attempts since {_clock(breaker.since)}; retrying"
+        return f"{_trouble(breaker)}: {breaker.message} {breaker.runs} attempts since {_clock(breaker.since)}; retrying"
     return why_no_worker(parts, model)
+
+
+def _trouble(breaker: Breaker) -> str:
+    return "the device fails under jobs" if breaker.code == DeviceLost.code else "the model cannot be loaded"
 
 
 def _paused(pause: Pause) -> str:

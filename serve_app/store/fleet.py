@@ -208,7 +208,7 @@ class StoreFleet:
 
 
 def _in_words(breaker: Breaker) -> str:
-    return f"{breaker.runs} loads failed with {breaker.code}: {breaker.message}"
+    return f"{breaker.runs} failures with {breaker.code}: {breaker.message}"
 
 
 class Startups:

@@ -322,12 +322,15 @@ class JobStore:
     def fail(self, job: Job, error: SophiaError) -> bool:
         """End an attempt with an error: it is tried again where that can help and attempts are left, else it has failed.
 
-        An attempt that a failing device ended is not counted, within reason: a job that ends every device must end, too.
+        An attempt that a failing device ended is not counted, within reason: a job that ends every device must end, too. After
+        two such attempts in a row other jobs come first: they show whether the job or the device is at fault.
         False when the claim is gone, and nothing changes.
         """
         uncounted = isinstance(error, DeviceLost) and job.attempt < _MOST_LOST_DEVICES
         again = uncounted or (error.retryable and job.attempt < job.max_attempts)
         most = jobs.c.max_attempts + int(uncounted)
+        repeated = uncounted and (job.error or {}).get("code") == DeviceLost.code
+        place = _behind_others(job) if repeated else {}
         reason = {"code": error.code, "message": error.message}
         with self._moving("queued" if again else "ended") as (connection, tally):
             if again:
@@ -339,6 +342,7 @@ class JobStore:
                     **_unclaimed(),
                     error=reason,
                     max_attempts=most,
+                    **place,
                 )
             else:
                 held = _claim(job.id, job.attempt, job.worker)
@@ -422,6 +426,11 @@ class JobStore:
         if target.final:
             enqueue(connection, moved)
         return moved
+
+
+def _behind_others(job: Job) -> dict[str, Any]:
+    """Behind its owner's jobs of the same priority; and without the turn back that it cost, so behind other owners, too."""
+    return {"priority": job.priority - 1, "started_at": None}
 
 
 def _count_in(connection: sa.Connection, tally: Tally, job: Job, limits: QueueArgs | None) -> None:

@@ -3,6 +3,9 @@
 The crash breaker is read from this table, so that it survives every process and needs no state of its own. It is open when the same
 failure has come `open_after` times since the last load that worked: for one host where the cause is the host's, for the model where
 the model would fail everywhere. What passes by itself, such as a hub that is away, opens nothing and only makes the pauses longer.
+
+A device may load a model well and fail under each job. So a job that lost its device is a row here, too. No load on that host
+forgives it, but the first song of a new worker there does. One row a job and host: a job that ends every device opens nothing.
 """
 
 from collections import Counter
@@ -15,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from serve_app.config import BreakerArgs
-from serve_app.errors import LoadCrashed, load_cause
+from serve_app.errors import DeviceLost, LoadCrashed, load_cause
 from serve_app.jobs import new_id
 from serve_app.processes import Process
 from serve_app.store.database import Database, now
@@ -35,7 +38,7 @@ class Breaker:
     everywhere: bool = False
     """Whether that holds for every host, since the cause is the model's."""
     runs: int = 0
-    """Loads tried since the last one that worked."""
+    """Failures since the last load that worked, and jobs that lost their devices since the last song there."""
     code: str = ""
     message: str = ""
     phase: str = ""
@@ -92,6 +95,21 @@ class LoadStore:
         with self._database.write(durable=False) as connection:
             connection.execute(loads.delete().where(loads.c.id == load, loads.c.ended_at.is_(None)))
 
+    def lost_device(self, model: str, deployment: str, process: Process, job: str, message: str) -> None:
+        """A device of the process' host failed under a job. Told again of the same job, it counts once."""
+        host = process.host
+        where = {"model": model, "deployment": deployment, "host": host, "pid": process.pid, "born": process.born}
+        what = {"code": DeviceLost.code, "message": message, "phase": "generating"}
+        values = {"id": f"{job}@{host}", "began_at": now(), "ended_at": now(), **where, **what}
+        with suppress(IntegrityError), self._database.write() as connection:
+            connection.execute(loads.insert().values(values))
+
+    def device_works(self, model: str, host: str) -> None:
+        """A worker that began after them has played a song there: devices lost on that host are forgiven."""
+        lost = sa.and_(loads.c.model == model, loads.c.host == host, loads.c.code == DeviceLost.code)
+        with self._database.write(durable=False) as connection:
+            connection.execute(loads.delete().where(lost))
+
     @staticmethod
     def _was_let_go(connection: sa.Connection, load: Any) -> bool:
         """Whether its cluster wanted fewer workers since it began: then Serve has ended it, and kills without a last word."""
@@ -101,7 +119,7 @@ class LoadStore:
 
     def breaker(self, model: str, deployment: str, args: BreakerArgs, host: str = "") -> Breaker:
         """What the failures since the last success say. `host` is whose turn to try again is asked for."""
-        failures = self._failures(model, deployment)
+        failures = self._failures(model, deployment, host)
         if not failures:
             return Breaker()
         here = [row for row in failures if row.host == host]
@@ -120,14 +138,13 @@ class LoadStore:
             retry_in_s=max(pause_s - here[0].age, 0.0) if here else 0.0,
         )
 
-    def _failures(self, model: str, deployment: str) -> list[sa.Row[tuple[object, ...]]]:
-        """Newest first, since the last load that worked."""
+    def _failures(self, model: str, deployment: str, host: str) -> list[sa.Row[tuple[object, ...]]]:
+        """Newest first, since the last load that worked. Devices lost on the asking host are not forgiven by that."""
         ours = sa.and_(loads.c.model == model, loads.c.deployment == deployment)
-        worked = sa.and_(loads.c.ended_at.is_not(None), loads.c.code.is_(None))
-        last = sa.select(sa.func.coalesce(sa.func.max(loads.c.ended_at), 0.0)).where(ours, worked).scalar_subquery()
+        kept = sa.and_(loads.c.code == DeviceLost.code, loads.c.host == host)
         query = (
             sa.select(loads, (now() - loads.c.ended_at).label("age"))
-            .where(ours, loads.c.code.is_not(None), loads.c.ended_at > last)
+            .where(ours, loads.c.code.is_not(None), sa.or_(kept, sa.not_(_worked_later(model, deployment))))
             .order_by(loads.c.ended_at.desc())
             .limit(_LOOKED_AT)
         )
@@ -168,3 +185,12 @@ class LoadStore:
 def _reaches(count: int, failures: Sequence[Any]) -> bool:
     """Whether any failure has come so often."""
     return any(times >= count for times in Counter(failures).values())
+
+
+def _worked_later(model: str, deployment: str) -> sa.ColumnElement[bool]:
+    """Whether a load has worked after the failure in `loads`; where a device was lost, a load on another host."""
+    later = loads.alias("later")
+    elsewhere = sa.or_(loads.c.code != DeviceLost.code, later.c.host != loads.c.host)
+    ours = (later.c.model == model, later.c.deployment == deployment)
+    worked = (later.c.ended_at >= loads.c.ended_at, later.c.code.is_(None))
+    return sa.exists().where(*ours, *worked, elsewhere)

@@ -32,7 +32,7 @@ from serve_app.seldom import Seldom
 from serve_app.store import Store, WorkerRow
 from serve_app.supervision import WorkThread
 from serve_app.worker.claims import Claim
-from serve_app.worker.failures import judge
+from serve_app.worker.failures import DeviceRecord, judge
 from serve_app.worker.heartbeat import PROGRESS_S, Heartbeat
 from serve_app.worker.room import SONGS, Room
 from serve_app.worker.storing import Storing
@@ -76,8 +76,9 @@ class Worker:
         cluster: str = "",
         encoding: EncodingArgs | None = None,
         encoders: Encoders | None = None,
+        deployment: str = "",
     ):
-        """`encoders`, where they are given, outlive the worker; else it has its own."""
+        """`encoders`, where they are given, outlive the worker; else it has its own. `deployment`: which build it belongs to."""
         encoding = encoding or EncodingArgs()
         self._engine, self._store, self._queue = engine, store, queue
         process = Process.this()
@@ -86,6 +87,7 @@ class Worker:
         )
         self._heart = Heartbeat(store, row, queue.lease_s, price_per_hour)
         self._storing = Storing(row.id, artifacts, SONGS_WAITING)
+        self._device = DeviceRecord(store, model, deployment)
         self._outage = Seldom()
         self._thread = WorkThread(store.supervisor, "generate", self._step, _RETRY_S)
         self._stopping = self._thread.ended
@@ -212,6 +214,7 @@ class Worker:
                     error={"code": judged.code, "message": judged.message},
                     job=None,
                 )
+                self._device.lost(job.id, judged.message)
             self._charge(job, claim.gpu_s)
             self._give_up(claim, judged)
         if not self._stopping.is_set():
@@ -304,6 +307,7 @@ class Worker:
             outcome = "succeeded" if published else "was taken away"
             logger.info("job %s %s in %.2f s", job.id, outcome, total_s, extra={"job": job.id})
             if published:
+                self._device.worked()
                 metrics.song_published(self.model, job.owner, timing, sum(file["seconds"] for file in audio))
             else:
                 self._charge(job, gpu_s)

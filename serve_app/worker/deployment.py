@@ -69,6 +69,7 @@ class MusicWorker:
             price,
             cluster=args.cluster_name or "",
             encoding=args.encoding,
+            deployment=deployment,
         )
         self._starting = _Start(self._worker, store, model, deployment, args, self._ending)
         self._starting.until_ready()
@@ -152,10 +153,10 @@ class _Start:
 def _why(breaker: Breaker) -> str:
     if breaker.is_open:
         return (
-            f"not trying again after {breaker.runs} loads until `sophia reset` or a deploy with a changed configuration: "
+            f"not trying again after {breaker.runs} failures until `sophia reset` or a deploy with a changed configuration: "
             f"{breaker.message}"
         )
-    return f"trying again in {breaker.retry_in_s:.0f} s, after {breaker.runs} loads that failed: {breaker.message}"
+    return f"trying again in {breaker.retry_in_s:.0f} s, after {breaker.runs} failures: {breaker.message}"
 
 
 def _migrate(store: Store, ending: threading.Event) -> None:

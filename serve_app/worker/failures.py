@@ -1,10 +1,15 @@
 """Which failures of a job are its worker's own: a device that has failed would fail every job that it takes."""
 
+import logging
 import re
 from collections.abc import Callable
 from typing import Final
 
-from serve_app.errors import BadAudio, DeviceLost, SophiaError
+from serve_app.errors import BadAudio, DeviceLost, SophiaError, StoreUnavailable
+from serve_app.processes import Process
+from serve_app.store import Store
+
+logger = logging.getLogger("ray.serve.sophia")
 
 _DEVICE: Final = re.compile(
     r"CUDA error|CUDA driver|CUBLAS_|CUDNN_|cuDNN error|CUFFT_|NCCL error|HIP error|device-side assert|illegal memory access"
@@ -32,3 +37,29 @@ def judge(error: Exception, self_test: Callable[[], None]) -> Exception:
             f"A job failed ({said}), and then a plain second of music ({type(failed).__name__}: {failed})"
         )
     return error
+
+
+class DeviceRecord:
+    """What the store is told of this worker's device, so that one which loads models well and fails jobs is not tried for ever."""
+
+    def __init__(self, store: Store, model: str, deployment: str):
+        self._loads, self._model, self._deployment = store.loads, model, deployment
+        self._has_worked = False
+
+    def worked(self) -> None:
+        """A song was played; the first one forgives the devices that were lost on this host before."""
+        if self._has_worked:
+            return
+        try:
+            self._loads.device_works(self._model, Process.this().host)
+        except StoreUnavailable as error:
+            logger.warning("that this device works is told with the next song: %s", error)
+        else:
+            self._has_worked = True
+
+    def lost(self, job: str, message: str) -> None:
+        """The device failed under a job. Not worth waiting for a store that is away."""
+        try:
+            self._loads.lost_device(self._model, self._deployment, Process.this(), job, message)
+        except StoreUnavailable as error:
+            logger.warning("that the device failed under job %s is not recorded: %s", job, error)
