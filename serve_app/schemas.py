@@ -18,6 +18,7 @@ from pydantic import (
 
 from serve_app import spellings
 from serve_app.config import Variant
+from serve_app.song_length import song_length_s
 
 SAMPLE_RATE: Final = 48_000
 """Samples a second of every song (ACE-Step 1.5's VAE)."""
@@ -81,8 +82,12 @@ _Text = r"^[^\x00]*$"
 _OneLine = r"^[^\x00-\x1f\x7f]*$"
 
 
+_MAX_LYRICS: Final = 20_000
+_SLOWEST_BPM: Final = 30
+_FASTEST_BPM: Final = 300
+
 _NUMBERS: Final = (
-    "duration", "variations", "seed", "bpm", "steps", "guidance_scale", "shift", "cfg_interval_start", "cfg_interval_end",
+    "variations", "seed", "bpm", "steps", "guidance_scale", "shift", "cfg_interval_start", "cfg_interval_end",
     "priority", "deadline_s",
 )  # fmt: skip
 
@@ -109,7 +114,7 @@ class MusicRequest(BaseModel):
     )
     lyrics: str = Field(
         "",
-        max_length=20_000,
+        max_length=_MAX_LYRICS,
         pattern=_Text,
         description="Words to sing, with section tags such as [verse] and [chorus]. Empty or [Instrumental]: instrumental.",
         examples=["[verse]\nSoft notes in the morning light"],
@@ -121,7 +126,12 @@ class MusicRequest(BaseModel):
         "text2music", description="What to do; GET /v1/models lists what each model can.", examples=["text2music"]
     )
     duration: float = Field(
-        60.0, ge=1, le=600, description="Length of the song in seconds. Left out: 60.", examples=[30]
+        60.0,
+        ge=1,
+        le=600,
+        description="Length of the song in seconds. `auto`: as the lyrics take at their tempo, 120 without lyrics; the job's "
+        "`request` shows the seconds. Left out: 60, whatever the lyrics.",
+        examples=[30],
     )
     variations: int = Field(
         1,
@@ -144,7 +154,11 @@ class MusicRequest(BaseModel):
         examples=["flac"],
     )
     bpm: int | None = Field(
-        None, ge=30, le=300, description="Tempo in beats a minute. Left out: the model chooses.", examples=[92]
+        None,
+        ge=_SLOWEST_BPM,
+        le=_FASTEST_BPM,
+        description="Tempo in beats a minute. Left out: the model chooses.",
+        examples=[92],
     )
     keyscale: str | None = Field(
         None,
@@ -235,7 +249,18 @@ class MusicRequest(BaseModel):
         """Clients that fill in every field send null for what they leave out."""
         if not isinstance(given, dict):
             return given
-        return {name: value for name, value in given.items() if value is not None or name == "prompt"}
+        meant = {name: value for name, value in given.items() if value is not None or name == "prompt"}
+        if spellings.word(meant.get("duration")) == "auto":
+            meant["duration"] = _automatic_duration(meant)
+        return meant
+
+    @field_validator("duration", mode="before")
+    @classmethod
+    def _duration(cls, value: Any) -> Any:
+        value = spellings.number(value)
+        if isinstance(value, str):
+            raise ValueError("must be a number of seconds from 1 to 600, or 'auto'")
+        return value
 
     @field_validator(*_NUMBERS, mode="before")
     @classmethod
@@ -280,7 +305,23 @@ class MusicRequest(BaseModel):
                 field["anyOf"][0] = {"enum": list(spellings.TIMESIGNATURES)}
             if name not in schema["required"] and "anyOf" not in field and field.get("type") != "null":
                 _allow_null(field)
+        properties["duration"]["anyOf"].append({"const": "auto", "type": "string"})
         return schema
+
+
+def _automatic_duration(given: dict[str, Any]) -> int:
+    """The seconds that `auto` stands for. Fields are read as far as they are right; what is wrong of them is told by their own."""
+    lyrics = given.get("lyrics", "")
+    bpm = spellings.number(given.get("bpm"))
+    try:
+        beats = int(spellings.timesignature(given["timesignature"]))
+    except (KeyError, ValueError):
+        beats = None
+    return song_length_s(
+        lyrics=lyrics[:_MAX_LYRICS] if isinstance(lyrics, str) else "",
+        bpm=bpm if isinstance(bpm, int) and _SLOWEST_BPM <= bpm <= _FASTEST_BPM else None,
+        beats=beats,
+    )
 
 
 SELF_TEST: Final = MusicRequest(prompt="piano", duration=1.0, steps=2, seed=0)
