@@ -25,7 +25,7 @@ from serve_app.artifacts import Artifacts
 from serve_app.config import AppArgs, ModelArgs
 from serve_app.exposure import keys_are_needed
 from serve_app.jobs import new_id
-from serve_app.processes import this_host
+from serve_app.processes import landmark
 from serve_app.raylet import watch_raylet
 from serve_app.scaling import autoscaling_config
 from serve_app.settings import read_args
@@ -56,7 +56,8 @@ def build(args: AppArgs | Mapping[str, Any]) -> serve.Application:
     deployment = new_id()  # a new build is a new chance: the crash breaker begins afresh
     if ray.is_initialized():
         vault.keep(_database_of(deployment), args.resolved_database_url)
-    workers = [_workers(name, args, deployment).bind(name, args, this_host(), deployment) for name in models]
+    place = landmark(args.data_dir)
+    workers = [_workers(name, args, deployment).bind(name, args, place, deployment) for name in models]
     api = serve.deployment(Api).options(
         name="Api",
         num_replicas=args.api.replicas,

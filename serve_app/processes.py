@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -83,8 +84,34 @@ def _read(path: str) -> str:
 
 
 def this_host() -> str:
-    """What tells one machine (or container) from another: a file or a pid here is one there only where this is the same."""
-    return f"{socket.gethostname()}/{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}"
+    """What tells one machine (or container) from another: a pid here is one there only where this is the same."""
+    return f"{socket.gethostname()}/{_boot()}"
+
+
+def landmark(path: Path) -> str:
+    """By what a process knows, with `sees`, whether `path` is the same place for it.
+
+    Host names don't tell that: containers of one machine may share a name and no files, or files and no name. A folder of one
+    kernel is known by its device and inode; it is the deepest one on the way to `path` that is there already.
+    """
+    for folder in (path, *path.parents):
+        with suppress(OSError):
+            found = folder.stat()
+            return f"{_boot()}:{found.st_dev}:{found.st_ino}:{folder}"
+    raise FileNotFoundError(f"{path} is no absolute path")
+
+
+def sees(mark: str) -> bool:
+    """Whether this process has the place of a `landmark` before it, which may be another process's."""
+    folder = mark.split(":", 3)[3]
+    with suppress(OSError):
+        found = Path(folder).stat()
+        return mark == f"{_boot()}:{found.st_dev}:{found.st_ino}:{folder}"
+    return False
+
+
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def _pid_namespace() -> str:

@@ -14,7 +14,7 @@ from serve_app.artifacts import Artifacts
 from serve_app.config import AppArgs
 from serve_app.errors import ConfigurationError, LoadError, StoreUnavailable
 from serve_app.jobs import new_id
-from serve_app.processes import Process, this_host
+from serve_app.processes import Process, sees
 from serve_app.raylet import watch_raylet
 from serve_app.simulated import SimulatedEngine
 from serve_app.store import Breaker, Store
@@ -36,22 +36,22 @@ class MusicWorker:
     the autoscaling policy then asks for no workers.
     """
 
-    async def __init__(self, model: str, args: AppArgs, host: str, deployment: str):  # type: ignore[misc]  # Serve awaits it
-        """`host` is where the application was built, `deployment` which build it is.
+    async def __init__(self, model: str, args: AppArgs, place: str, deployment: str):  # type: ignore[misc]  # Serve awaits it
+        """`place` is the landmark of `data_dir` where the application was built, `deployment` which build it is.
 
         In a thread, so that Serve can end a replica that waits or loads.
         """
         self._ending = threading.Event()
         self._worker: Worker | None = None
         self._starting: _Start | None = None
-        await asyncio.to_thread(self._start, model, args, host, deployment)
+        await asyncio.to_thread(self._start, model, args, place, deployment)
 
-    def _start(self, model: str, args: AppArgs, host: str, deployment: str) -> None:
+    def _start(self, model: str, args: AppArgs, place: str, deployment: str) -> None:
         watch_raylet()
-        if args.database_url is None and host != this_host():
+        if args.database_url is None and not sees(place):
             raise ConfigurationError(
-                f"This worker's node cannot see the SQLite database of {host.split('/')[0]}. "
-                "Set SOPHIA_DATABASE_URL to a PostgreSQL address to use more than one node."
+                f"This worker's node or container cannot see the SQLite database of the one where Sophia was deployed, in "
+                f"{args.data_dir}. Set SOPHIA_DATABASE_URL to a PostgreSQL address to use more than one node."
             )
         store = Store(args.resolved_database_url, args.database)
         _migrate(store, self._ending)
