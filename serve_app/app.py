@@ -61,7 +61,7 @@ def build(args: AppArgs | Mapping[str, Any]) -> serve.Application:
     api = serve.deployment(Api).options(
         name="Api",
         num_replicas=args.api.replicas,
-        max_ongoing_requests=1000,  # waiting requests and event streams cost a coroutine each
+        max_ongoing_requests=args.api.max_ongoing,  # waiting requests and event streams cost a coroutine each
         ray_actor_options={"num_cpus": args.api.num_cpus},
         graceful_shutdown_timeout_s=60,
     )

@@ -123,6 +123,21 @@ class ApiArgs(_Strict):
     ready_timeout_s: float = Field(
         3, gt=0, le=60, description="Seconds after which /readyz answers 503 when the database says nothing."
     )
+    max_ongoing: int = Field(
+        2000,
+        ge=20,
+        le=10_000,
+        description="Requests that an API process has under way at once; more get 429. Seven in ten may wait or follow, one in "
+        "ten is kept for probes.",
+    )
+    waits_per_key: int = Field(
+        500,
+        ge=1,
+        description="Requests of one API key that wait for a song at once (`/v1/music`, `Prefer: wait`); more get 429.",
+    )
+    streams_per_key: int = Field(1000, ge=1, description="Event streams of one API key at once; more get 429.")
+    requests_per_s: float = Field(200, gt=0, description="Requests a second of one API key, on average; more get 429.")
+    request_burst: int = Field(2000, ge=1, description="Requests that an API key may make at once after a rest.")
     max_body_bytes: int = Field(1_048_576, ge=1024, description="Largest request body in bytes; a larger one gets 413.")
 
 

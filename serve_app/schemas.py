@@ -491,6 +491,9 @@ class UsageView(BaseModel):
     max_pending_webhooks: int = Field(
         description="The most of them with which a job may name a `webhook_url`.", examples=[5000]
     )
+    max_waits: int = Field(description="Requests that may wait for a song at once.", examples=[500])
+    max_streams: int = Field(description="Event streams at once.", examples=[1000])
+    max_requests_per_s: float = Field(description="Requests a second, on average.", examples=[200])
 
 
 class Problem(BaseModel):

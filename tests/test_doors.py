@@ -5,6 +5,7 @@ import sqlite3
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from fastapi.routing import APIRoute
 
 from serve_app.api import health
 from serve_app.api.jobs import job_routes
+from serve_app.api.limits import Rate
 from serve_app.config import AppArgs
 from serve_app.store.keys import KeyStore
 from serve_app.store.workers import WorkerStore
@@ -97,6 +99,121 @@ def test_the_keys_are_read_once_for_all_who_ask_meanwhile(tmp_path: Path, monkey
 
     assert set(statuses) == {200}
     assert len(asked) == 1
+
+
+# --- Limits ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.fault("B8")
+def test_one_waiter_too_many_is_refused_before_its_job_is_made(tmp_path: Path):
+    """Beyond `api.waits_per_key` a waiting request gets 429 with Retry-After; an ordinary one is taken, and so are probes."""
+    with running(tmp_path, workers=0, api={"waits_per_key": 3}) as service, ThreadPoolExecutor(3) as clients:
+        waiting = [clients.submit(submit, service, wait_s=30) for _ in range(3)]
+        eventually(lambda: service.client.get("/v1/usage").json()["queued_jobs"] == 3)
+        refused = submit(service, wait_s=30)
+        song = httpx.post(f"{service.url}/v1/music", json={"prompt": "x"}, timeout=30)
+        ordinary = submit(service, wait_s=0)
+        probe = service.client.get("/ping")
+        for job in service.client.get("/v1/jobs").json()["jobs"]:
+            service.client.post(f"/v1/jobs/{job['id']}/cancel")
+        ended = [answer.result().status_code for answer in waiting]
+
+    assert (refused.status_code, refused.json()["code"], song.status_code) == (429, "too_many_requests", 429)
+    assert "api.waits_per_key" in refused.json()["detail"]
+    assert int(refused.headers["Retry-After"]) >= 1
+    assert (ordinary.status_code, probe.status_code, ended) == (202, 200, [200, 200, 200])
+
+
+@pytest.mark.fault("B8")
+def test_one_event_stream_too_many_is_refused_and_a_closed_one_makes_room(tmp_path: Path):
+    """Beyond `api.streams_per_key` a follower gets 429; when another leaves, there is a place again."""
+    with running(tmp_path, workers=0, api={"streams_per_key": 2}) as service:
+        path = f"{service.url}/v1/jobs/{service.submit()['id']}/events"
+        with httpx.stream("GET", path) as first:
+            lines_of_first = first.iter_lines()
+            next(lines_of_first)
+            with httpx.stream("GET", path) as second:
+                lines_of_second = second.iter_lines()
+                next(lines_of_second)
+                refused = httpx.get(path)
+            eventually(lambda: _opens(path))
+
+    assert (refused.status_code, "Retry-After" in refused.headers) == (429, True)
+    assert "api.streams_per_key" in refused.json()["detail"]
+
+
+@pytest.mark.fault("B8")
+def test_who_asks_too_often_waits_a_second_and_nobody_else_does(tmp_path: Path):
+    """Each key has a rate of its own; the 429 tells after how many seconds to come back, and probes are not counted."""
+    with running(tmp_path, workers=0, api={"requests_per_s": 0.5, "request_burst": 5}) as service:
+        busy = {"Authorization": f"Bearer {service.store.keys.create('busy')}"}
+        calm = {"Authorization": f"Bearer {service.store.keys.create('calm')}"}
+        eventually(lambda: service.client.get("/v1/jobs").status_code == 401)
+        statuses = [service.client.get("/v1/jobs", headers=busy) for _ in range(6)]
+        others = service.client.get("/v1/jobs", headers=calm)
+        probes = {service.client.get("/ping").status_code for _ in range(20)}
+
+    assert [answer.status_code for answer in statuses] == [200, 200, 200, 200, 200, 429]
+    assert 1 <= int(statuses[-1].headers["Retry-After"]) <= 2
+    assert (others.status_code, probes) == (200, {200})
+
+
+@pytest.mark.fault("B8")
+def test_a_full_process_refuses_work_and_answers_probes(tmp_path: Path):
+    """With nine tenths of `api.max_ongoing` under way further requests get 429, and probes their answer."""
+    with running(tmp_path, workers=0, api={"max_ongoing": 20}) as service, ThreadPoolExecutor(20) as clients:
+        with locked(service):
+            answers = [clients.submit(cancel, service) for _ in range(20)]
+            eventually(lambda: sum(answer.done() for answer in answers) >= 2)
+            ping = service.client.get("/ping")
+        statuses = Counter(answer.result() for answer in answers)
+
+    assert ping.status_code == 200
+    assert statuses == {404: 18, 429: 2}
+
+
+@pytest.mark.fault("B8")
+def test_a_rate_forgets_old_callers_instead_of_growing():
+    """However many addresses ask, the memory for them is bounded."""
+    rate = Rate(per_s=1, burst=1)
+
+    for caller in range(30_000):
+        rate.spend(str(caller))
+
+    assert len(rate._buckets) <= 10_000
+
+
+@pytest.mark.fault("B11")
+def test_a_stream_ends_soon_after_its_key_was_revoked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Whoever follows with a key that is revoked hears no more."""
+    monkeypatch.setattr("serve_app.api.events.KEEPALIVE_S", 0.2)
+    monkeypatch.setattr("serve_app.api.context.KEYS_FRESH_S", 0.2)
+    with running(tmp_path, workers=0) as service:
+        key = {"Authorization": f"Bearer {service.store.keys.create('guest')}"}
+        service.store.keys.create("other")
+        job = eventually(lambda: _submitted(service, key))
+        with httpx.stream("GET", f"{service.url}/v1/jobs/{job}/events", headers=key, timeout=30) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            service.store.keys.revoke("guest")
+            rest = list(lines)  # ends, or the client's timeout does
+
+    assert rest
+
+
+def _submitted(service: Service, headers: dict[str, str]) -> str | None:
+    answer = httpx.post(f"{service.url}/v1/jobs", json={"prompt": "x"}, headers=headers, timeout=30)
+    return str(answer.json()["id"]) if answer.status_code == 202 else None
+
+
+def _opens(path: str) -> bool:
+    with httpx.stream("GET", path) as stream:
+        return stream.status_code == 200
+
+
+def submit(service: Service, wait_s: int) -> httpx.Response:
+    headers = {"Prefer": f"wait={wait_s}"} if wait_s else {}
+    return httpx.post(f"{service.url}/v1/jobs", json={"prompt": "x"}, headers=headers, timeout=60)
 
 
 @contextmanager

@@ -72,7 +72,7 @@ def create_api(
         store.close()
 
     app = FastAPI(title="Sophia", version=__version__, description=_DESCRIPTION, lifespan=lifespan)
-    app.add_middleware(RequestMiddleware, max_body_bytes=args.api.max_body_bytes)
+    app.add_middleware(RequestMiddleware, args=args.api)
     problems.install(app)
     app.include_router(job_routes(args))
     app.include_router(health.router)

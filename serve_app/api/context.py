@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from serve_app.api.limits import Limits
 from serve_app.api.storage import StorageWatch
 from serve_app.api.threads import Flight, Threads
 from serve_app.api.watch import JobWatcher
@@ -58,11 +59,13 @@ class Context:
     probes: Threads = field(init=False)
     """Where /readyz looks at the store, so that work cannot keep it waiting."""
     keys: Keys = field(init=False)
+    limits: Limits = field(init=False)
 
     def __post_init__(self) -> None:
         self.work = Threads("work", self.args.api.threads)
         self.probes = Threads("probes", 1)
         self.keys = Keys(self.work, self.store)
+        self.limits = Limits(self.args.api)
 
     def close(self) -> None:
         """Wait for the calls that run. Blocks."""
@@ -83,8 +86,20 @@ _bearer = HTTPBearer(
 )
 
 
-async def _owner(parts: Parts, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> str:
-    """The name of the caller's key; empty where nobody needs one. Raises Unauthorized."""
+async def _owner(
+    request: Request, parts: Parts, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+) -> str:
+    """The name of the caller's key; empty where nobody needs one. Raises Unauthorized and TooManyRequests."""
+    try:
+        owner = await _who(parts, credentials)
+    except Unauthorized:
+        parts.limits.refuse(request.client.host if request.client else "")
+        raise
+    parts.limits.ask(owner)
+    return owner
+
+
+async def _who(parts: Context, credentials: HTTPAuthorizationCredentials | None) -> str:
     if parts.args.auth.mode == "none":
         return ""
     digests = await parts.keys.digests()

@@ -1,9 +1,11 @@
 """Answering with a job's life as server-sent events, which all followers of a job share."""
 
 from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager
 from typing import Any, Final
 
 from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from serve_app.api.context import Context
 from serve_app.api.views import Viewer
@@ -36,14 +38,27 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
+    def __init__(self, events: AsyncIterator[bytes], place: AbstractContextManager[None], status_code: int = 200):
+        """`place` is had from the first byte to the last; what it raises is the answer. FastAPI reads the status off here."""
+        super().__init__(events, status_code, headers=_HEADERS)
+        self._place = place
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events."""
+        with self._place:
+            await super().__call__(scope, receive, send)
+
 
 def answer_events(parts: Context, job: Job, seen: int) -> EventStream:
     """The stream of a job's changes after the version `seen`."""
-    return EventStream(_events(parts, job, seen), headers=_HEADERS)
+    return EventStream(_events(parts, job, seen), parts.limits.streams.taken(job.owner))
 
 
 async def _events(parts: Context, job: Job, seen: int) -> AsyncIterator[bytes]:
-    """Ends with the job's end, or when it is deleted. A database that goes away ends it, too: the client comes back."""
+    """Ends with the job's end, when it is deleted, or soon after the key was revoked.
+
+    A database that goes away ends it, too: the client comes back.
+    """
     change: Change | None = Change(job)
     state: Status | None = None
     while change is not None:
@@ -62,4 +77,11 @@ async def _events(parts: Context, job: Job, seen: int) -> AsyncIterator[bytes]:
         try:
             change = await parts.watcher.changed(job.id, job.version, KEEPALIVE_S)
         except TimeoutError:
+            if not await _may_still(parts, job.owner):
+                return
             yield b": ping\n\n"
+
+
+async def _may_still(parts: Context, owner: str) -> bool:
+    """Whether the follower's key has not been revoked meanwhile."""
+    return owner == "" or owner in (await parts.keys.digests()).values()

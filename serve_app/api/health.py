@@ -92,7 +92,7 @@ def readiness(parts: Context) -> Ready:
     "/v1/health",
     summary="The whole service",
     tags=["health"],
-    responses=responses(errors.Unauthorized, errors.StoreUnavailable),
+    responses=responses(errors.Unauthorized, errors.TooManyRequests, errors.StoreUnavailable),
 )
 async def health(parts: Parts, owner: Owner) -> Health:
     """Jobs by state, oldest wait, each worker's phase with its progress and last error, scale and why."""
@@ -125,7 +125,7 @@ def _health(parts: Context) -> Health:
     "/v1/models",
     summary="What can play",
     tags=["models"],
-    responses=responses(errors.Unauthorized, errors.StoreUnavailable),
+    responses=responses(errors.Unauthorized, errors.TooManyRequests, errors.StoreUnavailable),
 )
 async def models(parts: Parts, owner: Owner) -> ModelList:
     """The served models, what each can do, and the limits."""
@@ -146,10 +146,14 @@ def _models(parts: Context) -> ModelList:
     "/v1/usage",
     summary="What you have waiting",
     tags=["jobs"],
-    responses=responses(errors.Unauthorized, errors.StoreUnavailable),
+    responses=responses(errors.Unauthorized, errors.TooManyRequests, errors.StoreUnavailable),
 )
-def usage(parts: Parts, owner: Owner) -> UsageView:
+async def usage(parts: Parts, owner: Owner) -> UsageView:
     """Your API key's part of the queue, and how much of it you may have."""
+    return await parts.work.run(_usage, parts, owner)
+
+
+def _usage(parts: Context, owner: str) -> UsageView:
     use = parts.store.backlog.use(owner)
     limits = parts.args.queue
     return UsageView(
@@ -159,6 +163,9 @@ def usage(parts: Parts, owner: Owner) -> UsageView:
         max_queued_audio_s=limits.max_owner_audio_s,
         pending_webhooks=parts.store.webhooks.pending(owner),
         max_pending_webhooks=limits.max_owner_webhooks,
+        max_waits=parts.args.api.waits_per_key,
+        max_streams=parts.args.api.streams_per_key,
+        max_requests_per_s=parts.args.api.requests_per_s,
     )
 
 

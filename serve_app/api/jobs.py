@@ -3,7 +3,7 @@
 import asyncio
 import re
 import secrets
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Annotated, Any, Final, Literal, cast
 from uuid import UUID
 
@@ -31,7 +31,7 @@ _NO_WEBHOOKS: Final = "Not here: the operator has set no `webhook_secret`."
 _PREFER_WAIT: Final = re.compile(r'(?:^|[,;\s])wait\s*=\s*"?(\d{1,6})"?\s*(?:$|[,;])', re.IGNORECASE)
 """RFC 7240: among other preferences, with spaces, quoted or not."""
 
-_ALWAYS = (errors.Unauthorized, errors.InvalidRequest, errors.StoreUnavailable)
+_ALWAYS = (errors.Unauthorized, errors.InvalidRequest, errors.TooManyRequests, errors.StoreUnavailable)
 _QUOTA = (errors.QuotaExceeded, errors.QueueFull)
 _SUBMIT = (
     *_ALWAYS,
@@ -119,11 +119,14 @@ def job_routes(args: AppArgs) -> APIRouter:
         ] = None,
     ) -> JobView:
         """Put a song into the queue. The answer is its job; it is on disk, and will not be lost, when you have it."""
-        job, new = await _submit(parts, body, owner, idempotency_key)
         wait_s = _wait_s(", ".join(prefer or ()))
+        with (
+            parts.limits.waits.taken(owner) if wait_s else nullcontext()
+        ):  # asked first: what is refused was not submitted
+            job, new = await _submit(parts, body, owner, idempotency_key)
+            job = await parts.watcher.finished(job, wait_s) or job if wait_s else job
         if wait_s:
             response.headers["Preference-Applied"] = f"wait={wait_s}"
-            job = await parts.watcher.finished(job, wait_s) or job
         response.status_code = 200 if job.status.final else 202
         response.headers["Location"] = f"/v1/jobs/{job.id}"
         if not new:
@@ -153,14 +156,15 @@ def job_routes(args: AppArgs) -> APIRouter:
 
         A caller who goes away cancels the job, unless an Idempotency-Key lets them come back for it.
         """
-        submission = asyncio.ensure_future(_submit(parts, cast(MusicRequest, body), owner, idempotency_key))
-        try:
-            job, _ = await asyncio.shield(submission)
-            ended = await _unless_they_leave(request, parts, job)
-        except (ClientDisconnect, asyncio.CancelledError):
-            if idempotency_key is None:
-                await asyncio.shield(_cancel_quietly(parts, submission))
-            raise
+        with parts.limits.waits.taken(owner):
+            submission = asyncio.ensure_future(_submit(parts, cast(MusicRequest, body), owner, idempotency_key))
+            try:
+                job, _ = await asyncio.shield(submission)
+                ended = await _unless_they_leave(request, parts, job)
+            except (ClientDisconnect, asyncio.CancelledError):
+                if idempotency_key is None:
+                    await asyncio.shield(_cancel_quietly(parts, submission))
+                raise
         return await answer_file(request, parts, _succeeded(ended), 0)
 
     @router.get("/v1/jobs", summary="List jobs", tags=["jobs"], responses=responses(*_ALWAYS))

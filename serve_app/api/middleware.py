@@ -1,4 +1,7 @@
-"""Around every request: its id, and the size limit. Plain ASGI, so that /ping stays cheap. Serve logs the requests."""
+"""Around every request: its id, and the limits of its size and of how many there are.
+
+Plain ASGI, so that /ping stays cheap. Serve logs the requests.
+"""
 
 import re
 from contextlib import suppress
@@ -6,18 +9,23 @@ from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve_app.api.limits import WORKING, Overall
 from serve_app.api.problems import problem
-from serve_app.errors import BodyTooLarge, UnsupportedMediaType
+from serve_app.config import ApiArgs
+from serve_app.errors import BodyTooLarge, TooManyRequests, UnsupportedMediaType
 from serve_app.jobs import new_id
 
+_PROBES: Final = ("/ping", "/healthz", "/readyz")
 _GIVEN_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
 class RequestMiddleware:
-    """Name the request as Serve's log and `X-Request-ID` do, and refuse a body over the limit before it is read."""
+    """Name the request as Serve's log and `X-Request-ID` do, and refuse one too many and a body over the limit."""
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int):
-        self._app, self._limit = app, max_body_bytes
+    def __init__(self, app: ASGIApp, args: ApiArgs):
+        self._app = app
+        self._limit = args.max_body_bytes
+        self._places = Overall(int(args.max_ongoing * WORKING))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -25,6 +33,17 @@ class RequestMiddleware:
             return
         headers = dict(scope["headers"])
         scope["request_id"] = _request_id(headers)
+        if scope["path"] in _PROBES:
+            await self._take(scope, headers, receive, send)
+            return
+        try:
+            with self._places.taken():
+                await self._take(scope, headers, receive, send)
+        except TooManyRequests as error:
+            answer = problem(scope["request_id"], TooManyRequests, error.message)
+            await answer(scope, receive, send)
+
+    async def _take(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send) -> None:
         if _declared_length(headers) > self._limit:
             await self._refuse(scope, receive, send)
             return
