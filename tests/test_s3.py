@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import obstore
 import pytest
 from obstore.store import from_url
@@ -121,6 +122,30 @@ def test_a_finished_song_waits_for_a_bucket_that_is_away(server: S3, tmp_path: P
 
         assert (ended["state"], ended["attempt"]) == ("succeeded", 1)
         assert service.client.get(ended["audio"][0]["url"]).status_code == 200
+
+
+@pytest.mark.fault("E5")
+def test_a_song_waits_for_a_bucket_that_was_deleted(server: S3, tmp_path: Path):
+    """The job and the worker name the reason, the worker claims no more, and the song is stored when the bucket is there again."""
+    with running(tmp_path, artifacts_url="s3://music/audio") as service:
+        eventually(lambda: service.client.get("/readyz").status_code == 200)
+        httpx.post(f"http://127.0.0.1:{server.port}/moto-api/reset").raise_for_status()
+        job = service.submit(format="wav")["id"]
+        eventually(lambda: (service.job(job)["progress"] or {}).get("stage") == "storing")
+        why = service.job(job)["progress"]["detail"]
+
+        def said() -> str:
+            [worker] = service.client.get("/v1/health").json()["workers"]
+            return str(worker["detail"])
+
+        eventually(
+            lambda: said().startswith("stopped claiming: waits to store a song: the bucket 'music' does not exist")
+        )
+        httpx.put(f"http://127.0.0.1:{server.port}/music").raise_for_status()
+        ended = service.ended(job)
+
+        assert why == "the audio store's bucket or folder does not exist"
+        assert (ended["state"], ended["attempt"]) == ("succeeded", 1)
 
 
 # --- Weights --------------------------------------------------------------------------------------------------------

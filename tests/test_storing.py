@@ -1,6 +1,7 @@
 """Songs that cannot be stored: they wait and say why, cost no device time, and are stored as soon as that is possible."""
 
 import logging
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from serve_app import artifacts as artifacts_module
 from serve_app.api import storage
 from serve_app.artifacts import Artifacts
 from serve_app.jobs import Job, Status
@@ -18,11 +20,20 @@ from serve_app.store.tables import jobs
 from serve_app.worker import storing
 from serve_app.worker.claims import Claim
 from serve_app.worker.storing import Storing
+from tests.answering import answering
 from tests.disks import fill, small_disk
 from tests.helpers import eventually
 from tests.running import Service, running
 
 FULL = "the audio store is full"
+REFUSED = "the audio store does not let Sophia in"
+S3_SETTINGS = {
+    "AWS_ENDPOINT_URL": "http://127.0.0.1:{port}",
+    "AWS_ALLOW_HTTP": "true",
+    "AWS_REGION": "us-east-1",
+    "AWS_ACCESS_KEY_ID": "AKIDEXAMPLE",
+    "AWS_SECRET_ACCESS_KEY": "very-secret",
+}
 
 
 @contextmanager
@@ -96,6 +107,40 @@ def test_no_song_is_made_for_a_store_that_refuses_from_the_start(tmp_path: Path)
         assert ready.status_code == 503
         assert (waiting["state"], waiting["attempt"]) == ("queued", 0)
         assert (ended["state"], ended["attempt"]) == ("succeeded", 1)
+
+
+@pytest.mark.fault("E5")
+def test_no_song_is_made_for_a_bucket_that_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A worker without the right to write takes no job and says which bucket; a client reads no more than the kind of reason."""
+    monkeypatch.setattr(artifacts_module, "_RETRY_S", 1)
+    with answering() as bucket:
+        bucket.says(403, "AccessDenied")
+        for name, value in S3_SETTINGS.items():
+            monkeypatch.setenv(name, value.format(port=bucket.port))
+        with running(tmp_path, artifacts_url="s3://music/audio") as service:
+            job = service.submit()["id"]
+            eventually(lambda: "lack a right in the bucket 'music'" in _worker(service)["detail"])
+            eventually(lambda: REFUSED in (service.job(job)["waiting_for"] or ""))
+            waiting = service.job(job)
+
+    assert (waiting["state"], waiting["attempt"]) == ("queued", 0)
+    assert "music" not in waiting["waiting_for"]
+
+
+@pytest.mark.fault("E5", "E9")
+def test_a_song_waits_for_a_folder_that_turned_read_only(tmp_path: Path):
+    """It says so, and is stored when one may write there again; it was made once."""
+    with on_a_small_disk(tmp_path) as (service, disk):
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        job = service.submit()["id"]
+        eventually(lambda: _progress(service, job).get("stage") == "storing")
+        why = _progress(service, job)["detail"]
+        eventually(lambda: "the folder is read-only" in _worker(service)["detail"])
+        subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+        ended = service.ended(job)
+
+    assert why == "the audio store is read-only"
+    assert (ended["state"], ended["attempt"]) == ("succeeded", 1)
 
 
 @pytest.mark.fault("B14", "E5")

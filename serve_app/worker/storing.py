@@ -28,6 +28,7 @@ class Storing:
         self._doubt = True  # a worker looks once before its first job
         self._refused: ArtifactsUnavailable | None = None
         self._log = Seldom()
+        self._told = False
         self._board = metrics.Board()
         self._lock = threading.Lock()
 
@@ -89,13 +90,16 @@ class Storing:
     def _ended(self, claim: Claim, key: str) -> None:
         with self._lock:
             waited = self._waiting.pop(key, None) is not None
+            over = self._told and not self._waiting
         if waited:
             claim.goes_on()
-            self._log.reset()
-            logger.info("job %s does not wait for the audio store any more", claim.job.id, extra={"job": claim.job.id})
+        if waited and over:
+            self._told = False
+            logger.info("worker %s: no song waits for the audio store any more", self._worker)
 
     def _tell(self, error: ArtifactsUnavailable) -> None:
         if self._log.due():
+            self._told = True
             logger.error(
                 "worker %s cannot store songs, %s of them wait: %s", self._worker, len(self._waiting), error.message
             )
