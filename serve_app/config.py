@@ -138,6 +138,11 @@ class ApiArgs(_Strict):
     streams_per_key: int = Field(1000, ge=1, description="Event streams of one API key at once; more get 429.")
     requests_per_s: float = Field(200, gt=0, description="Requests a second of one API key, on average; more get 429.")
     request_burst: int = Field(2000, ge=1, description="Requests that an API key may make at once after a rest.")
+    allowed_hosts: list[str] = Field(
+        [],
+        description="Host names, besides those of this machine, to which Sophia answers while nobody needs an API key. With keys "
+        "every name is answered.",
+    )
     max_body_bytes: int = Field(1_048_576, ge=1024, description="Largest request body in bytes; a larger one gets 413.")
 
 
@@ -148,6 +153,11 @@ class AuthArgs(_Strict):
         "auto",
         description="`keys`: every call needs an API key. `none`: nobody does, wherever Sophia listens. `auto`: beyond "
         "loopback addresses every call needs a key, on them only while there is one.",
+    )
+    operators: list[str] = Field(
+        [],
+        description="Names of the API keys that see everything in `/v1/health`: other keys' job ids and what songs cost. A key "
+        "that is the only one does, too.",
     )
 
 

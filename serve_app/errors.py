@@ -58,6 +58,24 @@ class Unauthorized(SophiaError):
     status, code, title = 401, "unauthorized", "A valid API key is needed"
 
 
+class WrongHost(SophiaError):
+    """The Host header names no name of this machine, while nobody needs a key."""
+
+    status, code, title = 421, "wrong_host", "Sophia does not answer to this host name"
+
+
+class CrossSite(SophiaError):
+    """A web page of another site asks, while nobody needs a key."""
+
+    status, code, title = 403, "cross_site", "Pages of other sites may not ask here"
+
+
+class BadRequest(SophiaError):
+    """What HTTP itself does not allow, as the server found before any route."""
+
+    status, code, title = 400, "bad_request", "This is not a request that can be read"
+
+
 class NotFound(SophiaError):
     """There is no such route, job or file."""
 

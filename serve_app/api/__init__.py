@@ -7,12 +7,13 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi_offline import FastAPIOffline
 
 from serve_app import __version__
 from serve_app.api import health, problems
 from serve_app.api.context import Context
 from serve_app.api.jobs import job_routes
-from serve_app.api.middleware import RequestMiddleware
+from serve_app.api.middleware import PAGES_FILES, RequestMiddleware
 from serve_app.api.reasons import Node
 from serve_app.api.storage import StorageWatch
 from serve_app.api.threads import Flight
@@ -71,7 +72,9 @@ def create_api(
         await asyncio.to_thread(context.close)
         store.close()
 
-    app = FastAPI(title="Sophia", version=__version__, description=_DESCRIPTION, lifespan=lifespan)
+    app = FastAPIOffline(
+        title="Sophia", version=__version__, description=_DESCRIPTION, lifespan=lifespan, static_url=PAGES_FILES
+    )
     app.add_middleware(RequestMiddleware, args=args.api)
     problems.install(app)
     app.include_router(job_routes(args))

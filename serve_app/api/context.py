@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from serve_app.api.limits import Limits
+from serve_app.api.origins import check_page
 from serve_app.api.storage import StorageWatch
 from serve_app.api.threads import Flight, Threads
 from serve_app.api.watch import JobWatcher
@@ -89,9 +90,9 @@ _bearer = HTTPBearer(
 async def _owner(
     request: Request, parts: Parts, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 ) -> str:
-    """The name of the caller's key; empty where nobody needs one. Raises Unauthorized and TooManyRequests."""
+    """The name of the caller's key; empty where nobody needs one. Raises Unauthorized, WrongHost, CrossSite, TooManyRequests."""
     try:
-        owner = await _who(parts, credentials)
+        owner = await _who(request, parts, credentials)
     except Unauthorized:
         parts.limits.refuse(request.client.host if request.client else "")
         raise
@@ -99,13 +100,14 @@ async def _owner(
     return owner
 
 
-async def _who(parts: Context, credentials: HTTPAuthorizationCredentials | None) -> str:
+async def _who(request: Request, parts: Context, credentials: HTTPAuthorizationCredentials | None) -> str:
     if parts.args.auth.mode == "none":
         return ""
     digests = await parts.keys.digests()
     if not digests:
         if parts.keys_needed or parts.args.auth.mode == "keys":
             raise Unauthorized("There is no API key yet; an operator makes one with 'sophia keys create NAME'")
+        check_page(request, parts.args.api.allowed_hosts)
         return ""
     if credentials is None:
         raise Unauthorized("Send an API key as 'Authorization: Bearer KEY'; 'sophia keys create NAME' makes one")
@@ -116,3 +118,13 @@ async def _who(parts: Context, credentials: HTTPAuthorizationCredentials | None)
 
 
 Owner = Annotated[str, Depends(_owner)]
+
+
+async def _operator(parts: Parts, owner: Owner) -> bool:
+    """Whether the caller sees what belongs to others: where nobody needs a key, with the only key, and with an operator's."""
+    if owner == "" or owner in parts.args.auth.operators:
+        return True
+    return set((await parts.keys.digests()).values()) == {owner}
+
+
+Operator = Annotated[bool, Depends(_operator)]

@@ -6,7 +6,7 @@ from typing import Any, Final
 from fastapi import APIRouter, Request, Response
 
 from serve_app import __version__, errors
-from serve_app.api.context import Context, Owner, Parts
+from serve_app.api.context import Context, Operator, Owner, Parts
 from serve_app.api.problems import responses
 from serve_app.api.reasons import breaker_of, is_coming, is_ready, living, phase_in_words, why_no_place, why_not_ready
 from serve_app.api.threads import Flight
@@ -33,6 +33,14 @@ from serve_app.schemas import (
 from serve_app.store import WorkerRow
 from serve_app.store.costs import Account
 from serve_app.store.decisions import Decision
+
+_ALWAYS = (
+    errors.Unauthorized,
+    errors.WrongHost,
+    errors.CrossSite,
+    errors.TooManyRequests,
+    errors.StoreUnavailable,
+)
 
 router = APIRouter()
 
@@ -92,11 +100,23 @@ def readiness(parts: Context) -> Ready:
     "/v1/health",
     summary="The whole service",
     tags=["health"],
-    responses=responses(errors.Unauthorized, errors.TooManyRequests, errors.StoreUnavailable),
+    responses=responses(*_ALWAYS),
 )
-async def health(parts: Parts, owner: Owner) -> Health:
-    """Jobs by state, oldest wait, each worker's phase with its progress and last error, scale and why."""
-    return await parts.work.run(_health, parts)
+async def health(parts: Parts, owner: Owner, operator: Operator) -> Health:
+    """Jobs by state, oldest wait, each worker's phase with its progress and last error, scale and why.
+
+    One of several API keys sees neither the job ids of others nor what songs cost, unless `auth.operators` names it.
+    """
+    whole = await parts.work.run(_health, parts)
+    return whole if operator else await parts.work.run(_without_others, parts, whole, owner)
+
+
+def _without_others(parts: Context, whole: Health, owner: str) -> Health:
+    """What a key may see that is no operator's."""
+    found = parts.store.jobs.get_many([worker.job for worker in whole.workers if worker.job])
+    own = {job.id for job in found.values() if job.owner == owner}
+    workers = [worker.model_copy(update={"job": worker.job if worker.job in own else None}) for worker in whole.workers]
+    return whole.model_copy(update={"workers": workers, "costs": {}})
 
 
 def _health(parts: Context) -> Health:
@@ -125,7 +145,7 @@ def _health(parts: Context) -> Health:
     "/v1/models",
     summary="What can play",
     tags=["models"],
-    responses=responses(errors.Unauthorized, errors.TooManyRequests, errors.StoreUnavailable),
+    responses=responses(*_ALWAYS),
 )
 async def models(parts: Parts, owner: Owner) -> ModelList:
     """The served models, what each can do, and the limits."""
@@ -146,7 +166,7 @@ def _models(parts: Context) -> ModelList:
     "/v1/usage",
     summary="What you have waiting",
     tags=["jobs"],
-    responses=responses(errors.Unauthorized, errors.TooManyRequests, errors.StoreUnavailable),
+    responses=responses(*_ALWAYS),
 )
 async def usage(parts: Parts, owner: Owner) -> UsageView:
     """Your API key's part of the queue, and how much of it you may have."""

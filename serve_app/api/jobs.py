@@ -31,7 +31,14 @@ _NO_WEBHOOKS: Final = "Not here: the operator has set no `webhook_secret`."
 _PREFER_WAIT: Final = re.compile(r'(?:^|[,;\s])wait\s*=\s*"?(\d{1,6})"?\s*(?:$|[,;])', re.IGNORECASE)
 """RFC 7240: among other preferences, with spaces, quoted or not."""
 
-_ALWAYS = (errors.Unauthorized, errors.InvalidRequest, errors.TooManyRequests, errors.StoreUnavailable)
+_ALWAYS = (
+    errors.Unauthorized,
+    errors.WrongHost,
+    errors.CrossSite,
+    errors.InvalidRequest,
+    errors.TooManyRequests,
+    errors.StoreUnavailable,
+)
 _QUOTA = (errors.QuotaExceeded, errors.QueueFull)
 _SUBMIT = (
     *_ALWAYS,
@@ -208,7 +215,11 @@ def job_routes(args: AppArgs) -> APIRouter:
         summary="Follow a job",
         tags=["jobs"],
         response_class=EventStream,
-        responses={**EVENT_RESPONSES, **responses(*_ALWAYS, errors.NotFound)},
+        responses={
+            **EVENT_RESPONSES,
+            204: {"description": "You have heard the job's end already (`Last-Event-ID`)"},
+            **responses(*_ALWAYS, errors.NotFound),
+        },
     )
     async def events(
         parts: Parts,
@@ -221,7 +232,10 @@ def job_routes(args: AppArgs) -> APIRouter:
 
         The id of an event is the job's version, so that a client that reconnects with Last-Event-ID gets what it missed.
         """
-        return answer_events(parts, job, _version(last_event_id))
+        seen = _version(last_event_id)
+        if job.status.final and seen == job.version:
+            return Response(status_code=204)  # an EventSource that has heard the end asks again until it gets this
+        return answer_events(parts, job, seen)
 
     @router.get(
         "/v1/jobs/{job_id}/audio",

@@ -16,6 +16,14 @@ from serve_app.errors import BodyTooLarge, TooManyRequests, UnsupportedMediaType
 from serve_app.jobs import new_id
 
 _PROBES: Final = ("/ping", "/healthz", "/readyz")
+PAGES_FILES: Final = "/docs-files"
+_PAGES: Final = ("/docs", "/redoc")
+_PAGES_POLICY: Final = (
+    b"default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
+    b"img-src 'self' data:; worker-src blob:"
+)
+"""Nothing from elsewhere; FastAPI's pages have their few lines of script and style inside."""
+
 _GIVEN_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
@@ -56,6 +64,8 @@ class RequestMiddleware:
         if scope["method"] == "HEAD" and not scope["path"].endswith("/events") and "/audio" not in scope["path"]:
             # HEAD wherever there is GET (RFC 9110, 9.3.2); the server sends no body. Files have routes of their own for it.
             scope = {**scope, "method": "GET"}
+        if scope["path"] in _PAGES:
+            send = _with_policy(send)
         exchange = _Exchange(receive, send, self._limit)
         with suppress(BodyTooLarge):
             await self._app(scope, exchange.receive, exchange.send)
@@ -65,6 +75,15 @@ class RequestMiddleware:
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
         detail = f"The body is larger than {self._limit} bytes (api.max_body_bytes)"
         await problem(scope["request_id"], BodyTooLarge, detail)(scope, receive, send)
+
+
+def _with_policy(send: Send) -> Send:
+    async def send_page(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", ()), (b"content-security-policy", _PAGES_POLICY)]
+        await send(message)
+
+    return send_page
 
 
 class _Exchange:

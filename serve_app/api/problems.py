@@ -96,9 +96,9 @@ async def _ours(request: Request, error: Exception) -> ProblemResponse:
 async def _http(request: Request, error: Exception) -> ProblemResponse:
     """What Starlette raises itself: no route, no such method."""
     assert isinstance(error, HTTPException)  # noqa: S101 - the handler is registered for this class only
-    kind = _BY_STATUS.get(error.status_code, errors.MalformedBody)
+    kind = _BY_STATUS.get(error.status_code, errors.BadRequest)
     detail = f"There is no {request.method} {request.url.path} here; GET /docs lists what there is"
-    if kind is errors.MalformedBody:
+    if kind is errors.BadRequest:
         return problem(request_id_of(request), kind, str(error.detail))
     headers = {"Allow": _methods(request)} if kind is errors.MethodNotAllowed else {}
     return problem(request_id_of(request), kind, detail, headers=headers)
