@@ -66,6 +66,8 @@ class Observation:
     """Why no more workers must be started; None while they may."""
     paused: str | None = None
     """Why an operator wants no worker at all; None while they may run."""
+    unstored: str | None = None
+    """Why workers take no job: the audio store refuses their songs. None while it takes them."""
     ready_now: int = 0
     """Workers that can generate at this moment, of any build."""
     stuck: int = 0
@@ -89,7 +91,7 @@ def decide(seen: Observation, bounds: ScalingArgs, previous: Decision) -> Decisi
 
     Several reasons ask for workers, and the largest number wins: the work at hand, a steady load, workers that have only just
     come up, the warm pool. `max_workers` bounds it. An open breaker starts no more workers and ends none that works;
-    a pause ends all.
+    an audio store that takes no songs does the same beyond the warm pool; a pause ends all.
     """
     if seen.paused is not None:
         return Decision(0, f"paused by the operator: {seen.paused}")
@@ -98,6 +100,9 @@ def decide(seen: Observation, bounds: ScalingArgs, previous: Decision) -> Decisi
         # While any worker works the target must not sink: in a rollout Serve would end the last of the old build to reach it.
         kept = min(wanted.target, max(previous.target, seen.ready_now)) if seen.ready_now else 0
         return Decision(kept, f"the breaker is open: {seen.breaker}. No worker is started until it is closed")
+    if seen.unstored is not None:  # whoever comes would wait beside the others, at a device's price
+        kept = min(wanted.target, max(previous.target, seen.ready_now, bounds.min_workers))
+        return replace(wanted, target=kept, reason=f"{wanted.reason}; no further worker while {seen.unstored}")
     if seen.stuck and wanted.target:
         target = min(wanted.target + seen.stuck, bounds.max_workers)
         more = f"{wanted.reason}; {seen.stuck} more, for those on hosts where it cannot be loaded"

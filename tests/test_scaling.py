@@ -186,6 +186,15 @@ def test_an_open_breaker_beats_everything():
     assert "3 loads failed with disk_full" in decision.reason
 
 
+@pytest.mark.fault("E5")
+def test_a_store_that_takes_no_songs_starts_no_more_workers():
+    """However much waits, those that are there and the warm pool are enough to wait with; they stay, to go on at once."""
+    seen = waiting(40, 2000.0, unstored="the audio store is full", ready_now=2)
+    decision = decide(seen, BOUNDS, Decision(2, "", needed=2))
+    assert decision.target == 2
+    assert decision.reason.endswith("; no further worker while the audio store is full")
+
+
 # --- What always holds ----------------------------------------------------------------------------------------------------
 
 SECONDS = st.floats(0, 1e5)
@@ -215,6 +224,7 @@ def observations(draw: st.DrawFn) -> Observation:
         arrivals=tuple(draw(st.lists(st.tuples(st.integers(0, 500), SECONDS), min_size=WINDOWS, max_size=WINDOWS))),
         idle_s=0.0 if queued or running else draw(SECONDS),
         breaker=draw(st.sampled_from([None, None, "it cannot be loaded"])),
+        unstored=draw(st.sampled_from([None, None, "the audio store is full"])),
         ready_now=draw(st.integers(0, 500)),
     )
 

@@ -13,9 +13,11 @@ import pytest
 from serve_app import artifacts as artifacts_module
 from serve_app.api import storage
 from serve_app.artifacts import Artifacts
+from serve_app.config import BreakerArgs, ScalingArgs
 from serve_app.jobs import Job, Status
 from serve_app.schemas import MusicRequest
 from serve_app.store import Beat, Store
+from serve_app.store.fleet import StoreFleet
 from serve_app.store.tables import jobs
 from serve_app.worker import storing
 from serve_app.worker.claims import Claim
@@ -77,6 +79,8 @@ def test_a_song_that_waits_says_why_and_its_worker_claims_no_more(tmp_path: Path
         eventually(lambda: FULL in (service.job(later)["waiting_for"] or ""))
         eventually(lambda: service.client.get("/v1/health").json()["status"] == "degraded")
         waiting, queued, worker = service.job(first), service.job(later), _worker(service)
+        fleet = StoreFleet(service.store, "ace-step", "", ScalingArgs(), BreakerArgs())
+        unstored = fleet.observe().unstored
         lines = [record for record in caplog.records if "cannot store songs" in record.getMessage()]
         filler.unlink()
         ended = [service.ended(job) for job in (first, later)]
@@ -85,8 +89,10 @@ def test_a_song_that_waits_says_why_and_its_worker_claims_no_more(tmp_path: Path
         assert (queued["state"], queued["attempt"]) == ("queued", 0)
         assert worker["error"]["code"] == "artifacts_unavailable"
         assert len(lines) == 1
+        assert unstored == FULL
         assert [(job["state"], job["attempt"]) for job in ended] == [("succeeded", 1), ("succeeded", 1)]
         eventually(lambda: (_worker(service)["detail"], _worker(service)["error"]) == ("ready", None))
+        eventually(lambda: fleet.observe().unstored is None)
         eventually(lambda: service.client.get("/v1/health").json()["status"] == "ok")
 
 

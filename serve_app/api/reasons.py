@@ -7,14 +7,14 @@ from typing import Final
 
 from serve_app.api.context import Context
 from serve_app.config import ModelArgs
-from serve_app.errors import ArtifactsUnavailable, DeviceLost
+from serve_app.errors import DeviceLost
 from serve_app.labels import Selector
 from serve_app.metrics import STARTING_PHASES
 from serve_app.store import Breaker, WorkerRow
 from serve_app.store.decisions import Decision
 from serve_app.store.pauses import Pause
 from serve_app.store.places import FAR
-from serve_app.store.workers import READY_PHASES
+from serve_app.store.workers import READY_PHASES, cannot_store
 
 CARD_LABEL: Final = "ray.io/accelerator-type"
 
@@ -40,11 +40,6 @@ def living(parts: Context) -> list[WorkerRow]:
 def is_ready(worker: WorkerRow) -> bool:
     """Whether it can generate."""
     return worker.phase in READY_PHASES and not cannot_store(worker)
-
-
-def cannot_store(worker: WorkerRow) -> bool:
-    """Whether it takes no jobs, since the audio store refuses its songs."""
-    return (worker.error or {}).get("code") == ArtifactsUnavailable.code
 
 
 def is_coming(worker: WorkerRow) -> bool:

@@ -16,7 +16,7 @@ from serve_app.scaling import WINDOW_S, WINDOWS, Observation
 from serve_app.store import Breaker, Store, WorkerRow
 from serve_app.store.database import now, statement_time
 from serve_app.store.tables import jobs, loads, shares, state_is, workers
-from serve_app.store.workers import READY_PHASES
+from serve_app.store.workers import READY_PHASES, cannot_store
 
 _RECENT = 1000  # loads; more workers than that do not come up within one start-up of each other
 _MEASURED_STARTUPS = 20
@@ -109,6 +109,7 @@ class StoreFleet:
             idle_s=float("inf") if idle_s is None else idle_s,
             breaker=_in_words(breaker) if breaker.is_open and not one_host else None,
             paused=self._paused(),
+            unstored=_unstored(ours),
             ready_now=ready_now,
             stuck=sum(row.phase == "failed" for row in ours) if one_host else 0,
             clusters=share.clusters,
@@ -248,3 +249,8 @@ class Startups:
             self._wishes.popleft()
             if wished_s - load.age_s < _LONGEST_STARTUP_S:
                 self._measured.append(wished_s - load.age_s)
+
+
+def _unstored(workers: list[WorkerRow]) -> str | None:
+    refused = [row.error for row in workers if row.error and row.phase in READY_PHASES and cannot_store(row)]
+    return str(refused[0]["public"]) if refused else None

@@ -5,6 +5,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from serve_app.errors import ArtifactsUnavailable
 from serve_app.processes import Process
 from serve_app.store.database import Database, now
 from serve_app.store.tables import workers
@@ -41,6 +42,11 @@ class WorkerRow:
     """Seconds since it was heard of."""
     still_s: float = 0.0
     """Seconds since `moved_at`."""
+
+
+def cannot_store(worker: WorkerRow) -> bool:
+    """Whether it takes no jobs, since the audio store refuses its songs."""
+    return (worker.error or {}).get("code") == ArtifactsUnavailable.code
 
 
 class WorkerStore:
