@@ -46,6 +46,7 @@ autoscale: .venv/installed
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.burst
 	$(BIN)/python -m benchmarks.store
+	$(BIN)/python -m benchmarks.long_queue
 	$(BIN)/python -m benchmarks.followers
 	$(BIN)/python -m benchmarks.codecs
 

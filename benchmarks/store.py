@@ -72,7 +72,7 @@ def beat(store: Store, name: str) -> Callable[[], int]:
     job = store.jobs.claim(name, "m", LEASE_S)
     while job is None:  # another claimer was locking the row: its own job is still there
         job = store.jobs.claim(name, "m", LEASE_S)
-    held = Beat(job.id, job.attempt, {"stage": "denoising", "step": 1, "steps": 8, "fraction": 0.1})
+    held = Beat(job.id, job.attempt, name, {"stage": "denoising", "step": 1, "steps": 8, "fraction": 0.1})
 
     def once() -> int:
         return 1 - len(store.jobs.heartbeat([held], LEASE_S))

@@ -440,11 +440,11 @@ class JobView(BaseModel):
     deadline_at: datetime = Field(description="When it expires if it has not ended.", examples=["2026-11-24T11:00:00Z"])
     attempt: int = Field(description="How often it was started.", examples=[1])
     position: int | None = Field(
-        description="Place in the queue, from 1, while queued. It is exact up to 1000; 1001 means at least 1001.",
+        description="Place in the queue, from 1, while queued. It is exact up to 500; 501 means at least 501.",
         examples=[3],
     )
     eta_s: float | None = Field(
-        description="Estimated seconds until it starts, while queued; null when nothing is known yet, and beyond position 1000.",
+        description="Estimated seconds until it starts, while queued; null when nothing is known yet, and beyond position 500.",
         examples=[12.5],
     )
     waiting_for: str | None = Field(

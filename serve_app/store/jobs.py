@@ -165,22 +165,18 @@ class JobStore:
         limit: int = 50,
     ) -> list[Job]:
         """Jobs, newest first, older than the job `before`."""
-        query, order = sa.select(jobs).limit(limit), jobs.c.id.desc()
-        if owner is not None:
-            query = query.where(jobs.c.owner == owner)
-        if states:
-            wanted = [Status(state) for state in states]
-            query = query.where(state_is(*wanted))
-            if owner is None and len(wanted) == 1 and wanted[0].final:
-                query = query.where(jobs.c.finished_at.is_not(None))  # or its index would not be seen to fit
-            if not any(state.final for state in wanted):  # few: sort them, rather than walk all jobs to find them
-                order = jobs.c.id.concat("").desc()
+        query = sa.select(jobs).where(*owned(owner)).order_by(jobs.c.id.desc()).limit(limit)
         if model is not None:
             query = query.where(jobs.c.model == model)
         if before is not None:
             query = query.where(jobs.c.id < before)
+        wanted = [Status(state) for state in dict.fromkeys(states)]
+        # one query a state: each walks its index from the newest on, while several states together would have to be sorted
+        queries = [query.where(*_of_state(state, owner)) for state in wanted] or [query]
         with self._database.read() as connection:
-            return [_job(row) for row in connection.execute(query.order_by(order))]
+            found = [row for each in queries for row in connection.execute(each)]
+        found.sort(key=lambda row: row.id, reverse=True)
+        return [_job(row) for row in found[:limit]]
 
     def cancel(self, job: str, owner: str | None = None) -> Job:
         """Cancel a queued or running job; its worker stops at the next step. Raises NotFound, or Conflict when it has ended."""
@@ -463,6 +459,13 @@ def fingerprint(body: bytes) -> str:
 def owned(owner: str | None) -> tuple[Any, ...]:
     """The condition that a job is an owner's; none for an operator, who sees all."""
     return () if owner is None else (jobs.c.owner == owner,)
+
+
+def _of_state(state: Status, owner: str | None) -> tuple[Any, ...]:
+    """The condition that a job is in a state, in the words of the index that has such jobs in the order of their ids."""
+    if not state.final:
+        return state_is(state), jobs.c.finished_at.is_(None)
+    return (state_is(state), jobs.c.finished_at.is_not(None)) if owner is None else (state_is(state),)
 
 
 def _claim(job: str, attempt: int, worker: str | None) -> tuple[Any, ...]:

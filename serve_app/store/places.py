@@ -5,18 +5,18 @@ before it is then what has a smaller start in the other shares, and whole shares
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
 
 from serve_app.jobs import Job, Status
-from serve_app.store.shares import OWN_ORDER, Share, in_turn, queued_in, share_of
+from serve_app.store.shares import OWN_ORDER, Key, Share, in_turn, queued_in, share_of
 from serve_app.store.tables import jobs, state_is
 
-FAR: Final = 1000
+FAR: Final = 500
 """So many jobs ahead are counted; a job further back is told that there are at least so many."""
 
 
@@ -30,7 +30,21 @@ class Place:
     """Seconds of audio in them and in all running jobs of the model; None when it is FAR back."""
 
 
+_LINES_AT_ONCE: Final = 100  # SQLite takes 500 parts of a statement
+
+_ORDERED: Final = (jobs.c.id, jobs.c.audio_seconds, jobs.c.priority, jobs.c.created_at)
+
 _FAR_BACK: Final = Place(FAR, None)
+
+
+_T = TypeVar("_T")
+
+
+def _batched(items: Iterable[_T], size: int) -> Iterator[list[_T]]:  # itertools has it from Python 3.12 on
+    """The items in lists of at most `size`."""
+    left = list(items)
+    for first in range(0, len(left), size):
+        yield left[first : first + size]
 
 
 def places(connection: sa.Connection, queued: Sequence[Job]) -> dict[str, Place]:
@@ -47,17 +61,18 @@ def places(connection: sa.Connection, queued: Sequence[Job]) -> dict[str, Place]
 
 
 def _of_model(connection: sa.Connection, queued: list[Job], shares: list[Share]) -> dict[str, Place]:
-    lines = [_Line(connection, share) for share in shares]
+    lines = {share.key: _Line(share) for share in shares}
     running_s = _running_s(connection, queued[0].model)
     found = dict.fromkeys((job.id for job in queued), _FAR_BACK)
-    for line in lines:
-        ours = [job for job in queued if share_of(job) == line.share.key]
-        others = [other for other in lines if other is not line]
-        for job, own in line.find(ours).items():
-            before = [own] + [other.before(line.share, own.audio_s) for other in others]
-            ahead = sum(part.jobs for part in before)
-            if ahead < FAR:
-                found[job] = Place(ahead, running_s + sum(part.audio_s for part in before))
+    near = _find(connection, lines, queued)
+    asked = {job: _before(lines, line, own) for job, (line, own) in near.items()}
+    asked = {job: parts for job, parts in asked.items() if sum(part.least for part in parts) < FAR}
+    _read_up_to(connection, [part for parts in asked.values() for part in parts if part.line])
+    for job, parts in asked.items():
+        before = [near[job][1]] + [part.counted() for part in parts]
+        ahead = sum(part.jobs for part in before)
+        if ahead < FAR:
+            found[job] = Place(ahead, running_s + sum(part.audio_s for part in before))
     return found
 
 
@@ -76,61 +91,145 @@ class _Part:
 
 
 class _Line:
-    """The jobs of one share in their order; as many of them are read as are needed, at most FAR."""
+    """The first jobs of one share in their order; as many of them are read as are needed, at most FAR."""
 
-    def __init__(self, connection: sa.Connection, share: Share):
+    def __init__(self, share: Share):
         self.share = share
-        self._connection = connection
-        self._ids: list[str] = []
-        self._ends: list[float] = []  # seconds of audio up to the end of each
+        self.most = min(share.jobs, FAR)
+        self.read = 0
+        self.ends: list[float] = []
+        """Seconds of audio up to the end of each."""
 
-    def find(self, queued: Sequence[Job]) -> dict[str, _Part]:
-        """What stands before each of these jobs in the share; those that are FAR back are left out."""
-        end = self._far_end() if queued else None
-        near = [job.id for job in queued if end is None or _own_order(job) < end]
-        while not set(near) <= set(self._ids) and self._read_more():
-            pass
-        index = {job: number for number, job in enumerate(self._ids)}
-        return {job: self._first(index.get(job, 0)) for job in near}  # 0: a worker has just taken it
+    def first(self, count: int) -> _Part:
+        """The first jobs of those that are read."""
+        return _Part(count, self.ends[count - 1] if count else 0.0)
 
-    def before(self, share: Share, audio_s: float) -> _Part:
-        """What starts before the job of another share that has `audio_s` seconds before it there."""
-        if self.share.rank != share.rank:
-            return _Part(self.share.jobs, self.share.audio_s) if self.share.rank > share.rank else _Part(0, 0.0)
-        room_s = share.turn + audio_s - self.share.turn
-        if room_s < 0:
-            return _Part(0, 0.0)
-        if self.share.audio_s <= room_s:
-            return _Part(self.share.jobs, self.share.audio_s)
-        while (not self._ends or self._ends[-1] <= room_s) and self._read_more():
-            pass
-        starts = [0.0, *self._ends[:-1]]
-        if self.share.owner < share.owner:  # who is served first of two with one turn
-            return self._first(bisect_right(starts, room_s))
-        return self._first(bisect_left(starts, room_s))
+    def covers(self, room_s: float) -> bool:
+        """Whether it is read up to a job that ends later, or as far as it may be."""
+        return self.read >= self.most or bool(self.ends and self.ends[-1] > room_s)
 
-    def _first(self, count: int) -> _Part:
-        return _Part(count, self._ends[count - 1] if count else 0.0)
+    def enough_for(self, room_s: float) -> int:
+        """How many jobs to read so that they probably take longer than `room_s`: more than there would be of the mean length."""
+        mean_s = max(self.share.audio_s / self.share.jobs, 0.001)
+        return min(max(int(1.2 * room_s / mean_s) + 4, 2 * self.read), self.most)
 
-    def _read_more(self) -> bool:
-        """Read a hundred, then all up to FAR; False when there are no more."""
-        most = 100 if not self._ids else FAR
-        if len(self._ids) >= min(most, self.share.jobs):
-            return False
-        query = sa.select(jobs.c.id, jobs.c.audio_seconds).where(*queued_in(self.share.key))
-        rows = self._connection.execute(query.order_by(*OWN_ORDER).limit(most)).all()
-        grown = len(rows) > len(self._ids)
-        self._ids = [row.id for row in rows]
-        self._ends = list(accumulate(row.audio_seconds for row in rows))
-        return grown
 
-    def _far_end(self) -> tuple[int, float, str] | None:
-        """Where in the share's order the first job stands that is FAR back; None when none is."""
-        if self.share.jobs <= FAR:
-            return None
-        query = sa.select(jobs.c.priority, jobs.c.created_at, jobs.c.id).where(*queued_in(self.share.key))
-        row = self._connection.execute(query.order_by(*OWN_ORDER).limit(1).offset(FAR)).one_or_none()
-        return (-row.priority, row.created_at, row.id) if row else None
+@dataclass(frozen=True, slots=True)
+class _Ahead:
+    """What of one share starts before a job of another."""
+
+    least: int
+    """So many jobs at the least."""
+    audio_s: float = 0.0
+    line: _Line | None = None
+    """Where the jobs are counted which start within `room_s`; None: `least` is all."""
+    room_s: float = 0.0
+    ties: bool = False
+    """Whether a job that starts at the same turn is served before."""
+
+    def counted(self) -> _Part:
+        """The exact figure, once the line is read."""
+        if self.line is None:
+            return _Part(self.least, self.audio_s)
+        starts = [0.0, *self.line.ends[:-1]]
+        return self.line.first((bisect_right if self.ties else bisect_left)(starts, self.room_s))
+
+
+def _find(connection: sa.Connection, lines: dict[Key, _Line], queued: list[Job]) -> dict[str, tuple[_Line, _Part]]:
+    """The line of each of these jobs and what stands before it there; those that are FAR back are left out."""
+    asked = [(job, lines[share_of(job)]) for job in queued if share_of(job) in lines]
+    own = list({line.share.key: line for _, line in asked}.values())
+    # a far job is not found, either, but of many lines it is cheaper to look for their ends first
+    ends = _far_ends(connection, own) if len(own) > 1 else {}
+    asked = [(job, line) for job, line in asked if line.share.key not in ends or _own_order(job) < ends[line.share.key]]
+    counted = _count_own(connection, asked)
+    found: dict[str, tuple[_Line, _Part]] = {}
+    for job, line in asked:
+        if job.id in counted:
+            found[job.id] = line, counted[job.id]
+        elif line.share.jobs <= FAR:  # a worker has just taken it
+            found[job.id] = line, _Part(0, 0.0)
+    return found
+
+
+def _count_own(connection: sa.Connection, asked: list[tuple[Job, _Line]]) -> dict[str, _Part]:
+    """What stands before each of these jobs in its own line, counted by the database among the line's first FAR."""
+    counted: dict[str, _Part] = {}
+    keys = list({line.share.key: None for _, line in asked})
+    for some in _batched(keys, _LINES_AT_ONCE):
+        first = _of_shares([(key, _ORDERED, 0, FAR) for key in some]).subquery()
+        order = (first.c.priority.desc(), first.c.created_at, first.c.id)
+        place = sa.func.row_number().over(partition_by=first.c.number, order_by=order)
+        end_s = sa.func.sum(first.c.audio_seconds).over(partition_by=first.c.number, order_by=order, rows=(None, 0))
+        all_of_it = sa.select(first.c.id, place.label("place"), end_s.label("end_s"), first.c.audio_seconds).subquery()
+        ids = [job.id for job, line in asked if line.share.key in some]
+        for row in connection.execute(sa.select(all_of_it).where(all_of_it.c.id.in_(ids))):
+            counted[row.id] = _Part(row.place - 1, row.end_s - row.audio_seconds)
+    return counted
+
+
+def _before(lines: dict[Key, _Line], own: _Line, before: _Part) -> list[_Ahead]:
+    """What of each other line starts before a job that has `before` before it in its own."""
+    return [_of_line(line, own.share, before.audio_s) for line in lines.values() if line is not own]
+
+
+def _of_line(line: _Line, own: Share, audio_s: float) -> _Ahead:
+    share = line.share
+    whole = _Ahead(share.jobs, share.audio_s)
+    if share.rank != own.rank:
+        return whole if share.rank > own.rank else _Ahead(0)
+    room_s = own.turn + audio_s - share.turn
+    ties = share.owner < own.owner
+    if room_s < 0 or (room_s == 0 and not ties):
+        return _Ahead(0)
+    if share.audio_s <= room_s:
+        return whole
+    return _Ahead(1, 0.0, line, room_s, ties)
+
+
+def _read_up_to(connection: sa.Connection, asked: list[_Ahead]) -> None:
+    """Read all lines as far as these figures ask for."""
+    rooms: dict[Key, tuple[_Line, float]] = {}
+    for part in asked:
+        assert part.line is not None  # noqa: S101 - the caller leaves others out
+        _, room_s = rooms.get(part.line.share.key, (part.line, 0.0))
+        rooms[part.line.share.key] = part.line, max(room_s, part.room_s)
+    while rooms := {key: (line, room_s) for key, (line, room_s) in rooms.items() if not line.covers(room_s)}:
+        _read(connection, {key: (line, line.enough_for(room_s)) for key, (line, room_s) in rooms.items()})
+
+
+def _read(connection: sa.Connection, wanted: dict[Key, tuple[_Line, int]]) -> None:
+    """Read the first jobs of several lines, so many of each, a hundred lines with one statement."""
+    for part in _batched(wanted.items(), _LINES_AT_ONCE):
+        rows: dict[int, list[Any]] = {number: [] for number in range(len(part))}
+        queries = [(key, _ORDERED, 0, count) for key, (_, count) in part]
+        for number, *row in connection.execute(_of_shares(queries)):
+            rows[number].append(row)
+        for number, (_, (line, count)) in enumerate(part):
+            found = sorted(rows[number], key=lambda row: (-row[2], row[3], row[0]))
+            line.read = count
+            line.ends = list(accumulate(row[1] for row in found))
+
+
+def _far_ends(connection: sa.Connection, lines: list[_Line]) -> dict[Key, tuple[int, float, str]]:
+    """Where in a share's order the first job stands that is FAR back; shares without one are left out."""
+    ends: dict[Key, tuple[int, float, str]] = {}
+    columns = (jobs.c.priority, jobs.c.created_at, jobs.c.id)
+    for part in _batched([line for line in lines if line.share.jobs > FAR], _LINES_AT_ONCE):
+        for number, priority, *rest in connection.execute(
+            _of_shares([(line.share.key, columns, FAR, 1) for line in part])
+        ):
+            ends[part[number].share.key] = (-priority, *rest)
+    return ends
+
+
+def _of_shares(queries: Sequence[tuple[Key, Sequence[Any], int, int]]) -> sa.CompoundSelect[Any]:
+    """For (share, columns, offset, limit) the jobs of that share in its order, each row with the query's number before it."""
+    parts = []
+    for number, (key, columns, offset, limit) in enumerate(queries):
+        of_it = sa.select(sa.literal(number).label("number"), *columns).where(*queued_in(key)).order_by(*OWN_ORDER)
+        parts.append(sa.select(of_it.limit(limit).offset(offset).subquery()))
+    return sa.union_all(*parts)
 
 
 def _own_order(job: Job) -> tuple[int, float, str]:
