@@ -33,7 +33,7 @@ def port(tmp_path_factory: pytest.TempPathFactory, cache: Path, checkpoint: Path
     config["http_options"]["port"] = _free_port()
     (folder / "serve_config.yaml").write_text(yaml.safe_dump(config))
     serve = str(Path(sys.executable).with_name("serve"))
-    environment = {**os.environ, "SOPHIA_DATA_DIR": str(folder)}
+    environment = {**os.environ, "RAY_ADDRESS": "local", "SOPHIA_DATA_DIR": str(folder)}
     log = (folder / "serve.log").open("w")
     process = subprocess.Popen(
         [serve, "run", "serve_config.yaml"],

@@ -39,7 +39,8 @@ class Served:
     def __init__(self, folder: Path, port: int):
         self.url = f"http://127.0.0.1:{port}"
         self.log = folder / "serve.log"
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        # a Ray of its own, though `ray start` may have left another's address in /tmp/ray/ray_current_cluster
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": "local"}
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 LAUNCH, cwd=folder, env=environment, stdout=log, stderr=log, preexec_fn=hear_ctrl_c
@@ -258,3 +259,21 @@ def launched(folder: Path) -> subprocess.CompletedProcess[str]:
     """A start that is to be refused."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(LAUNCH, cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_tests_know_nothing_of_a_service_that_runs_beside_them():
+    """Its settings, which beat a test's, and its Ray are taken out of the tests' environment; the tests' own switches stay."""
+    theirs = {
+        "SOPHIA_DATABASE_URL": "postgresql://live/db",
+        "SOPHIA_SECRETS_DIR": "/run/secrets",
+        "RAY_ADDRESS": "10.0.0.1:6379",
+    }
+    program = (
+        "import os, tests; from serve_app.config import AppArgs; "
+        "print([name for name in os.environ if name.startswith(('SOPHIA_', 'RAY_ADDRESS'))], AppArgs().database_url)"
+    )
+    environment = {**os.environ, **theirs, "SOPHIA_TEST_LOGS": "1"}
+
+    ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True)
+
+    assert ran.stdout.strip() == "['SOPHIA_TEST_LOGS'] None", ran.stderr
