@@ -18,7 +18,7 @@ from ray._private.worker import global_worker
 from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
-from serve_app import vault
+from serve_app import auto, vault
 from serve_app.api import create_api
 from serve_app.api.reasons import Node
 from serve_app.artifacts import Artifacts
@@ -30,7 +30,6 @@ from serve_app.raylet import watch_raylet
 from serve_app.scaling import autoscaling_config
 from serve_app.settings import read_args
 from serve_app.store import Store
-from serve_app.weights import DEFAULT_REPOSITORY, DEFAULT_REVISION
 from serve_app.worker.deployment import MusicWorker
 
 logger = logging.getLogger("ray.serve")
@@ -50,8 +49,7 @@ def build(args: AppArgs | Mapping[str, Any]) -> serve.Application:
     """
     if not isinstance(args, AppArgs):
         args = read_args(args)
-    cluster_has_gpu = ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0
-    models = {name: _resolved(name, model, cluster_has_gpu) for name, model in args.models.items()}
+    models = {name: _settled(name, model) for name, model in args.models.items()}
     args = args.model_copy(update={"models": models, "cluster_name": args.cluster_name or _ray_cluster()})
     deployment = new_id()  # a new build is a new chance: the crash breaker begins afresh
     if ray.is_initialized():
@@ -68,24 +66,11 @@ def build(args: AppArgs | Mapping[str, Any]) -> serve.Application:
     return api.bind(args, _commit(), deployment, *workers)
 
 
-def _resolved(name: str, model: ModelArgs, cluster_has_gpu: bool) -> ModelArgs:
-    """`auto` becomes what this cluster can run."""
-    device = model.device if model.device != "auto" else "cuda" if cluster_has_gpu else "cpu"
-    if model.source != "auto":
-        device = "cpu" if model.source == "simulated" and model.device == "auto" else device
-        return model.model_copy(update={"device": device})
-    if device == "cuda":
-        logger.info("%s: this cluster has a GPU, so it plays %s", name, DEFAULT_REPOSITORY)
-        return model.model_copy(
-            update={"device": device, "source": DEFAULT_REPOSITORY, "revision": model.revision or DEFAULT_REVISION}
-        )
-    logger.warning(
-        "%s: no GPU in this cluster, so it plays the embedded checkpoint: tiny random weights, which sound like noise. "
-        "For music, run on a GPU or set models.%s.source (and device: cpu, if you are patient) in the configuration.",
-        name,
-        name,
-    )
-    return model.model_copy(update={"device": device, "source": "embedded"})
+def _settled(name: str, model: ModelArgs) -> ModelArgs:
+    model, why = auto.settled(name, model, auto.hardware_of_this_cluster)
+    if why:
+        logger.log(logging.WARNING if model.source == "embedded" else logging.INFO, "%s", why)
+    return model
 
 
 def _ray_cluster() -> str:

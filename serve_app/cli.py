@@ -349,11 +349,15 @@ def _verify_weights(given: argparse.Namespace, args: AppArgs) -> int:
 
 
 def _model(name: str, args: AppArgs) -> ModelArgs:
-    from serve_app.doctor import settled
+    from serve_app import auto
 
     if name not in args.models:
         raise ConfigurationError(f"there is no model {name!r}; there are {', '.join(sorted(args.models))}")
-    return settled(name, args.models[name])
+    if args.models[name].source != "auto":
+        return args.models[name]
+    model, why = auto.settled(name, args.models[name], auto.hardware_from_outside)
+    print(why, file=sys.stderr)
+    return model
 
 
 def _show_progress(phase: str, fraction: float | None, words: str) -> None:

@@ -58,9 +58,9 @@ def run(args: AppArgs, http_host: str | None = None, load: bool = False) -> int:
 
 def _model(name: str, model: ModelArgs, cache: Path, load: bool) -> Iterator[Finding]:
     yield _found(f"{name}, device", lambda: _device(name, model))
-    yield _found(f"{name}, checkpoint", lambda: _checkpoint(name, settled(name, model), cache))
+    yield _found(f"{name}, checkpoint", lambda: _checkpoint(name, _source(name, model), cache))
     if load:
-        yield _found(f"{name}, load", lambda: _load(name, settled(name, model), cache))
+        yield _found(f"{name}, load", lambda: _load(name, _source(name, model), cache))
 
 
 def _found(name: str, look: Callable[[], str]) -> Finding:
@@ -166,15 +166,12 @@ def _device(name: str, model: ModelArgs) -> str:
     return f"{device_name(device)}, {free_memory(device) / 1e9:.1f} GB free"
 
 
-def settled(name: str, model: ModelArgs) -> ModelArgs:
-    """The model with `source: auto` replaced by what that means on this machine. Raises DeviceUnavailable."""
-    from serve_app.engine.device import choose_device
-    from serve_app.weights import DEFAULT_REPOSITORY
+def _source(name: str, model: ModelArgs) -> ModelArgs:
+    """The model as the cluster plays it, on the device that this machine has."""
+    from serve_app import auto
 
-    if model.source != "auto":
-        return model
-    on_gpu = choose_device(name, model).type == "cuda"
-    return model.model_copy(update={"source": DEFAULT_REPOSITORY if on_gpu else "embedded"})
+    known, _ = auto.settled(name, model, auto.hardware_from_outside) if model.source == "auto" else (model, "")
+    return known.model_copy(update={"device": model.device})
 
 
 def _checkpoint(name: str, model: ModelArgs, cache: Path) -> str:
