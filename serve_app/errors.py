@@ -335,8 +335,9 @@ class LoadCrashed(LoadError):
     code, title = (
         "load_crashed",
         (
-            "The worker's process died while it loaded the model: look for the kernel's out-of-memory killer (dmesg) and give the "
-            "node more memory, or for a fault in a driver or native library"
+            "The worker's process died while it loaded the model. Was it memory? Ray's memory monitor ends workers when a node is "
+            "nearly full (`ray logs raylet.out` on that node names them, RAY_memory_usage_threshold sets the limit), the kernel's "
+            "out-of-memory killer does, too (dmesg): give the node more. Else look for a fault in a driver or native library"
         ),
     )
 

@@ -88,6 +88,7 @@ LOAD_FAILED: Final = Metric(
 BREAKER: Final = Metric(
     "gauge", "sophia_breaker_open", "1 while a model's crash breaker is open, so that no worker is started; else 0."
 )
+PAUSED: Final = Metric("gauge", "sophia_paused", "1 while an operator has paused a model (`sophia pause`); else 0.")
 STORAGE: Final = Metric(
     "gauge",
     "sophia_audio_store_failing",
@@ -183,6 +184,11 @@ def fleet(
             figures[failed] = figures.get(failed, 0) + 1
     figures |= {(WANTED, (model,)): count for model, count in wanted.items()}
     return figures | {(BREAKER, (model,)): int(is_open) for model, is_open in (breaker_open or {}).items()}
+
+
+def paused(models: Mapping[str, bool]) -> Figures:
+    """Whether an operator has paused each model."""
+    return {(PAUSED, (model,)): int(is_paused) for model, is_paused in models.items()}
 
 
 def storage(cause: str | None) -> Figures:

@@ -54,7 +54,8 @@ ADVICE: Final[dict[str, str]] = {
     "package_missing": "Install the named package on every node (the image has it).",
     "package_mismatch": "Do what the message says: upgrade the named package, or remove it where Sophia does not need it.",
     "self_test_failed": "Fetch the checkpoint again; with bfloat16, try `dtype: float32`.",
-    "load_crashed": "Give the node more memory (`dmesg` shows the kernel's killer), or look for a fault in a driver.",
+    "load_crashed": "Give the node more memory if Ray's memory monitor (`ray logs raylet.out`) or the kernel (`dmesg`) ended it; "
+    "else look for a fault in a driver.",
     "generation_failed": "Read the traceback in the worker's log; retry the job once the cause is gone.",
     "bad_audio": "Try another seed.",
     "encoding_failed": "Ask for another format; the worker's log has the cause. When it comes again, report it with the request.",

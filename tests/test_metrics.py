@@ -27,6 +27,7 @@ class Teller:
         board.tell(metrics.queue({"queued": 2}, 3.0))
         board.tell(metrics.fleet([metrics.Seen("m", "download", 1.0)], {}))
         board.tell(metrics.fleet(workers, {"m": 4}, {"m": True}))
+        metrics.Board().tell(metrics.paused({"m": True}))
         metrics.Board().tell(metrics.storage("full"))
         metrics.job_started("m", 2.0)
         metrics.step("m", 0.02)
@@ -84,6 +85,7 @@ def test_figures_arrive_as_they_were_told(exported: str):
     assert value("sophia_starting_seconds", 'phase="load"') == 7
     assert value("sophia_load_failures", 'code="disk_full"') == 1
     assert value("sophia_breaker_open") == 1
+    assert value("sophia_paused") == 1
     assert value("sophia_audio_seconds_total") == 30
     assert value("sophia_cost_total", 'use="idle"') == pytest.approx(0.25)
 

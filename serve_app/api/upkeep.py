@@ -107,8 +107,10 @@ class Upkeep:
         open_breakers = {name: breaker_of(self._parts, name).is_open for name in models}
         decisions = self._store.decisions.in_force(self._parts.args.cluster_name or "")
         wanted = {name: sum(one.target for one in ours) for name, ours in decisions.items() if name in models}
+        pauses = self._store.pauses.all()
         self._board.tell(
             {
+                **metrics.paused({name: name in pauses for name in models}),
                 **metrics.queue(self._store.backlog.counts(), self._store.backlog.oldest_wait_s()),
                 **metrics.fleet(seen, wanted, open_breakers),
             }
