@@ -82,7 +82,8 @@ def claim(store: Store, artifacts: Artifacts, share: float, go_on: GoOn) -> str:
     """Make sure that the audio store is this database's own: why it is not, or an empty string.
 
     A store without a mark is marked when it is empty, or when this database knows what lies there: at least one file, and
-    all but `share` of them (0 to 1). Raises StoreUnavailable or ArtifactsUnavailable.
+    all but `share` of them (0 to 1). Neither holds where most of the database's songs are missing: that is a disk that is not
+    mounted, whose songs all would be told as gone. Raises StoreUnavailable or ArtifactsUnavailable.
     """
     ours = store.installation.id()
     mark = artifacts.mark()
@@ -90,6 +91,14 @@ def claim(store: Store, artifacts: Artifacts, share: float, go_on: GoOn) -> str:
         counted = census(store, artifacts, 0, go_on)
         if counted is None:
             return "The janitor was ended before it had counted the files."
+        songs = store.retention.songs()
+        held = counted.files - counted.unknown
+        if songs - held > max(FEW, share * songs):
+            return (
+                f"The janitor does nothing: the audio store bears no mark, and this database knows {songs} songs, of which {held} "
+                f"lie there. Check that its disk is mounted, and database_url and artifacts_url. If the others are gone for good, "
+                f"run 'sophia artifacts adopt'."
+            )
         if counted.files and (counted.unknown == counted.files or counted.unknown > share * counted.files):
             return (
                 f"The janitor deletes nothing: the audio store bears no mark, and {counted.unknown} of its {counted.files} "

@@ -1,6 +1,7 @@
 """Whose audio store it is: nothing is removed from one that is not proven to be this database's own."""
 
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -121,6 +122,29 @@ def test_an_unmarked_store_is_adopted_on_proof_only(
 
     assert (refusal == "") is adopted
     assert artifacts.mark() == (store.installation.id() if adopted else None)
+
+
+@pytest.mark.fault("B3")
+def test_a_disk_that_is_not_mounted_costs_no_song_its_audio(store: Store, artifacts: Artifacts, tmp_path: Path):
+    """An empty folder where a dozen songs should lie is not taken for ours, nor with the first new song in it; on word it is."""
+    old = [song(store, artifacts) for _ in range(custody.FEW + 2)]
+    (tmp_path / "audio").rename(tmp_path / "not mounted")
+    elsewhere = Artifacts((tmp_path / "audio").as_uri())
+
+    empty = custody.claim(store, elsewhere, 0.1, always)
+    song(store, elsewhere)
+    with_one = custody.claim(store, elsewhere, 0.1, always)
+    unmarked = elsewhere.mark()
+    shutil.rmtree(tmp_path / "audio")
+    (tmp_path / "not mounted").rename(tmp_path / "audio")
+    mounted = custody.claim(store, artifacts, 0.1, always)
+
+    assert "this database knows 12 songs, of which 0 lie there" in empty
+    assert "this database knows 13 songs, of which 1 lie there" in with_one
+    assert unmarked is None
+    assert mounted == ""
+    assert artifacts.mark() == store.installation.id()
+    assert all(job.audio_gone_at is None for job in store.jobs.get_many([job.id for job in old]).values())
 
 
 @pytest.mark.fault("B3")
