@@ -95,6 +95,7 @@ def test_the_keys_are_read_once_for_all_who_ask_meanwhile(tmp_path: Path, monkey
         return digests(self)
 
     monkeypatch.setattr(KeyStore, "digests", slow)
+    monkeypatch.setattr("serve_app.api.context.KEYS_FRESH_S", 600)
     with running(tmp_path, workers=0) as service, ThreadPoolExecutor(20) as clients:
         statuses = list(clients.map(lambda _: httpx.get(f"{service.url}/v1/jobs", timeout=30).status_code, range(20)))
 
@@ -185,21 +186,26 @@ def test_a_rate_forgets_old_callers_instead_of_growing():
 
 
 @pytest.mark.fault("B11")
-def test_a_stream_ends_soon_after_its_key_was_revoked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Whoever follows with a key that is revoked hears no more."""
-    monkeypatch.setattr("serve_app.api.events.KEEPALIVE_S", 0.2)
+def test_streams_and_waits_end_soon_after_their_key_was_revoked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Whoever follows or waits with a key that is revoked hears no more, however often the job changes; others go on."""
     monkeypatch.setattr("serve_app.api.context.KEYS_FRESH_S", 0.2)
-    with running(tmp_path, workers=0) as service:
-        key = {"Authorization": f"Bearer {service.store.keys.create('guest')}"}
-        service.store.keys.create("other")
-        job = eventually(lambda: _submitted(service, key))
-        with httpx.stream("GET", f"{service.url}/v1/jobs/{job}/events", headers=key, timeout=30) as stream:
-            lines = stream.iter_lines()
-            next(lines)
+    with running(tmp_path, workers=0) as service, ThreadPoolExecutor(1) as clients:
+        guest = {"Authorization": f"Bearer {service.store.keys.create('guest')}"}
+        other = {"Authorization": f"Bearer {service.store.keys.create('other')}"}
+        eventually(lambda: service.client.get("/v1/jobs").status_code == 401)
+        job = eventually(lambda: _submitted(service, guest))
+        others_job = eventually(lambda: _submitted(service, other))
+        with follows(service, job, guest) as lines, follows(service, others_job, other) as others_lines:
+            waiting = clients.submit(submit, service, wait_s=50, **guest)
+            eventually(lambda: service.client.get("/v1/usage", headers=guest).json()["queued_jobs"] == 2)
             service.store.keys.revoke("guest")
-            rest = list(lines)  # ends, or the client's timeout does
+            list(lines)  # ends, or the client's timeout does
+            waited = waiting.result()
+            service.store.jobs.cancel(others_job)
+            others_rest = list(others_lines)
 
-    assert rest
+    assert (waited.status_code, waited.json()["code"]) == (401, "unauthorized")
+    assert "event: done" in others_rest
 
 
 # --- Who sees what, and who may ask ---------------------------------------------------------------------------------------
@@ -220,6 +226,7 @@ def test_health_tells_a_key_nothing_of_others(tmp_path: Path):
         service.client.post(f"/v1/jobs/{job}/cancel", headers=guest)
 
     assert alone["workers"][0]["job"] == job
+    assert set(alone["costs"]) == {"ace-step"}
     assert {name: view["workers"][0]["job"] for name, view in seen.items()} == {
         "guest": job,
         "other": None,
@@ -318,8 +325,18 @@ def _opens(path: str) -> bool:
         return stream.status_code == 200
 
 
-def submit(service: Service, wait_s: int) -> httpx.Response:
-    headers = {"Prefer": f"wait={wait_s}"} if wait_s else {}
+@contextmanager
+def follows(service: Service, job: str, headers: dict[str, str]) -> Iterator[Iterator[str]]:
+    """The lines of a job's events after the first."""
+    path = f"{service.url}/v1/jobs/{job}/events"
+    with httpx.stream("GET", path, headers=headers, timeout=httpx.Timeout(30, read=13)) as stream:
+        lines = stream.iter_lines()
+        next(lines)
+        yield lines
+
+
+def submit(service: Service, wait_s: int, **headers: str) -> httpx.Response:
+    headers |= {"Prefer": f"wait={wait_s}"} if wait_s else {}
     return httpx.post(f"{service.url}/v1/jobs", json={"prompt": "x"}, headers=headers, timeout=60)
 
 

@@ -65,7 +65,9 @@ def create_api(
             busy.append(Sender(store, args, lambda job: _rendered(context, job)))
         for part in busy:
             part.start()
+        keys = asyncio.create_task(context.keys.keep_fresh())
         yield
+        keys.cancel()
         await context.watcher.close()
         for part in busy:
             await asyncio.to_thread(part.close)

@@ -1,7 +1,9 @@
 """What every route needs, and who is calling."""
 
+import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final
 
@@ -15,7 +17,7 @@ from serve_app.api.threads import Flight, Threads
 from serve_app.api.watch import JobWatcher
 from serve_app.artifacts import Artifacts
 from serve_app.config import AppArgs
-from serve_app.errors import Unauthorized
+from serve_app.errors import StoreUnavailable, Unauthorized
 from serve_app.store import Store
 from serve_app.store.keys import owner_of
 
@@ -24,20 +26,29 @@ KEYS_FRESH_S: Final = 5.0
 
 
 class Keys:
-    """The API keys' hashes, read again every few seconds, once for all who ask meanwhile."""
+    """The API keys' hashes, read again every few seconds, once for all who ask meanwhile. Who waits by a revoked key ends."""
 
-    def __init__(self, threads: Threads, store: Store):
+    def __init__(self, threads: Threads, store: Store, watcher: JobWatcher):
+        self._watcher = watcher
         self._flight = Flight(threads, store.keys.digests)
         self._known: dict[str, str] | None = None
         self._until = 0.0
 
     async def digests(self) -> dict[str, str]:
-        """Owners by hash, not older than KEYS_FRESH_S. Raises StoreUnavailable."""
+        """The hashes by owner, not older than KEYS_FRESH_S. Raises StoreUnavailable."""
         if self._known is None or time.monotonic() > self._until:
             asked_at = time.monotonic()
             self._known = await self._flight.join()
             self._until = asked_at + KEYS_FRESH_S
+            self._watcher.keep_only(self._known)
         return self._known
+
+    async def keep_fresh(self) -> None:
+        """Look again and again, also while nobody asks: those who wait ask only once. Ends when it is cancelled."""
+        while True:
+            await asyncio.sleep(KEYS_FRESH_S)
+            with suppress(StoreUnavailable):
+                await self.digests()
 
 
 @dataclass
@@ -65,7 +76,7 @@ class Context:
     def __post_init__(self) -> None:
         self.work = Threads("work", self.args.api.threads)
         self.probes = Threads("probes", 1)
-        self.keys = Keys(self.work, self.store)
+        self.keys = Keys(self.work, self.store, self.watcher)
         self.limits = Limits(self.args.api)
 
     def close(self) -> None:
@@ -124,7 +135,7 @@ async def _operator(parts: Parts, owner: Owner) -> bool:
     """Whether the caller sees what belongs to others: where nobody needs a key, with the only key, and with an operator's."""
     if owner == "" or owner in parts.args.auth.operators:
         return True
-    return set((await parts.keys.digests()).values()) == {owner}
+    return set(await parts.keys.digests()) == {owner}
 
 
 Operator = Annotated[bool, Depends(_operator)]

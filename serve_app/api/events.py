@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 from serve_app.api.context import Context
 from serve_app.api.views import Viewer
 from serve_app.api.watch import Change
-from serve_app.errors import StoreUnavailable
+from serve_app.errors import StoreUnavailable, Unauthorized
 from serve_app.jobs import Job, Status
 
 KEEPALIVE_S: Final = 15.0
@@ -75,13 +75,8 @@ async def _events(parts: Context, job: Job, seen: int) -> AsyncIterator[bytes]:
         if job.status.final:
             return
         try:
-            change = await parts.watcher.changed(job.id, job.version, KEEPALIVE_S)
+            change = await parts.watcher.changed(job, KEEPALIVE_S)
         except TimeoutError:
-            if not await _may_still(parts, job.owner):
-                return
             yield b": ping\n\n"
-
-
-async def _may_still(parts: Context, owner: str) -> bool:
-    """Whether the follower's key has not been revoked meanwhile."""
-    return owner == "" or owner in (await parts.keys.digests()).values()
+        except Unauthorized:
+            return

@@ -1,11 +1,12 @@
 """Waiting for a job to change: one small query for all who wait, in every API process, and one view for all who follow."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Final
 
 from serve_app.api.threads import Threads
+from serve_app.errors import Unauthorized
 from serve_app.jobs import Job
 from serve_app.store import Store
 from serve_app.supervision import Work
@@ -39,6 +40,8 @@ class JobWatcher:
         self._store = store
         self._waiting: dict[str, dict[asyncio.Future[Change | None], int]] = {}
         """By job, those who wait and the version that each of them knows."""
+        self._owners: dict[str, str] = {}
+        """By job, whose it is."""
         self._somebody = asyncio.Event()
         self._newcomer = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -46,28 +49,44 @@ class JobWatcher:
         self._threads = Threads("watcher", 2)  # one looks, the other waits for the bell
         self._work = Work(store.supervisor, "job watcher")
 
-    async def changed(self, job: str, version: int, timeout: float | None = None) -> Change | None:
-        """The job as soon as its version is not `version`; None when it is gone. Raises TimeoutError."""
+    async def changed(self, job: Job, timeout: float | None = None) -> Change | None:
+        """The job as soon as it has another version; None when it is gone.
+
+        Raises TimeoutError, and Unauthorized when the key of the job's owner was revoked.
+        """
         self._task = self._task or asyncio.create_task(self._watch())
         future: asyncio.Future[Change | None] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(job, {})[future] = version
+        self._waiting.setdefault(job.id, {})[future] = job.version
+        self._owners[job.id] = job.owner
         self._somebody.set()
         self._newcomer.set()  # look at once: it may have changed since the caller did
         try:
             return await asyncio.wait_for(future, timeout)
         finally:
-            self._leave(job, future)
+            self._leave(job.id, future)
 
     async def finished(self, job: Job, timeout: float) -> Job | None:
-        """The job once it has ended, or as it is after `timeout` seconds; None when it is gone."""
+        """The job once it has ended, or as it is after `timeout` seconds; None when it is gone.
+
+        Raises Unauthorized when the key of the job's owner was revoked.
+        """
         deadline = asyncio.get_running_loop().time() + timeout
         latest: Job | None = job
         with suppress(TimeoutError):
             while latest is not None and not latest.status.final:
                 left_s = deadline - asyncio.get_running_loop().time()
-                change = await self.changed(latest.id, latest.version, left_s)
+                change = await self.changed(latest, left_s)
                 latest = change.job if change else None
         return latest
+
+    def keep_only(self, owners: Collection[str]) -> None:
+        """Nobody else waits any longer; a job without an owner is everybody's."""
+        for job, waiting in self._waiting.items():
+            owner = self._owners[job]
+            if owner and owner not in owners:
+                for future in waiting:
+                    if not future.done():
+                        future.set_exception(Unauthorized("This API key was revoked"))
 
     async def close(self) -> None:
         """Stop watching."""
@@ -83,6 +102,7 @@ class JobWatcher:
         del self._waiting[job][future]
         if not self._waiting[job]:
             del self._waiting[job]
+            del self._owners[job]
         if not self._waiting:
             self._somebody.clear()
 
