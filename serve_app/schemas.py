@@ -90,6 +90,8 @@ _NUMBERS: Final = (
     "variations", "seed", "bpm", "steps", "guidance_scale", "shift", "cfg_interval_start", "cfg_interval_end",
     "priority", "deadline_s",
 )  # fmt: skip
+_WORDS: Final = ("format", "vocal_language")
+_MUSICAL_FACTS: Final = ("bpm", "keyscale", "timesignature")
 
 
 class MusicRequest(BaseModel):
@@ -246,10 +248,13 @@ class MusicRequest(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _null_is_left_out(cls, given: Any) -> Any:
-        """Clients that fill in every field send null for what they leave out."""
+        """Clients that fill in every field send null for what they leave out, and some "" or "N/A" for musical facts."""
         if not isinstance(given, dict):
             return given
         meant = {name: value for name, value in given.items() if value is not None or name == "prompt"}
+        for name in _MUSICAL_FACTS:
+            if not spellings.is_said(meant.get(name)):
+                del meant[name]
         if spellings.word(meant.get("duration")) == "auto":
             meant["duration"] = _automatic_duration(meant)
         return meant
@@ -283,7 +288,7 @@ class MusicRequest(BaseModel):
     def _timesignature(cls, value: Any) -> Any:
         return spellings.timesignature(value)
 
-    @field_validator("format", "vocal_language", mode="before")
+    @field_validator(*_WORDS, mode="before")
     @classmethod
     def _word(cls, value: Any) -> Any:
         return spellings.word(value)
@@ -305,8 +310,25 @@ class MusicRequest(BaseModel):
                 field["anyOf"][0] = {"enum": list(spellings.TIMESIGNATURES)}
             if name not in schema["required"] and "anyOf" not in field and field.get("type") != "null":
                 _allow_null(field)
-        properties["duration"]["anyOf"].append({"const": "auto", "type": "string"})
+            if handler.mode == "validation":
+                field.get("anyOf", []).extend(_other_spellings(name, field))
         return schema
+
+
+def _other_spellings(name: str, field: dict[str, Any]) -> list[dict[str, Any]]:
+    """JSON schemas of what else is read for a field, beside what its own type says. Never in an answer."""
+    kind = field.get("anyOf", [field])[0]
+    found: list[dict[str, Any]] = []
+    if name == "duration" or name in _NUMBERS:
+        pattern = spellings.number_pattern(kind["minimum"], kind["maximum"], kind["type"] == "integer")
+        found.append({"type": "string", "pattern": pattern})
+    if name in _WORDS:
+        found.append({"type": "string", "pattern": spellings.word_pattern(kind["enum"])})
+    if name in _MUSICAL_FACTS:
+        found.append({"enum": list(spellings.NOT_SAID)})
+    if name == "duration":
+        found.append({"const": "auto", "type": "string"})
+    return found
 
 
 def _automatic_duration(given: dict[str, Any]) -> int:

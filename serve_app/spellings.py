@@ -4,7 +4,9 @@ A value comes back in our spelling, or as it was when it has no other meaning; t
 come from ACE-Step's own server and page, and from hosted music services.
 """
 
+import math
 import re
+from collections.abc import Iterable
 from typing import Any, Final
 
 FOREIGN_NAMES: Final = {
@@ -70,7 +72,10 @@ TIMESIGNATURES: Final = (*_BEATS, 2, 3, 4, 6)
 
 _INSIDE_CAMEL_CASE: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
-_NUMBER: Final = re.compile(r"\s*[+-]?\d{1,12}(\.\d{1,12})?\s*")
+_NUMBER: Final = re.compile(r"\s*[+-]?[0-9]{1,12}(\.[0-9]{1,12})?\s*")
+
+NOT_SAID: Final = ("", "N/A")
+"""What ACE-Step's own page and files have, in any case, where tempo, key or time signature are left open."""
 
 
 def our_name(foreign: str) -> str | None:
@@ -84,6 +89,65 @@ def number(value: Any) -> Any:
     if isinstance(value, str) and _NUMBER.fullmatch(value):
         value = float(value)
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def number_pattern(least: float, most: float, is_whole: bool) -> str:
+    """A regular expression of texts that `number` reads and that lie between the bounds, with no more than they need to be written.
+
+    `most` is whole; so is `least`, or it is a number of tenths below 1.
+    """
+    if is_whole:
+        signed = ["-1"] if least < 0 else []
+        return _either([*signed, *_whole(max(int(least), 0), int(most))])
+    parts = [rf"({text})(\.[0-9]{{1,12}})?" for text in _whole(math.ceil(least), int(most) - 1)]
+    if 0 < least < 1:
+        parts.append(rf"0\.[{round(least * 10)}-9][0-9]{{0,11}}")
+    return _either([*parts, str(int(most))])
+
+
+def word_pattern(words: Iterable[str]) -> str:
+    """A regular expression of the spellings that `word` reads as one of `words`."""
+    return _either(
+        "".join(f"[{letter}{letter.upper()}]" if letter.isalpha() else letter for letter in word) for word in words
+    )
+
+
+def _either(parts: Iterable[str]) -> str:
+    return f"^({'|'.join(parts)})$"
+
+
+def _whole(least: int, most: int) -> list[str]:
+    """Regular expressions of the whole numbers from `least` to `most`, each for numbers of one length."""
+    lengths = range(len(str(least)), len(str(most)) + 1)
+    firsts = [max(least, 10 ** (length - 1)) if length > 1 else least for length in lengths]
+    return [
+        _same_length(str(first), str(min(most, 10**length - 1))) for first, length in zip(firsts, lengths, strict=True)
+    ]
+
+
+def _same_length(least: str, most: str) -> str:
+    if least == most:
+        return least
+    if least[0] == most[0]:
+        return least[0] + _same_length(least[1:], most[1:])
+    rest = len(least) - 1
+    first = int(least[0])
+    last = int(most[0])
+    parts = []
+    if int(least[1:] or 0) > 0:
+        parts.append(least[0] + _same_length(least[1:], "9" * rest))
+        first += 1
+    if rest and most[1:] != "9" * rest:
+        parts.append(most[0] + _same_length("0" * rest, most[1:]))
+        last -= 1
+    if first <= last:
+        parts.append(f"[{first}-{last}]" + (f"[0-9]{{{rest}}}" if rest else ""))
+    return f"({'|'.join(parts)})"
+
+
+def is_said(value: Any) -> bool:
+    """Whether a tempo, key or time signature is given at all."""
+    return not isinstance(value, str) or value.strip().upper() not in NOT_SAID
 
 
 def keyscale(value: Any) -> Any:

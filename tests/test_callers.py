@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import jsonschema
 import pytest
 from pydantic import ValidationError
 
@@ -47,6 +48,59 @@ def test_what_means_one_thing_is_read_as_that(service: Service, field: str, give
     job = service.submit(**{field: given})
 
     assert job["request"][field] == understood
+
+
+@pytest.mark.fault("C1")
+@pytest.mark.parametrize("nothing", ["", "N/A", " n/a "])
+def test_musical_facts_may_be_said_to_be_open(service: Service, nothing: str):
+    """Tempo, key and time signature as ACE-Step's page writes them when the model shall choose."""
+    job = service.submit(bpm=nothing, keyscale=nothing, timesignature=nothing)
+
+    assert [job["request"][name] for name in ("bpm", "keyscale", "timesignature")] == [None, None, None]
+
+
+@pytest.mark.fault("C1")
+def test_digits_of_other_scripts_are_no_numbers(service: Service):
+    """A tempo in Arabic digits is refused, as every other number in words is."""
+    answer = service.client.post("/v1/jobs", json={"prompt": "x", "bpm": "١٢٠"})
+
+    assert answer.json()["errors"][0]["field"] == "bpm"
+
+
+@pytest.mark.fault("C1")
+@pytest.mark.parametrize(
+    ("field", "read", "refused"),
+    [
+        ("bpm", ["120", "30", "300", "N/A", ""], ["29", "301", "x", "120.5"]),
+        ("duration", ["1", "2.5", "599.9", "600", "auto"], ["0", "0.5", "600.1", "601"]),
+        ("variations", ["1", "8"], ["0", "9"]),
+        ("seed", ["-1", "0", "4294967295"], ["-2", "4294967296"]),
+        ("steps", ["1", "99", "100", "200"], ["0", "201"]),
+        ("shift", ["0.1", "0.95", "1", "9.99", "10"], ["0.05", "10.1"]),
+        ("cfg_interval_end", ["0", "0.25", "1"], ["1.5"]),
+        ("deadline_s", ["1", "604800", "86400.5"], ["604801"]),
+        ("format", ["MP3", "Wav32", "aac"], ["wma"]),
+        ("vocal_language", ["EN", "Unknown"], ["xx"]),
+        ("keyscale", ["Am", "N/A"], ["H"]),
+    ],
+)
+def test_the_schema_says_what_is_read(field: str, read: list[str], refused: list[str]):
+    """The OpenAPI page and the service agree on every spelling in text; answers have the one spelling only."""
+    schema = MusicRequest.model_json_schema()["properties"][field]
+    answered = MusicRequest.model_json_schema(mode="serialization")["properties"][field]
+    says = jsonschema.Draft202012Validator({"anyOf": schema["anyOf"]}).is_valid
+
+    assert [(text, says(text), _is_read(field, text)) for text in read] == [(text, True, True) for text in read]
+    assert [(text, says(text), _is_read(field, text)) for text in refused] == [(text, False, False) for text in refused]
+    assert len(answered["anyOf"]) < len(schema["anyOf"])
+
+
+def _is_read(field: str, text: str) -> bool:
+    try:
+        MusicRequest.model_validate({"prompt": "x", field: text})
+    except ValidationError:
+        return False
+    return True
 
 
 @pytest.mark.fault("C1")
