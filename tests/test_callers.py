@@ -345,7 +345,8 @@ def _leave(url: str, inserting: threading.Event) -> None:
     address = httpx.URL(url)
     body = b'{"prompt": "x"}'
     head = (
-        f"POST /v1/music HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        f"POST /v1/music HTTP/1.1\r\nHost: {address.host}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     with socket.create_connection((address.host, address.port or 80)) as connection:
         connection.sendall(head.encode() + body)
