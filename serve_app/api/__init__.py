@@ -99,5 +99,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas.update(problem.pop("$defs"))
         schemas["Problem"] = problem
+        events = page["paths"]["/v1/jobs/{job_id}/events"]["get"]["responses"]["200"]["content"]["text/event-stream"]
+        del events["schema"]  # FastAPI says that every stream is a string; `itemSchema` says what this one's parts are
         app.openapi_schema = page
     return app.openapi_schema
