@@ -60,14 +60,18 @@ def test_an_owner_may_have_so_many_jobs_waiting(tmp_path: Path):
         again = service.client.post("/v1/jobs", json=song, headers={"idempotency-key": "first"})
         assert (again.status_code, again.json()["id"]) == (202, first.json()["id"])
         assert service.client.post(f"/v1/jobs/{second['id']}/cancel").status_code == 200
-        assert service.client.get("/v1/usage").json() == {
-            "queued_jobs": 1,
-            "queued_audio_s": 10.0,
-            "max_queued_jobs": 2,
-            "max_queued_audio_s": 500_000.0,
-            "pending_webhooks": 0,
-            "max_pending_webhooks": 5000,
-        }
+        told = service.client.get("/v1/usage").json()
+        assert (
+            told.items()
+            >= {
+                "queued_jobs": 1,
+                "queued_audio_s": 10.0,
+                "max_queued_jobs": 2,
+                "max_queued_audio_s": 500_000.0,
+                "pending_webhooks": 0,
+                "max_pending_webhooks": 5000,
+            }.items()
+        )
         service.submit()
         retried = service.client.post(f"/v1/jobs/{second['id']}/retry")
         assert (retried.status_code, retried.json()["code"]) == (429, "quota_exceeded")

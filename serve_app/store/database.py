@@ -123,7 +123,13 @@ def add_up(connection: sa.Connection, table: sa.Table, key: Mapping[str, Any], a
 def upsert(
     connection: sa.Connection, table: sa.Table, key: Mapping[str, Any], new: Mapping[str, Any], there: Mapping[str, Any]
 ) -> None:
-    """Make the row whose primary key is in `key` with the values `new`, or set those of `there` when it exists; one statement."""
+    """Make the row whose primary key is in `key` with the values `new`, or set those of `there` when it exists.
+
+    Nearly always it exists. It is updated first, since SQLAlchemy compiles an insert with a conflict clause anew each time.
+    """
+    its_key = [table.c[name] == value for name, value in key.items()]
+    if connection.execute(table.update().where(*its_key).values(dict(there))).rowcount:
+        return
     insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql_dialect.insert
     statement = insert(table).values({**key, **new})
     connection.execute(statement.on_conflict_do_update(index_elements=table.primary_key.columns, set_=dict(there)))

@@ -236,7 +236,7 @@ class JobStore:
                 return None
         with self._moving() as (connection, tally):
             alone(connection, f"the turns of {model}")
-            for share in in_turn(connection, model)[:_MOST_SHARES_TRIED]:
+            for share in in_turn(connection, model, most=_MOST_SHARES_TRIED):
                 first = waiting.where(*queued_in(share.key)).order_by(*OWN_ORDER).limit(1)
                 claimed = self._move(
                     connection,

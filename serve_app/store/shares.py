@@ -92,11 +92,12 @@ class Tally:
 
 def _write(connection: sa.Connection, key: Key, change: _Change) -> None:
     model, owner, rank = key
-    clock = _clock(model, rank)
-    start = sa.case((sa.and_(shares.c.jobs == 0, clock > shares.c.turn), clock), else_=shares.c.turn)
-    some_left = shares.c.jobs + change.jobs > 0
-    served = sa.case((shares.c.turn > shares.c.served, shares.c.turn), else_=shares.c.served)
-    upsert(
+    its_key = {"its_model": model, "its_owner": owner, "its_rank": rank}
+    amounts = {"by_jobs": change.jobs, "by_audio_s": change.audio_s, "by_turn": change.charged_s}
+    if connection.execute(_MOVE, {**its_key, **amounts, "is_served": change.served}).rowcount:
+        return
+    clock = _clock(sa.literal(model), sa.literal(rank))
+    upsert(  # the first time; should somebody else be quicker, it adds to theirs
         connection,
         shares,
         {"model": model, "owner": owner, "rank": rank},
@@ -106,20 +107,46 @@ def _write(connection: sa.Connection, key: Key, change: _Change) -> None:
             "turn": clock + change.charged_s,
             "served": 0.0,
         },
-        there={
-            "jobs": sa.case((some_left, shares.c.jobs + change.jobs), else_=0),
-            "audio_s": sa.case((some_left, shares.c.audio_s + change.audio_s), else_=0.0),  # 0.0: sums of floats drift
-            "turn": start + change.charged_s,
-            "served": served if change.served else shares.c.served,
-        },
+        there=_moved(
+            clock, sa.literal(change.jobs), sa.literal(change.audio_s), sa.literal(change.charged_s), sa.false()
+        ),
     )
 
 
-def _clock(model: str, rank: int) -> sa.ColumnElement[float]:
+def _moved(clock: Any, by_jobs: Any, by_audio_s: Any, by_turn: Any, is_served: Any) -> dict[str, sa.ColumnElement[Any]]:
+    """The columns of a share after a change."""
+    start = sa.case((sa.and_(shares.c.jobs == 0, clock > shares.c.turn), clock), else_=shares.c.turn)
+    some_left = shares.c.jobs + by_jobs > 0
+    return {
+        "jobs": sa.case((some_left, shares.c.jobs + by_jobs), else_=0),
+        "audio_s": sa.case((some_left, shares.c.audio_s + by_audio_s), else_=0.0),  # 0.0: sums of floats drift
+        "turn": start + by_turn,
+        "served": sa.case((sa.and_(is_served, shares.c.turn > shares.c.served), shares.c.turn), else_=shares.c.served),
+    }
+
+
+def _clock(model: Any, rank: Any) -> sa.ColumnElement[float]:
     """The largest turn that was ever served at a rank. It never falls, also when the queue is empty."""
     others = shares.alias("others")
     largest = sa.select(sa.func.max(others.c.served)).where(others.c.model == model, others.c.rank == rank)
     return sa.func.coalesce(largest.scalar_subquery(), 0.0)
+
+
+_MODEL: Final = sa.bindparam("its_model", type_=sa.Text)
+_RANK: Final = sa.bindparam("its_rank", type_=sa.SmallInteger)
+_MOVE: Final = (  # built once: it runs in every transaction that moves a job
+    shares.update()
+    .where(shares.c.model == _MODEL, shares.c.owner == sa.bindparam("its_owner", type_=sa.Text), shares.c.rank == _RANK)
+    .values(
+        _moved(
+            _clock(_MODEL, _RANK),
+            sa.bindparam("by_jobs", type_=sa.BigInteger),
+            sa.bindparam("by_audio_s", type_=sa.Double),
+            sa.bindparam("by_turn", type_=sa.Double),
+            sa.bindparam("is_served", type_=sa.Boolean),
+        )
+    )
+)
 
 
 def share_of(job: Job) -> Key:
@@ -133,12 +160,12 @@ def rank_of(owner: str, priority: int) -> sa.ColumnElement[int]:
     return sa.case((outranks, priority), else_=USUAL_RANK)
 
 
-def in_turn(connection: sa.Connection, *models: str) -> list[Share]:
-    """The shares of the models that have something queued, those that are served first first."""
+def in_turn(connection: sa.Connection, *models: str, most: int | None = None) -> list[Share]:
+    """The shares of the models that have something queued, those that are served first first; `most` of them, or all."""
     columns = (shares.c[name] for name in Share.__slots__)
     query = sa.select(*columns).where(shares.c.model.in_(models), shares.c.jobs > 0)
     order = (shares.c.rank.desc(), shares.c.turn, shares.c.owner)
-    return [Share(*row) for row in connection.execute(query.order_by(*order))]
+    return [Share(*row) for row in connection.execute(query.order_by(*order).limit(most))]
 
 
 def check_limits(connection: sa.Connection, owner: str, limits: QueueArgs) -> None:
@@ -189,7 +216,7 @@ def recount(connection: sa.Connection) -> None:
     found = [sa.func.coalesce(sa.select(column).where(*keys).scalar_subquery(), 0) for column in columns]
     connection.execute(shares.update().where(_wrong()).values(jobs=found[0], audio_s=found[1]))
     for row in connection.execute(_counted().where(_no_share())).all():
-        clock = connection.execute(sa.select(_clock(row.model, row.rank))).scalar_one()
+        clock = connection.execute(sa.select(_clock(sa.literal(row.model), sa.literal(row.rank)))).scalar_one()
         connection.execute(shares.insert().values(**row._mapping, turn=clock, served=0.0))
 
 
