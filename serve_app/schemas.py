@@ -607,6 +607,10 @@ class BreakerView(BaseModel):
     load_runs: int = Field(
         description="Loads that failed since the last one that worked, and jobs that lost their devices.", examples=[0]
     )
+    hosts: list[str] = Field(
+        description="Hosts on which no load is tried any more, for a cause of their own. Others may go on.",
+        examples=[[]],
+    )
     since: datetime | None = Field(description="When this failure came first.", examples=[None])
     error: JobError | None = Field(description="The last failure.")
 

@@ -105,6 +105,57 @@ def test_a_worker_that_is_stuck_on_a_bad_host_gets_a_substitute(store: Store, fl
     assert decision.target == 3
 
 
+@pytest.mark.fault("A2")
+def test_a_load_that_works_forgives_its_own_host_only(store: Store):
+    """A success elsewhere leaves a bad host's breaker open and tells its name; one on that host closes it."""
+    fail(store, "missing_file", "bad")
+    store.loads.succeeded(store.loads.begin("m", "d", Process("good", 1, 1)))
+
+    after_another = store.loads.breaker("m", "d", BREAKER, "bad")
+    anywhere = store.loads.breaker("m", "d", BREAKER)
+    store.loads.succeeded(store.loads.begin("m", "d", Process("bad", 1, 1)))
+    after_its_own = store.loads.breaker("m", "d", BREAKER, "bad")
+
+    assert (after_another.is_open, after_another.hosts) == (True, ("bad",))
+    assert (anywhere.is_open, anywhere.hosts) == (False, ("bad",))
+    assert (after_its_own.is_open, after_its_own.hosts) == (False, ())
+
+
+@pytest.mark.fault("A2")
+def test_a_failure_of_the_model_is_forgiven_by_a_load_on_any_host(store: Store):
+    """A repository that was not there for a while was never the host's fault."""
+    fail(store, "unknown_repository", "a")
+    store.loads.succeeded(store.loads.begin("m", "d", Process("b", 1, 1)))
+
+    assert not store.loads.breaker("m", "d", BREAKER, "a").is_open
+
+
+@pytest.mark.fault("A2")
+def test_a_first_worker_on_a_known_bad_host_gets_a_substitute(store: Store, fleet: StoreFleet):
+    """From zero, a worker that lands where the model cannot be loaded holds nobody up once it could be loaded elsewhere."""
+    fail(store, "missing_file", "bad")
+    store.loads.succeeded(store.loads.begin("m", "d", Process("good", 1, 1)))
+    report(store, "stuck", "failed")
+
+    decision = decide(fleet.observe(), BOUNDS, Decision(2, ""))
+
+    assert decision.target == 3
+
+
+@pytest.mark.fault("A2")
+def test_health_names_the_host_on_which_loading_was_given_up(tmp_path: Path):
+    """One bad host is named, without our marks of its boot, and the model's breaker is closed where others load it."""
+    with running(tmp_path) as service:
+        for _ in range(3):
+            load = service.store.loads.begin("ace-step", "", Process("gpu-7/boot/pid:[1]", 1, 1))
+            service.store.loads.failed(load, "missing_file", "It failed.", "load")
+        service.store.loads.succeeded(service.store.loads.begin("ace-step", "", Process.this()))
+
+        breaker = service.client.get("/v1/health").json()["breakers"]["ace-step"]
+
+    assert (breaker["open"], breaker["hosts"]) == (False, ["gpu-7"])
+
+
 @pytest.mark.fault("E3")
 def test_a_hub_that_is_away_opens_nothing(store: Store):
     """What passes by itself makes the pauses longer and never opens the breaker."""

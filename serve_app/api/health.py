@@ -279,6 +279,9 @@ def _breaker(parts: Context, model: str) -> BreakerView:
     return BreakerView(
         open=found.is_open,
         load_runs=found.runs,
+        hosts=sorted(
+            {host.partition("/")[0] for host in found.hosts}
+        ),  # what follows is for us: boot and PID namespace
         since=moment(found.since) if found.since else None,
         error=JobError(code=found.code, message=found.message) if found.runs else None,
     )

@@ -96,7 +96,7 @@ class StoreFleet:
         ready_now = sum(row.phase in READY_PHASES for row in ours)
         breaker = self._store.loads.breaker(self._model, self._deployment, self._breaker)
         others = any(row.phase not in ("failed", "draining") for row in ours)
-        one_host = breaker.is_open and not breaker.everywhere and others
+        one_host = bool(breaker.hosts) and not breaker.everywhere and (others or not breaker.is_open)
         self._takes_jobs = one_host or not breaker.is_open
         return Observation(
             queued_jobs=int(queued),

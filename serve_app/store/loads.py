@@ -4,6 +4,9 @@ The crash breaker is read from this table, so that it survives every process and
 failure has come `open_after` times since the last load that worked: for one host where the cause is the host's, for the model where
 the model would fail everywhere. What passes by itself, such as a hub that is away, opens nothing and only makes the pauses longer.
 
+A load that works forgives a host's failures only there: another host's good disk says nothing of this one's. Asked for no host in
+particular, the breaker is closed by any later load that works, since then there is a host on which the model can be loaded.
+
 A device may load a model well and fail under each job. So a job that lost its device is a row here, too. No load on that host
 forgives it, but the first song of a new worker there does. One row a job and host: a job that ends every device opens nothing.
 """
@@ -18,7 +21,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from serve_app.config import BreakerArgs
-from serve_app.errors import DeviceLost, LoadCrashed, load_cause
+from serve_app.errors import DeviceLost, LoadCrashed, load_cause, load_codes_of_no_host
 from serve_app.jobs import new_id
 from serve_app.processes import Process
 from serve_app.store.database import Database, now
@@ -37,6 +40,8 @@ class Breaker:
     """Whether the asking host, or any host when none asks, should start no more loads."""
     everywhere: bool = False
     """Whether that holds for every host, since the cause is the model's."""
+    hosts: tuple[str, ...] = ()
+    """The hosts, as in `Process.host`, that start no more loads for a cause of their own."""
     runs: int = 0
     """Failures since the last load that worked, and jobs that lost their devices since the last song there."""
     code: str = ""
@@ -119,17 +124,20 @@ class LoadStore:
 
     def breaker(self, model: str, deployment: str, args: BreakerArgs, host: str = "") -> Breaker:
         """What the failures since the last success say. `host` is whose turn to try again is asked for."""
-        failures = self._failures(model, deployment, host)
+        found = self._failures(model, deployment)
+        hosts = _bad_hosts(args.open_after, found)
+        failures = [row for row in found if row.host == host or not row.works_elsewhere]
         if not failures:
-            return Breaker()
+            return Breaker(hosts=hosts)
         here = [row for row in failures if row.host == host]
         everywhere = _reaches(args.open_after, [row.code for row in failures if load_cause(row.code) == "model"])
-        hosts = [(row.host, row.code) for row in (here if host else failures) if load_cause(row.code) == "host"]
+        of_hosts = host in hosts if host else bool(_bad_hosts(args.open_after, failures))
         last = (here or failures)[0]
         pause_s = min(args.backoff_s * 2 ** (len(here) - 1), args.max_backoff_s) if here else 0.0
         return Breaker(
-            is_open=everywhere or _reaches(args.open_after, hosts),
+            is_open=everywhere or of_hosts,
             everywhere=everywhere,
+            hosts=hosts,
             runs=len(failures),
             code=last.code,
             message=last.message,
@@ -138,13 +146,19 @@ class LoadStore:
             retry_in_s=max(pause_s - here[0].age, 0.0) if here else 0.0,
         )
 
-    def _failures(self, model: str, deployment: str, host: str) -> list[sa.Row[tuple[object, ...]]]:
-        """Newest first, since the last load that worked. Devices lost on the asking host are not forgiven by that."""
+    def _failures(self, model: str, deployment: str) -> list[sa.Row[Any]]:
+        """Those that no load has forgiven where they happened, newest first; `works_elsewhere` tells of one on any other host."""
         ours = sa.and_(loads.c.model == model, loads.c.deployment == deployment)
-        kept = sa.and_(loads.c.code == DeviceLost.code, loads.c.host == host)
+        age = (now() - loads.c.ended_at).label("age")
+        elsewhere = _worked_later(model, deployment, same_host=False)
+        of_a_host = loads.c.code.not_in(load_codes_of_no_host())
+        forgiven = sa.or_(
+            sa.and_(sa.not_(of_a_host), elsewhere),
+            sa.and_(loads.c.code != DeviceLost.code, _worked_later(model, deployment, same_host=True)),
+        )
         query = (
-            sa.select(loads, (now() - loads.c.ended_at).label("age"))
-            .where(ours, loads.c.code.is_not(None), sa.or_(kept, sa.not_(_worked_later(model, deployment))))
+            sa.select(loads, age, elsewhere.label("works_elsewhere"))
+            .where(ours, loads.c.code.is_not(None), sa.not_(forgiven))
             .order_by(loads.c.ended_at.desc())
             .limit(_LOOKED_AT)
         )
@@ -187,10 +201,16 @@ def _reaches(count: int, failures: Sequence[Any]) -> bool:
     return any(times >= count for times in Counter(failures).values())
 
 
-def _worked_later(model: str, deployment: str) -> sa.ColumnElement[bool]:
-    """Whether a load has worked after the failure in `loads`; where a device was lost, a load on another host."""
+def _bad_hosts(count: int, failures: Sequence[sa.Row[Any]]) -> tuple[str, ...]:
+    """The hosts on which the same failure, whose cause is theirs, has come so often."""
+    times = Counter((row.host, row.code) for row in failures if load_cause(row.code) == "host")
+    return tuple(sorted({host for (host, _), often in times.items() if often >= count}))
+
+
+def _worked_later(model: str, deployment: str, *, same_host: bool) -> sa.ColumnElement[bool]:
+    """Whether a load has worked after the failure in `loads`, on its host or on another."""
     later = loads.alias("later")
-    elsewhere = sa.or_(loads.c.code != DeviceLost.code, later.c.host != loads.c.host)
+    where = later.c.host == loads.c.host if same_host else later.c.host != loads.c.host
     ours = (later.c.model == model, later.c.deployment == deployment)
     worked = (later.c.ended_at >= loads.c.ended_at, later.c.code.is_(None))
-    return sa.exists().where(*ours, *worked, elsewhere)
+    return sa.exists().where(*ours, *worked, where)
