@@ -111,7 +111,7 @@ def rack(postgresql_server: str, tmp_path_factory: pytest.TempPathFactory) -> It
         (folder / "serve.yaml").write_text(serve_configuration(folder))
         rack.on(HEAD, "sh", "-c", command("sophia-serve", "ExecStart", folder), env=env)
         stack.enter_context(node(rack, HEAD, "sophia-tls", tls_environment(folder)))
-        eventually(lambda: rack.ask(f"https://{HEAD}/readyz")[0] == 200, 180, every=1)
+        eventually(lambda: rack.ask(f"https://{HEAD}/readyz")[0] == 200, 300, every=1)
         yield rack
 
 

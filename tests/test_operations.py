@@ -13,16 +13,37 @@ import yaml
 
 from benchmarks import image_size
 from serve_app import cli
-from tests.running import Service, running
+from tests.running import Service, running, simulated
 
 pytestmark = pytest.mark.manifests
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "docs" / "OPERATIONS.md").read_text()
 BIN = Path(sys.executable).parent
-BLOCKS = re.findall(r"^```sh( run)?\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
-RUN = [block for run, block in BLOCKS if run]
+BLOCKS = re.findall(r"^```sh( run[ \w]*)?\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+RUN = [block for run, block in BLOCKS if run == " run"]
+"""What runs against a service that works; test_walk.py runs what is marked with more words."""
 ALL = [block for _, block in BLOCKS]
+NOT_RUN = {
+    "apt-get": "no distribution's packages are installed by a test",
+    "curl": "it asks a deployment; the blocks under Watch ask a real service the same",
+    "docker": "no Docker daemon is here; the file is checked by the Compose specification's schema",
+    "git": "it needs the operator's own repository",
+    "journalctl": "no systemd runs here",
+    "jq": "it may be missing, and reads logs of a Ray cluster",
+    "kubectl": "no Kubernetes is here; the objects are checked by Kubernetes' and KubeRay's schemas",
+    "make": "it is what runs these tests, or installs this checkout",
+    "openssl": "it makes the password that the lines below it take",
+    "promtool": "test_manifests.py runs it",
+    "python": "test_manifests.py compares its files",
+    "rsync": "it writes over the checkout; join.sh's use of it is in test_operators.py",
+    "sky": "no cloud is here; SkyPilot reads the task in test_manifests.py, and test_operators.py runs its script",
+    "ssh": "no other machine is here",
+    "cluster/onprem/join.sh": "no other machine is here; test_operators.py runs it towards one that writes down what it is told",
+    "systemctl": "no systemd runs here; test_walk.py checks the units that the guide starts",
+    "echo": "it adds a line to the distribution's PostgreSQL",
+}
+"""Every program of the guide that no test starts as it stands there, and why."""
 
 
 def title(block: str) -> str:
@@ -32,7 +53,8 @@ def title(block: str) -> str:
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service that wants keys, as every file under cluster/ does, with one finished job."""
-    with running(tmp_path_factory.mktemp("operations"), auth={"mode": "keys"}) as service:
+    models = {"ace-step": simulated()}
+    with running(tmp_path_factory.mktemp("operations"), models, auth={"mode": "keys"}) as service:
         service.client.headers["authorization"] = f"Bearer {service.store.keys.create('operator')}"
         service.ended(service.submit()["id"])
         yield service
@@ -56,6 +78,23 @@ def test_commands_marked_run_work(service: Service, block: str):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.strip() or not block.startswith(("curl", "sophia"))
+
+
+def test_each_command_is_run_or_listed():
+    """A command that is new in the guide is either in a block that a test runs, or here with the reason why it is not."""
+    programs = {program(command) for run, block in BLOCKS if not run for command in commands(block)}
+    assert programs == NOT_RUN.keys()
+
+
+def commands(block: str) -> list[str]:
+    """A block's commands, continued lines joined, comments left out."""
+    lines = block.replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.strip() and not line.startswith("#")]
+
+
+def program(command: str) -> str:
+    """What a command starts, also where a variable takes what it prints."""
+    return Path(re.sub(r"^\w+=\$\(", "", command).split()[0]).name if "join.sh" not in command else command.split()[0]
 
 
 @pytest.mark.parametrize("block", ALL, ids=title)
