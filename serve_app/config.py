@@ -136,6 +136,17 @@ class ApiArgs(_Strict):
         description="Requests of one API key that wait for a song at once (`/v1/music`, `Prefer: wait`); more get 429.",
     )
     streams_per_key: int = Field(1000, ge=1, description="Event streams of one API key at once; more get 429.")
+    download_bytes: int = Field(
+        2_000_000_000,
+        ge=1,
+        description="Bytes of files that an API process has under way to readers at once: what they have not read, Serve holds in "
+        "memory, then on disk. A further download gets 429. One file always has room.",
+    )
+    download_bytes_per_key: int = Field(
+        500_000_000,
+        ge=1,
+        description="The part of `download_bytes` that one API key may have. One file always has room.",
+    )
     requests_per_s: float = Field(200, gt=0, description="Requests a second of one API key, on average; more get 429.")
     request_burst: int = Field(2000, ge=1, description="Requests that an API key may make at once after a rest.")
     allowed_hosts: list[str] = Field(

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import socket
 import sqlite3
 import threading
 import time
@@ -174,6 +175,22 @@ def test_a_full_process_refuses_work_and_answers_probes(tmp_path: Path):
     assert statuses == {404: 18, 429: 2}
 
 
+@pytest.mark.fault("B4")
+def test_who_reads_nothing_has_a_bounded_part_of_the_memory(tmp_path: Path):
+    """Beyond `api.download_bytes_per_key` that nobody has read a further download gets 429, until a reader has read or left."""
+    with running(tmp_path, api={"download_bytes_per_key": 30_000_000}) as service:
+        path = f"/v1/jobs/{service.ended(service.submit(duration=100, format='wav')['id'])['id']}/audio"
+        with listener_that_reads_nothing(service, path):
+            refused = eventually(lambda: refusal(service, path))
+        whole = eventually(lambda: answer if (answer := service.client.get(path)).status_code == 200 else None)
+        again = service.client.get(path)
+
+    assert refused.json()["code"] == "too_many_requests"
+    assert "api.download_bytes_per_key" in refused.json()["detail"]
+    assert "Retry-After" in refused.headers
+    assert len(whole.content) == len(again.content) > 19_000_000
+
+
 @pytest.mark.fault("B8")
 def test_a_rate_forgets_old_callers_instead_of_growing():
     """However many addresses ask, the memory for them is bounded."""
@@ -318,6 +335,24 @@ def busy_worker(service: Service, headers: dict[str, str]) -> dict[str, Any] | N
 def _submitted(service: Service, headers: dict[str, str]) -> str | None:
     answer = httpx.post(f"{service.url}/v1/jobs", json={"prompt": "x"}, headers=headers, timeout=30)
     return str(answer.json()["id"]) if answer.status_code == 202 else None
+
+
+@contextmanager
+def listener_that_reads_nothing(service: Service, path: str) -> Iterator[None]:
+    """Asks for a file, reads the first bytes, and then nothing more."""
+    host, port = service.client.base_url.host, service.client.base_url.port
+    with socket.create_connection((host, port or 80)) as connection:
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n".encode())
+        connection.recv(100)
+        yield
+
+
+def refusal(service: Service, path: str) -> httpx.Response | None:
+    with service.client.stream("GET", path) as answer:
+        if answer.status_code != 429:
+            return None
+        answer.read()
+        return answer
 
 
 def _opens(path: str) -> bool:

@@ -1,11 +1,13 @@
 """Answering with a finished file: type, length, `Range`, `ETag`."""
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Final
 
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from serve_app.api.context import Context
 from serve_app.api.names import content_disposition
@@ -29,7 +31,7 @@ FILE_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
 async def answer_file(request: Request, parts: Context, job: Job, index: int) -> Response:
     """The file of one variation of a job that succeeded.
 
-    Raises NotFound, AudioExpired, RangeNotSatisfiable, ArtifactsUnavailable.
+    Raises NotFound, AudioExpired, RangeNotSatisfiable, ArtifactsUnavailable; TooManyRequests when it is sent.
     """
     if job.audio_gone_at is not None:
         raise AudioExpired(
@@ -60,7 +62,30 @@ async def answer_file(request: Request, parts: Context, job: Job, index: int) ->
         return Response(status_code=206 if part else 200, headers=headers, media_type=media_type)
     chunks = parts.artifacts.stream(file["key"], start, end)
     first = await anext(chunks)  # a file that is gone is an answer of its own, not a body that breaks off
-    return StreamingResponse(_joined(first, chunks), 206 if part else 200, headers, media_type)
+    room = parts.limits.downloads.under_way(job.owner, end - start, headers["Content-Location"])
+    return FileStream(_joined(first, chunks), room, 206 if part else 200, headers, media_type)
+
+
+class FileStream(StreamingResponse):
+    """A file, or a part of one, on its way until its reader has it."""
+
+    def __init__(
+        self,
+        chunks: AsyncIterator[bytes],
+        room: AbstractContextManager[None],
+        status_code: int,
+        headers: Mapping[str, str],
+        media_type: str,
+    ):
+        super().__init__(chunks, status_code, headers, media_type)
+        self._room = room
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it, and come back when the reader has it or is gone, which the server says by `http.disconnect`."""
+        with self._room:
+            await super().__call__(scope, receive, send)
+            while (await receive())["type"] != "http.disconnect":
+                pass
 
 
 async def _joined(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -71,6 +71,32 @@ class Overall:
             self._count -= 1
 
 
+class Downloads:
+    """Bytes of files on their way to their readers.
+
+    Serve takes a whole answer from us as fast as we give it, however slowly its reader reads: what is between lies in Ray's object
+    store, which spills to disk. Serve has no way to hold that back, nor to end an answer that nobody reads; so it is counted.
+    """
+
+    def __init__(self, per_owner: int, overall: int):
+        self._per_owner = per_owner
+        self._overall = overall
+        self._bytes: Counter[str] = Counter()
+
+    @contextmanager
+    def under_way(self, owner: str, size: int, path: str) -> Iterator[None]:
+        """Have room for so many bytes until the reader has them. Raises TooManyRequests, which tells the `path`."""
+        _check_room(self._bytes[owner], size, self._per_owner, path, "you have", "api.download_bytes_per_key")
+        _check_room(self._bytes.total(), size, self._overall, path, "this API process has", "api.download_bytes")
+        self._bytes[owner] += size
+        try:
+            yield
+        finally:
+            self._bytes[owner] -= size
+            if not self._bytes[owner]:
+                del self._bytes[owner]
+
+
 class Rate:
     """So many requests a second from each caller, and a burst of more after a rest (a token bucket)."""
 
@@ -102,6 +128,7 @@ class Limits:
         lasting = Overall(int(args.max_ongoing * LASTING))
         self.waits = Places("requests that wait", "api.waits_per_key", share(args.waits_per_key), lasting)
         self.streams = Places("event streams", "api.streams_per_key", share(args.streams_per_key), lasting)
+        self.downloads = Downloads(args.download_bytes_per_key, args.download_bytes)
         self._requests = Rate(args.requests_per_s / args.replicas, share(args.request_burst))
         self._refusals = Rate(10, 100)
         self._per_s = args.requests_per_s
@@ -117,6 +144,14 @@ class Limits:
         wait_s = self._refusals.spend(address)
         if wait_s:
             raise _too_fast("Too many requests without a valid API key came from your address", wait_s)
+
+
+def _check_room(taken: int, size: int, most: int, path: str, who: str, setting: str) -> None:
+    if taken and taken + size > most:
+        raise TooManyRequests(
+            f"The file of {size} bytes is ready, GET {path} later: {who} {taken} bytes under way that are not read, "
+            f"and may have {most} ({setting})"
+        )
 
 
 def _too_fast(message: str, wait_s: float) -> TooManyRequests:
