@@ -30,17 +30,15 @@ class Keys:
 
     def __init__(self, threads: Threads, store: Store, watcher: JobWatcher):
         self._watcher = watcher
-        self._flight = Flight(threads, store.keys.digests)
+        self._store = store
+        self._flight = Flight(threads, self._read)
         self._known: dict[str, str] | None = None
         self._until = 0.0
 
     async def digests(self) -> dict[str, str]:
         """The hashes by owner, not older than KEYS_FRESH_S. Raises StoreUnavailable."""
         if self._known is None or time.monotonic() > self._until:
-            asked_at = time.monotonic()
-            self._known = await self._flight.join()
-            self._until = asked_at + KEYS_FRESH_S
-            self._watcher.keep_only(self._known)
+            return await self._flight.join()
         return self._known
 
     async def keep_fresh(self) -> None:
@@ -48,7 +46,15 @@ class Keys:
         while True:
             await asyncio.sleep(KEYS_FRESH_S)
             with suppress(StoreUnavailable):
-                await self.digests()
+                self._watcher.keep_only(await self.digests())
+
+    def _read(self) -> dict[str, str]:
+        """In a thread. Who asks when it is over finds what it has read, also before those who waited for it go on."""
+        asked_at = time.monotonic()
+        known = self._store.keys.digests()
+        self._until = asked_at + KEYS_FRESH_S
+        self._known = known
+        return known
 
 
 @dataclass
