@@ -7,7 +7,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def eventually(condition: Callable[[], T], seconds: float = 30, every: float = 0.02) -> T:
+def eventually(condition: Callable[[], T], seconds: float = 60, every: float = 0.02) -> T:
     """What `condition` gives once it is true; fails after `seconds`."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):

@@ -148,7 +148,9 @@ def _phase(client: httpx.Client, model: str) -> str:
 def test_the_api_process_has_no_torch_and_stays_small(client: httpx.Client):
     """After all of the above, no API process has torch mapped, and each is under 300 MB resident."""
     processes = [
-        process for process in psutil.process_iter() if _title(process).startswith("ray::ServeReplica:sophia:Api")
+        process
+        for process in psutil.Process().children(recursive=True)
+        if _title(process).startswith("ray::ServeReplica:sophia:Api")
     ]
     assert processes
     for process in processes:
