@@ -323,12 +323,19 @@ class BreakerArgs(_Strict):
         3,
         ge=1,
         description="The same failure so often in a row starts no more workers on that host, or anywhere when the cause is the "
-        "model's, until `sophia reset MODEL` or a deploy with a changed configuration. Workers that work go on.",
+        "model's, until `sophia reset MODEL` or a deploy with a changed configuration; a host has trials, see trial_s. "
+        "Workers that work go on.",
     )
     backoff_s: float = Field(
         5, ge=0, description="Seconds before a node tries again after its first failure; doubled each time."
     )
     max_backoff_s: float = Field(300, ge=0, description="The longest such pause in seconds.")
+    trial_s: float = Field(
+        1800,
+        gt=0,
+        description="Seconds after its last failure when a host that was left alone for a cause of its own tries one more load. "
+        "If it works the breaker closes, else it stays open for as long again.",
+    )
     hang_s: float = Field(600, ge=1, description="A load without any progress for so many seconds is reported as hung.")
 
 

@@ -143,6 +143,36 @@ def test_a_first_worker_on_a_known_bad_host_gets_a_substitute(store: Store, flee
 
 
 @pytest.mark.fault("A2")
+def test_a_bad_host_has_one_trial_after_a_while(store: Store, fleet: StoreFleet):
+    """From zero, too, a mended host comes back without an operator; one failure more leaves it alone for as long again."""
+    fail(store, "missing_file", "bad")
+    at_once = fleet.observe().breaker
+    _age_failures(store, BREAKER.trial_s + 1)
+    after_a_while = store.loads.breaker("m", "d", BREAKER, "bad")
+    wanted = decide(fleet.observe(), BOUNDS, Decision(0, "")).target
+    fail(store, "missing_file", "bad", times=1)
+
+    assert at_once is not None
+    assert (after_a_while.is_open, after_a_while.retry_in_s, wanted) == (False, 0, BOUNDS.min_workers)
+    assert store.loads.breaker("m", "d", BREAKER, "bad").is_open
+    assert decide(fleet.observe(), BOUNDS, Decision(0, "")).target == 0
+
+
+@pytest.mark.fault("A2")
+def test_a_failure_of_the_model_itself_has_no_trials(store: Store):
+    """What no host can load costs no device every half an hour."""
+    fail(store, "unknown_repository", "a")
+    _age_failures(store, BREAKER.trial_s + 1)
+
+    assert store.loads.breaker("m", "d", BREAKER, "a").is_open
+
+
+def _age_failures(store: Store, seconds: float) -> None:
+    with store.database.write() as connection:
+        connection.execute(loads.update().values(ended_at=loads.c.ended_at - seconds))
+
+
+@pytest.mark.fault("A2")
 def test_health_names_the_host_on_which_loading_was_given_up(tmp_path: Path):
     """One bad host is named, without our marks of its boot, and the model's breaker is closed where others load it."""
     with running(tmp_path) as service:

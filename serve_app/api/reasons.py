@@ -87,7 +87,7 @@ def why_not_ready(parts: Context, model: str, workers: list[WorkerRow], pause: P
     if breaker.is_open:
         return (
             f"{_trouble(breaker)}: {breaker.message} Since {_clock(breaker.since)}, {breaker.runs} attempts; not retrying "
-            f"until a changed configuration is deployed or an operator says `sophia reset {model}`"
+            f"until a changed configuration is deployed or an operator says `sophia reset {model}`{_trials(parts, breaker)}"
         )
     unstored = [worker for worker in workers if cannot_store(worker)]
     if unstored:
@@ -98,6 +98,10 @@ def why_not_ready(parts: Context, model: str, workers: list[WorkerRow], pause: P
     if breaker.runs:
         return f"{_trouble(breaker)}: {breaker.message} {breaker.runs} attempts since {_clock(breaker.since)}; retrying"
     return why_no_worker(parts, model)
+
+
+def _trials(parts: Context, breaker: Breaker) -> str:
+    return "" if breaker.everywhere else f", but for one trial {parts.args.breaker.trial_s:g} s after the last failure"
 
 
 def _trouble(breaker: Breaker) -> str:

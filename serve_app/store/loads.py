@@ -5,7 +5,8 @@ failure has come `open_after` times since the last load that worked: for one hos
 the model would fail everywhere. What passes by itself, such as a hub that is away, opens nothing and only makes the pauses longer.
 
 A load that works forgives a host's failures only there: another host's good disk says nothing of this one's. Asked for no host in
-particular, the breaker is closed by any later load that works, since then there is a host on which the model can be loaded.
+particular, the breaker is closed by any later load that works, since then there is a host on which the model can be loaded. A
+host's breaker lets one more load try `trial_s` after the last failure, so that a host that was mended comes back by itself.
 
 A device may load a model well and fail under each job. So a job that lost its device is a row here, too. No load on that host
 forgives it, but the first song of a new worker there does. One row a job and host: a job that ends every device opens nothing.
@@ -125,13 +126,13 @@ class LoadStore:
     def breaker(self, model: str, deployment: str, args: BreakerArgs, host: str = "") -> Breaker:
         """What the failures since the last success say. `host` is whose turn to try again is asked for."""
         found = self._failures(model, deployment)
-        hosts = _bad_hosts(args.open_after, found)
+        hosts = _bad_hosts(args, found)
         failures = [row for row in found if row.host == host or not row.works_elsewhere]
         if not failures:
             return Breaker(hosts=hosts)
         here = [row for row in failures if row.host == host]
         everywhere = _reaches(args.open_after, [row.code for row in failures if load_cause(row.code) == "model"])
-        of_hosts = host in hosts if host else bool(_bad_hosts(args.open_after, failures))
+        of_hosts = host in hosts if host else bool(_bad_hosts(args, failures))
         last = (here or failures)[0]
         pause_s = min(args.backoff_s * 2 ** (len(here) - 1), args.max_backoff_s) if here else 0.0
         return Breaker(
@@ -201,10 +202,12 @@ def _reaches(count: int, failures: Sequence[Any]) -> bool:
     return any(times >= count for times in Counter(failures).values())
 
 
-def _bad_hosts(count: int, failures: Sequence[sa.Row[Any]]) -> tuple[str, ...]:
-    """The hosts on which the same failure, whose cause is theirs, has come so often."""
-    times = Counter((row.host, row.code) for row in failures if load_cause(row.code) == "host")
-    return tuple(sorted({host for (host, _), often in times.items() if often >= count}))
+def _bad_hosts(args: BreakerArgs, failures: Sequence[sa.Row[Any]]) -> tuple[str, ...]:
+    """The hosts on which the same failure, whose cause is theirs, came too often, and not too long ago for one more try."""
+    own = [row for row in failures if load_cause(row.code) == "host"]
+    times = Counter((row.host, row.code) for row in own)
+    recent = {(row.host, row.code) for row in own if row.age < args.trial_s}
+    return tuple(sorted({host for host, code in recent if times[host, code] >= args.open_after}))
 
 
 def _worked_later(model: str, deployment: str, *, same_host: bool) -> sa.ColumnElement[bool]:

@@ -152,8 +152,9 @@ class _Start:
 
 def _why(breaker: Breaker) -> str:
     if breaker.is_open:
+        trial = "" if breaker.everywhere else ", but for a trial now and then (breaker.trial_s)"
         return (
-            f"not trying again after {breaker.runs} failures until `sophia reset` or a deploy with a changed configuration: "
+            f"not trying again after {breaker.runs} failures until `sophia reset` or a deploy with a changed configuration{trial}: "
             f"{breaker.message}"
         )
     return f"trying again in {breaker.retry_in_s:.0f} s, after {breaker.runs} failures: {breaker.message}"
