@@ -22,8 +22,9 @@ deploy: .venv/installed
 status: .venv/installed
 	RAY_AUTH_MODE=token $(BIN)/serve status
 
+# Those that run on Ray beside the others; plain `.venv/bin/pytest` runs all in one process.
 test: .venv/installed
-	$(BIN)/pytest
+	$(BIN)/python -m tests.halves
 
 # Every fault that a review found in the first version, row by row, and what happens now.
 faults: .venv/installed

@@ -67,7 +67,7 @@ def _pytest(folder: Path, test: str, conftest: str) -> subprocess.CompletedProce
         "no:cacheprovider",
         str(folder),
     ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTEST_ADDOPTS": ""}
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
     )
