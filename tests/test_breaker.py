@@ -210,9 +210,9 @@ def test_a_worker_that_is_let_go_while_it_loads_has_not_crashed(store: Store):
     assert store.loads.breaker("m", "d", BREAKER).runs == 0
 
 
-@pytest.mark.fault("A1")
+@pytest.mark.fault("A1", "E29")
 def test_a_worker_that_dies_while_it_is_wanted_has_crashed(store: Store):
-    """More workers being wanted is no excuse: the load counts as crashed."""
+    """More workers being wanted is no excuse: the load counts as crashed, and the message names Ray's memory monitor."""
     me = Process.this()
     store.decisions.publish("m", 1, "work")
     store.loads.begin("m", "d", Process(me.host, me.pid, me.born - 1))
@@ -220,7 +220,9 @@ def test_a_worker_that_dies_while_it_is_wanted_has_crashed(store: Store):
 
     store.loads.bury()
 
-    assert store.loads.breaker("m", "d", BREAKER).code == "load_crashed"
+    breaker = store.loads.breaker("m", "d", BREAKER)
+    assert breaker.code == "load_crashed"
+    assert "Ray's memory monitor" in breaker.message
 
 
 class Loaded:
