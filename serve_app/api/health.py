@@ -33,6 +33,7 @@ from serve_app.schemas import (
 from serve_app.store import WorkerRow
 from serve_app.store.costs import Account
 from serve_app.store.decisions import Decision
+from serve_app.store.postgresql import POOLER
 
 _ALWAYS = (
     errors.Unauthorized,
@@ -322,6 +323,7 @@ def _notices(parts: Context, workers: list[WorkerRow]) -> list[str]:
         if _is_noise(workers, name, model)
     ]
     told += [parts.store.database.newer] if parts.store.database.newer else []
+    told += [POOLER] if parts.store.database.is_pooled else []
     return [*told, *noise]
 
 

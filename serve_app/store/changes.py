@@ -11,10 +11,14 @@ from collections.abc import Callable
 from typing import Final, cast, get_args
 
 from serve_app.store.database import Database, Topic
+from serve_app.store.postgresql import Connection
 from serve_app.supervision import Supervisor, WorkThread
 
 POLL_S: Final = 0.01
 RECONNECT_S: Final = 1.0
+
+POOLED_S: Final = 1.0
+"""How often waiters look by themselves where PostgreSQL's notifications do not arrive."""
 
 CHECK_S: Final = 10.0
 """PostgreSQL is asked so often whether it still holds the connection that listens."""
@@ -88,15 +92,20 @@ class Changes:
             connection.close()
 
     def _watch_postgresql(self) -> None:
-        silent_s = self._database.limits.silent_s
         with self._database.listen() as connection:
-            self._sees()
-            checked_at = time.monotonic()
-            while not self._closed.is_set():
-                for notice in connection.notifies(timeout=0.2, stop_after=1):
-                    self.notify(cast(Topic, notice.payload))
-                if (
-                    time.monotonic() > checked_at + CHECK_S
-                ):  # a listener sends nothing, and so never learns of a dead peer
-                    connection.check(silent_s)
-                    checked_at = time.monotonic()
+            if not self._database.is_pooled:
+                self._hear(connection)
+        self._sees()
+        while not self._closed.wait(POOLED_S):  # nothing is heard through a pooler
+            self.notify()
+
+    def _hear(self, connection: Connection) -> None:
+        silent_s = self._database.limits.silent_s
+        self._sees()
+        checked_at = time.monotonic()
+        while not self._closed.is_set():
+            for notice in connection.notifies(timeout=0.2, stop_after=1):
+                self.notify(cast(Topic, notice.payload))
+            if time.monotonic() > checked_at + CHECK_S:  # a listener sends nothing, and so never learns of a dead peer
+                connection.check(silent_s)
+                checked_at = time.monotonic()

@@ -49,6 +49,10 @@ _CAUSES: Final = (
     ("full", "its disk is full"),
     ("no space", "its disk is full"),
     ("unable to open database file", "its file cannot be opened"),
+    (
+        "unsupported startup parameter",
+        "PgBouncer takes no options from the address; set them for the role or the database",
+    ),
     ("does not exist", "there is no such database, role or table"),
     ("timeout", "no answer in time"),
     ("timed out", "no answer in time"),
@@ -159,16 +163,27 @@ class Database:
         self._is_known = False
         self.newer = ""
         """What to tell operators when a newer version has migrated the database under this process; empty otherwise."""
-        self.engine = _sqlite_engine(self.url) if self.is_sqlite else self._postgresql_engine()
+        self._connector = None if self.is_sqlite else postgresql.Connector(self.url, self.limits)
+        self.engine = self._engine()
 
-    def _postgresql_engine(self) -> sa.Engine:
-        return postgresql.engine(self.url, postgresql.Connector(self.url, self.limits), self.limits)
+    def _engine(self) -> sa.Engine:
+        if self._connector is None:
+            return _sqlite_engine(self.url)
+        return postgresql.engine(self.url, self._connector, self.limits)
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether a pooler such as PgBouncer is known to stand between; it carries no notifications."""
+        return self._connector is not None and bool(self._connector.is_pooled)
 
     def listen(self) -> postgresql.Connection:
-        """A connection of PostgreSQL's own that hears of every commit. Raises psycopg.Error."""
-        connection = postgresql.Connector(self.url, self.limits).connect(autocommit=True)
+        """A connection of PostgreSQL's own that hears of every commit, unless `is_pooled`. Raises psycopg.Error."""
+        if self._connector is None:
+            raise TypeError("SQLite has nothing to listen to")
+        connection = self._connector.connect(autocommit=True)
         try:
-            connection.execute(f"LISTEN {CHANNEL}")
+            if not self.is_pooled:
+                connection.execute(f"LISTEN {CHANNEL}")
         except BaseException:
             connection.close()
             raise

@@ -4,6 +4,7 @@ A server's own timeouts end nothing when the server, or the way to it, has gone 
 those of the pool and the one that listens.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Generator
@@ -14,6 +15,13 @@ import sqlalchemy as sa
 
 from serve_app.config import DatabaseArgs
 from serve_app.errors import ConfigurationError
+
+logger = logging.getLogger("ray.serve.sophia")
+
+POOLER: Final = (
+    "PostgreSQL is reached through a pooler such as PgBouncer, which carries no notifications: "
+    "changes that other processes make are seen within about a second, by asking"
+)
 
 _KEYWORDS: Final = frozenset(option.keyword.decode() for option in psycopg.pq.Conninfo.get_defaults())
 """The connection parameters that libpq knows."""
@@ -59,7 +67,10 @@ class Connector:
     def __init__(self, url: sa.URL, limits: DatabaseArgs):
         """Raises ConfigurationError when the address has a parameter that nobody knows."""
         self._arguments = arguments(url, limits)
+        self._has_options = "options" in url.query
         self._answer_s = limits.answer_s
+        self.is_pooled: bool | None = None
+        """Whether a pooler stands between, which hands out server connections by the transaction; None until it is known."""
         self._silent = False
         self._trying = threading.Lock()
 
@@ -73,7 +84,7 @@ class Connector:
         if alone and not self._trying.acquire(blocking=False):
             raise psycopg.errors.ConnectionTimeout("timeout: the server has not answered lately, and is being tried")
         try:
-            connection = Connection.connect(**self._arguments, **more)
+            connection = self._open(more)
         except psycopg.Error as error:
             self._silent = isinstance(error, psycopg.errors.ConnectionTimeout)
             raise
@@ -81,8 +92,35 @@ class Connector:
             if alone:
                 self._trying.release()
         self._silent = False
-        connection.answer_s = self._answer_s
         return connection
+
+    def _open(self, more: dict[str, Any]) -> Connection:
+        tried = dict(self._arguments)
+        try:
+            connection = Connection.connect(**tried, **more)
+        except psycopg.OperationalError as error:
+            if self._has_options or "options" not in tried or "unsupported startup parameter" not in str(error):
+                raise
+            self._without_session()
+            connection = Connection.connect(**self._arguments, **more)
+        connection.answer_s = self._answer_s
+        if self.is_pooled is None:
+            if _is_pooled(connection):  # it takes `options`, or is told to ignore them
+                self._without_session()
+            else:
+                self.is_pooled = False
+        if self.is_pooled:
+            connection.prepare_threshold = self._arguments["prepare_threshold"]
+        return connection
+
+    def _without_session(self) -> None:
+        """A pooler hands neither our limits nor prepared statements on: another server connection may take the next transaction."""
+        self._arguments.setdefault("prepare_threshold", None)
+        if not self._has_options:
+            self._arguments.pop("options", None)
+        if not self.is_pooled:
+            logger.warning(POOLER)
+        self.is_pooled = True
 
 
 def arguments(url: sa.URL, limits: DatabaseArgs) -> dict[str, Any]:
@@ -112,13 +150,27 @@ def arguments(url: sa.URL, limits: DatabaseArgs) -> dict[str, Any]:
     return both
 
 
+def _is_pooled(connection: Connection) -> bool:
+    """A pooler tells its clients a process number of its own making, since the server's changes with each transaction."""
+    usual = connection.autocommit
+    connection.autocommit = True
+    row = connection.execute("SELECT pg_backend_pid()").fetchone()
+    connection.autocommit = usual
+    return row is None or row[0] != connection.info.backend_pid
+
+
+def _time_limits(limits: DatabaseArgs) -> dict[str, str]:
+    return {
+        "statement_timeout": f"{limits.statement_s:g}s",
+        "lock_timeout": f"{limits.statement_s:g}s",
+        "idle_in_transaction_session_timeout": f"{limits.answer_s:g}s",
+    }
+
+
 def _session(limits: DatabaseArgs) -> str:
     """The server's own limits. It, too, lets go of a client that has vanished, and of the locks that it held."""
-    statement = f"{limits.statement_s:g}s"
     settings = {
-        "statement_timeout": statement,
-        "lock_timeout": statement,
-        "idle_in_transaction_session_timeout": f"{limits.answer_s:g}s",
+        **_time_limits(limits),
         "tcp_user_timeout": f"{limits.answer_s:g}s",
         "tcp_keepalives_idle": "10s",
         "tcp_keepalives_interval": "5s",
@@ -144,6 +196,13 @@ def engine(url: sa.URL, connector: Connector, limits: DatabaseArgs) -> sa.Engine
         max_overflow=limits.pool_size,
         pool_timeout=limits.statement_s,
     )
+
+    each = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in _time_limits(limits).items())
+
+    @sa.event.listens_for(made, "begin")
+    def _limit(connection: sa.Connection) -> None:
+        if connector.is_pooled:  # this transaction's server connection may be another than the last one's
+            connection.exec_driver_sql(f"SELECT {each}")
 
     @sa.event.listens_for(made, "checkout")
     def _check(connection: Connection, *_: Any) -> None:
