@@ -1,5 +1,6 @@
 """A database of the first version is opened by this one, with all that is in it."""
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,9 @@ def test_what_an_old_database_has_queued_is_played(database_url: str, tmp_path: 
     old = replay(database_url)
     unfinished = [old[name] for name in ("running", "lost", "again", "queued", "queued later", "queued urgent")]
     unfinished.append(old["queued of another"])
-    with Store(database_url).database.engine.begin() as connection:
-        connection.execute(
-            sa.text("UPDATE jobs SET lease_until = 1 WHERE lease_until IS NOT NULL")
-        )  # their workers are gone
+    with closing(Store(database_url)) as store, store.database.engine.begin() as connection:
+        their_workers_are_gone = "UPDATE jobs SET lease_until = 1 WHERE lease_until IS NOT NULL"
+        connection.execute(sa.text(their_workers_are_gone))
     with running(tmp_path, database_url=database_url, queue={"lease_s": 3}) as service:
         ended = eventually(lambda: ended_jobs(service, unfinished))
 

@@ -198,7 +198,7 @@ def test_a_service_on_a_newer_database_refuses_in_words_until_it_fits(database_u
     operator = Store(database_url)
     operator.migrate()
     api = create_api(args, Store(database_url), Artifacts(args.resolved_artifacts_url), "test")
-    with migrated_by_a_newer_version(operator) as restore, TestClient(api) as client:
+    with migrated_by_a_newer_version(operator) as restore, TestClient(api, base_url="http://127.0.0.1") as client:
         submitted = client.post("/v1/jobs", json={"prompt": "x"})
         ready = client.get("/readyz")
 
