@@ -22,9 +22,9 @@ deploy: .venv/installed
 status: .venv/installed
 	RAY_AUTH_MODE=token $(BIN)/serve status
 
-# Those that run on Ray beside the others; plain `.venv/bin/pytest` runs all in one process.
+# In three parts beside each other; plain `.venv/bin/pytest` runs all in one process.
 test: .venv/installed
-	$(BIN)/python -m tests.halves
+	$(BIN)/python -m tests.parts
 
 # Every fault that a review found in the first version, row by row, and what happens now.
 faults: .venv/installed

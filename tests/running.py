@@ -69,6 +69,7 @@ def running(
     workers: int = 1,
     cluster: Callable[[], list[Node]] | None = None,
     keys_needed: bool = False,
+    migrate: bool = True,
     **settings: Any,
 ) -> Iterator[Service]:
     """A service whose first model has `workers` workers; `engine` instead of a simulated one where it is given."""
@@ -77,7 +78,8 @@ def running(
     with ExitStack() as stack:
         store = Store(args.resolved_database_url, args.database)
         stack.callback(store.close)
-        store.migrate()
+        if migrate:
+            store.migrate()
         artifacts = Artifacts(args.resolved_artifacts_url)
         for _ in range(workers):
             model = args.models[name]

@@ -64,7 +64,7 @@ def create_api(
         if args.webhook_secret:
             busy.append(Sender(store, args, lambda job: _rendered(context, job)))
         for part in busy:
-            part.start()
+            await asyncio.to_thread(part.start)
         keys = asyncio.create_task(context.keys.keep_fresh())
         yield
         keys.cancel()

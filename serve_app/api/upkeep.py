@@ -1,6 +1,7 @@
 """What time asks of the queue, done by every API process: deadlines, run limits, lost leases, the work of the dead; and metrics."""
 
 import logging
+import threading
 import time
 from typing import Final
 
@@ -15,6 +16,7 @@ from serve_app.supervision import WorkThread
 logger = logging.getLogger("ray.serve.sophia")
 
 EVERY_S: Final = 1.0
+_PATIENCE_S: Final = 10.0
 _REST_S: Final = 3.0
 """After a pause nothing is swept for so long: meanwhile one process puts the limits of running jobs off by it."""
 
@@ -38,11 +40,16 @@ class Upkeep:
         self._awake_at = _awake_clock()
         self._board = metrics.Board()
         self._migrated = False
+        self._tried = threading.Event()
         self._thread = WorkThread(self._store.supervisor, "upkeep", self._step, EVERY_S, longest_pause_s=EVERY_S)
 
     def start(self) -> None:
-        """Begin. A database that is away is waited for: the API answers pings meanwhile, and 503 to the rest."""
+        """Begin, and wait a little for the tables, which the first request needs.
+
+        A database that is away holds nobody up: the API answers pings meanwhile, and 503 to the rest.
+        """
         self._thread.start()
+        self._tried.wait(_PATIENCE_S)
 
     def close(self) -> None:
         """End after the sweep under way."""
@@ -51,9 +58,7 @@ class Upkeep:
     def _step(self) -> None:
         self._notice_a_pause()
         try:
-            if not self._migrated:
-                self._store.migrate()
-                self._migrated = True
+            self._migrate()
             self._sweep()
             self._recount()
             self._tell()
@@ -62,6 +67,15 @@ class Upkeep:
             self._deaf_until = time.monotonic() + self._queue.lease_s
             raise
         self._thread.ended.wait(EVERY_S)
+
+    def _migrate(self) -> None:
+        if self._migrated:
+            return
+        try:
+            self._store.migrate()
+            self._migrated = True
+        finally:
+            self._tried.set()
 
     def _notice_a_pause(self) -> None:
         """A machine that slept has heard no worker, and its workers slept, too: give them a lease's time to speak up again."""

@@ -53,6 +53,8 @@ _CAUSES: Final = (
         "unsupported startup parameter",
         "PgBouncer takes no options from the address; set them for the role or the database",
     ),
+    ("no such table", "its tables are not made yet"),
+    ('relation "', "its tables are not made yet"),
     ("does not exist", "there is no such database, role or table"),
     ("timeout", "no answer in time"),
     ("timed out", "no answer in time"),
@@ -220,17 +222,15 @@ class Database:
 
         Raises StoreUnavailable, and DatabaseTooNew: then every later call raises it, too, until the database is one that we know.
         """
-        from alembic import command
-        from alembic.config import Config
-
-        config = Config()
+        alembic = revisions.load_alembic()
+        config = alembic.config.Config()
         config.set_main_option("script_location", "serve_app.store:migrations")
         config.set_main_option("path_separator", "os")
         self._is_known = False
         with self.write() as connection:  # on SQLite, that is the lock
             config.attributes["connection"] = connection
             with self._patient(connection):
-                command.upgrade(config, "head")
+                alembic.command.upgrade(config, "head")
 
     @contextmanager
     def _patient(self, connection: sa.Connection) -> Iterator[None]:
