@@ -307,8 +307,19 @@ class DatabaseArgs(_Strict):
         8,
         ge=1,
         le=100,
-        description="Connections to PostgreSQL that a process keeps; in a rush it opens as many again. One more listens.",
+        description="Connections to PostgreSQL that an API process keeps. One more listens.",
     )
+    pool_overflow: int = Field(
+        8, ge=0, le=100, description="Connections that it opens besides in a rush, and closes when they are not needed."
+    )
+    worker_pool_size: int = Field(
+        3, ge=2, le=100, description="The most connections to PostgreSQL that a worker opens. One more listens."
+    )
+
+    @property
+    def of_a_worker(self) -> Self:
+        """The same for a worker, of which there are many."""
+        return self.model_copy(update={"pool_size": self.worker_pool_size, "pool_overflow": 0})
 
     @property
     def answer_s(self) -> float:

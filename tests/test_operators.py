@@ -16,7 +16,7 @@ import yaml
 from sqlalchemy import QueuePool
 
 from serve_app.artifacts import Artifacts
-from serve_app.config import QueueArgs
+from serve_app.config import DatabaseArgs, QueueArgs
 from serve_app.schemas import MusicRequest
 from serve_app.simulated import SimulatedEngine
 from serve_app.store import Store
@@ -208,13 +208,13 @@ def test_a_worker_holds_as_many_connections_as_the_guide_counts(postgresql_url: 
     request = MusicRequest(prompt="piano", model="m", duration=2, seed=1)
     ids = [control.jobs.submit(request, owner="", deadline_s=600, max_attempts=1)[0].id for _ in range(10)]
     before = connections(postgresql_url)
-    own = Store(postgresql_url)
+    own = Store(postgresql_url, DatabaseArgs().of_a_worker)
     worker = Worker("m", SimulatedEngine("m", simulated()), own, Artifacts(tmp_path.as_uri()), QueueArgs())
     worker.start()
     eventually(lambda: all(control.jobs.get(job).status.final for job in ids))
     held = connections(postgresql_url) - before
     worker.drain()
-    pool = own.database.engine.pool
+    pool = control.database.engine.pool  # as an API process has it
     assert isinstance(pool, QueuePool)
     assert 1 < held <= counted()["worker"]
     assert pool.size() + pool._max_overflow + 1 <= counted()["api"]  # one more listens

@@ -36,6 +36,17 @@ class Proxy:
     plain_url: str
 
 
+def is_certified(port: int, root: Path) -> bool:
+    """Whether TLS works there: Caddy listens before it has made its certificate."""
+    trust = ssl.create_default_context(cafile=str(root))
+    try:
+        with socket.create_connection(("localhost", port), 5) as connection:
+            trust.wrap_socket(connection, server_hostname="localhost").close()
+    except OSError:
+        return False
+    return True
+
+
 @pytest.fixture(scope="module")
 def caddy() -> str:
     """The program."""
@@ -71,7 +82,7 @@ def proxy(caddy: str, service: Service, tmp_path_factory: pytest.TempPathFactory
         )
     root = folder / "caddy" / "pki" / "authorities" / "local" / "root.crt"
     try:
-        eventually(lambda: root.exists() and listens(https), 60)
+        eventually(lambda: root.exists() and is_certified(https, root))
         trust = ssl.create_default_context(cafile=str(root))
         key = {"authorization": service.client.headers["authorization"]}
         url = f"https://localhost:{https}"
@@ -90,11 +101,6 @@ def environment(folder: Path) -> dict[str, str]:
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as client:
-        return client.connect_ex(("127.0.0.1", port)) == 0
 
 
 # --- Caddy itself ---------------------------------------------------------------------------------------------------------

@@ -193,7 +193,7 @@ def engine(url: sa.URL, connector: Connector, limits: DatabaseArgs) -> sa.Engine
         url,
         creator=connector.connect,
         pool_size=limits.pool_size,
-        max_overflow=limits.pool_size,
+        max_overflow=limits.pool_overflow,
         pool_timeout=limits.statement_s,
     )
 

@@ -53,7 +53,7 @@ class MusicWorker:
                 f"This worker's node or container cannot see the SQLite database of the one where Sophia was deployed, in "
                 f"{args.data_dir}. Set SOPHIA_DATABASE_URL to a PostgreSQL address to use more than one node."
             )
-        store = Store(args.resolved_database_url, args.database)
+        store = Store(args.resolved_database_url, args.database.of_a_worker)
         _migrate(store, self._ending)
         artifacts = Artifacts(args.resolved_artifacts_url)
         node = ray.util.get_node_ip_address()
