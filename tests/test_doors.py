@@ -251,6 +251,7 @@ def test_health_tells_a_key_nothing_of_others(tmp_path: Path):
     }
     assert seen["guest"]["costs"] == seen["other"]["costs"] == {}
     assert set(seen["boss"]["costs"]) == {"ace-step"}
+    assert job not in str(seen["other"])
 
 
 @pytest.mark.fault("B11")

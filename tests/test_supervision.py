@@ -14,6 +14,7 @@ from fastapi.testclient import TestClient
 
 from serve_app import supervision
 from serve_app.api import create_api
+from serve_app.api.watch import JobWatcher
 from serve_app.artifacts import Artifacts
 from serve_app.config import AppArgs
 from serve_app.errors import DatabaseTooNew, LoadError
@@ -158,6 +159,32 @@ def test_each_task_of_the_api_goes_on_and_is_in_health_while_it_fails(
         follower.join()
 
     assert (failing["status"], well["status"]) == ("degraded", "ok")
+
+
+@pytest.mark.fault("B10")
+def test_the_watch_of_revoked_keys_goes_on_and_is_in_health_while_it_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """It ends the streams of revoked keys, so an error that it does not expect must not end it unseen."""
+    monkeypatch.setattr("serve_app.api.context.KEYS_FRESH_S", 0.1)
+    real = JobWatcher.keep_only
+    broken = threading.Event()
+    broken.set()
+
+    def fails(self: JobWatcher, owners: Any) -> None:
+        if broken.is_set():
+            raise Broken
+        real(self, owners)
+
+    monkeypatch.setattr(JobWatcher, "keep_only", fails)
+    with running(tmp_path, workers=0) as service:
+
+        def told() -> bool:
+            return "watch of revoked keys" in str(service.client.get("/v1/health").json()["notices"])
+
+        eventually(told)
+        broken.clear()
+        eventually(lambda: not told())
 
 
 @pytest.mark.fault("B10")

@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final
 
@@ -17,9 +16,10 @@ from serve_app.api.threads import Flight, Threads
 from serve_app.api.watch import JobWatcher
 from serve_app.artifacts import Artifacts
 from serve_app.config import AppArgs
-from serve_app.errors import StoreUnavailable, Unauthorized
+from serve_app.errors import Unauthorized
 from serve_app.store import Store
 from serve_app.store.keys import owner_of
+from serve_app.supervision import Work
 
 KEYS_FRESH_S: Final = 5.0
 """A new or revoked key takes effect within this time."""
@@ -32,6 +32,7 @@ class Keys:
         self._watcher = watcher
         self._store = store
         self._flight = Flight(threads, self._read)
+        self._work = Work(store.supervisor, "watch of revoked keys", KEYS_FRESH_S)
         self._known: dict[str, str] | None = None
         self._until = 0.0
 
@@ -45,8 +46,12 @@ class Keys:
         """Look again and again, also while nobody asks: those who wait ask only once. Ends when it is cancelled."""
         while True:
             await asyncio.sleep(KEYS_FRESH_S)
-            with suppress(StoreUnavailable):
+            try:
                 self._watcher.keep_only(await self.digests())
+            except Exception as error:  # who waits, waits on until the keys can be read
+                self._work.failed(error)
+            else:
+                self._work.went_well()
 
     def _read(self) -> dict[str, str]:
         """In a thread. Who asks when it is over finds what it has read, also before those who waited for it go on."""

@@ -113,11 +113,14 @@ async def health(parts: Parts, owner: Owner, operator: Operator) -> Health:
 
 
 def _without_others(parts: Context, whole: Health, owner: str) -> Health:
-    """What a key may see that is no operator's."""
+    """What a key may see that is no operator's: no job ids of others, no costs, no names of folders and buckets."""
     found = parts.store.jobs.get_many([worker.job for worker in whole.workers if worker.job])
     own = {job.id for job in found.values() if job.owner == owner}
     workers = [worker.model_copy(update={"job": worker.job if worker.job in own else None}) for worker in whole.workers]
-    return whole.model_copy(update={"workers": workers, "costs": {}})
+    failure = parts.storage.failure()
+    notices = [f"No song can be stored: {failure.public_why}"] if failure else []
+    notices += _noise(parts, living(parts))
+    return whole.model_copy(update={"workers": workers, "costs": {}, "notices": notices})
 
 
 def _health(parts: Context) -> Health:
@@ -317,14 +320,17 @@ def _notices(parts: Context, workers: list[WorkerRow]) -> list[str]:
     refusal = parts.store.installation.refusal()
     told = [f"No song can be stored. {failure.message}"] if failure else []
     told += [words for words in (refusal, parts.store.installation.held_back()) if words]
-    noise = [
+    told += [parts.store.database.newer] if parts.store.database.newer else []
+    told += [POOLER] if parts.store.database.is_pooled else []
+    return [*told, *_noise(parts, workers)]
+
+
+def _noise(parts: Context, workers: list[WorkerRow]) -> list[str]:
+    return [
         f"{name} plays {model.source}: random weights, so noise, for trying Sophia out; set models.{name}.source to a checkpoint"
         for name, model in parts.args.models.items()
         if _is_noise(workers, name, model)
     ]
-    told += [parts.store.database.newer] if parts.store.database.newer else []
-    told += [POOLER] if parts.store.database.is_pooled else []
-    return [*told, *noise]
 
 
 def _is_noise(workers: list[WorkerRow], name: str, model: ModelArgs) -> bool:

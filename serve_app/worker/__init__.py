@@ -195,7 +195,7 @@ class Worker:
         claim = Claim(job)
         self._heart.claims[claim.key] = claim
         metrics.job_started(self.model, (job.started_at or job.created_at) - job.created_at)
-        self._heart.say(phase="generating", detail=f"job {job.id}, attempt {job.attempt}", job=job.id)
+        self._heart.say(phase="generating", detail=f"attempt {job.attempt}", job=job.id)
         try:
             self._generate(claim)
         except Stopped:
