@@ -155,6 +155,9 @@ class ApiArgs(_Strict):
         "every name is answered.",
     )
     max_body_bytes: int = Field(1_048_576, ge=1024, description="Largest request body in bytes; a larger one gets 413.")
+    body_timeout_s: float = Field(
+        30, gt=0, le=600, description="Seconds within which a request's body must have come; a slower one gets 408."
+    )
 
 
 class AuthArgs(_Strict):

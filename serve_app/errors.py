@@ -112,6 +112,12 @@ class BodyTooLarge(SophiaError):
     status, code, title = 413, "body_too_large", "The body is too large"
 
 
+class BodyTooSlow(SophiaError):
+    """The body did not come in time; meanwhile it held a place that others wait for."""
+
+    status, code, retryable, title = 408, "body_too_slow", True, "The body did not come in time"
+
+
 class UnsupportedMediaType(SophiaError):
     """The body's content type is not one that the route reads."""
 

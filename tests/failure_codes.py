@@ -28,6 +28,7 @@ ADVICE: Final[dict[str, str]] = {
     "method_not_allowed": "Use a method that `Allow` names.",
     "conflict": "Look at the job's state first.",
     "idempotency_conflict": "Take a new Idempotency-Key for a new request.",
+    "body_too_slow": "Send the body at once, or raise `api.body_timeout_s`.",
     "body_too_large": "Send less, or raise `api.max_body_bytes`.",
     "unsupported_media_type": "Send `content-type: application/json`.",
     "range_not_satisfiable": "Ask for a range inside the file's length.",

@@ -175,6 +175,22 @@ def test_a_full_process_refuses_work_and_answers_probes(tmp_path: Path):
     assert statuses == {404: 18, 429: 2}
 
 
+@pytest.mark.fault("B8")
+def test_a_body_that_does_not_come_gives_its_place_back(tmp_path: Path):
+    """Who sends a body byte by byte, with or without a key, holds a place for `api.body_timeout_s` and gets 408."""
+    with running(tmp_path, workers=0, api={"body_timeout_s": 0.5}) as service:
+        host, port = service.client.base_url.host, service.client.base_url.port
+        with socket.create_connection((host, port or 80), timeout=30) as connection:
+            head = f"POST /v1/jobs HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\nContent-Length: 100\r\n"
+            connection.sendall(f"{head}\r\n{{".encode())
+            answer = connection.makefile("rb").read().decode()
+        prompt = service.client.post("/v1/jobs", json={"prompt": "x"})
+
+    assert answer.startswith("HTTP/1.1 408 ")
+    assert "api.body_timeout_s" in answer
+    assert prompt.status_code == 202
+
+
 @pytest.mark.fault("B4")
 def test_who_reads_nothing_has_a_bounded_part_of_the_memory(tmp_path: Path):
     """Beyond `api.download_bytes_per_key` that nobody has read a further download gets 429, until a reader has read or left."""

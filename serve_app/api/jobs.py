@@ -45,6 +45,7 @@ _SUBMIT = (
     *_QUOTA,
     errors.MalformedBody,
     errors.BodyTooLarge,
+    errors.BodyTooSlow,
     errors.UnsupportedMediaType,
     errors.IdempotencyConflict,
 )

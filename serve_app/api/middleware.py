@@ -3,6 +3,7 @@
 Plain ASGI, so that /ping stays cheap. Serve logs the requests.
 """
 
+import asyncio
 import re
 from contextlib import suppress
 from typing import Final
@@ -12,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve_app.api.limits import WORKING, Overall
 from serve_app.api.problems import problem
 from serve_app.config import ApiArgs
-from serve_app.errors import BodyTooLarge, TooManyRequests, UnsupportedMediaType
+from serve_app.errors import BodyTooLarge, BodyTooSlow, SophiaError, TooManyRequests, UnsupportedMediaType
 from serve_app.jobs import new_id
 
 _PROBES: Final = ("/ping", "/healthz", "/readyz")
@@ -32,7 +33,7 @@ class RequestMiddleware:
 
     def __init__(self, app: ASGIApp, args: ApiArgs):
         self._app = app
-        self._limit = args.max_body_bytes
+        self._args = args
         self._places = Overall(int(args.max_ongoing * WORKING))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -48,12 +49,11 @@ class RequestMiddleware:
             with self._places.taken():
                 await self._take(scope, headers, receive, send)
         except TooManyRequests as error:
-            answer = problem(scope["request_id"], TooManyRequests, error.message)
-            await answer(scope, receive, send)
+            await _refuse(error, scope, receive, send)
 
     async def _take(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send) -> None:
-        if _declared_length(headers) > self._limit:
-            await self._refuse(scope, receive, send)
+        if _declared_length(headers) > self._args.max_body_bytes:
+            await _refuse(_too_large(self._args), scope, receive, send)
             return
         encoding = headers.get(b"content-encoding", b"identity").strip().lower()
         if encoding not in (b"", b"identity"):
@@ -66,15 +66,15 @@ class RequestMiddleware:
             scope = {**scope, "method": "GET"}
         if scope["path"] in _PAGES:
             send = _with_policy(send)
-        exchange = _Exchange(receive, send, self._limit)
-        with suppress(BodyTooLarge):
+        exchange = _Exchange(receive, send, self._args)
+        with suppress(BodyTooLarge, BodyTooSlow):
             await self._app(scope, exchange.receive, exchange.send)
-        if exchange.too_large and not exchange.answered:
-            await self._refuse(scope, receive, send)
+        if exchange.refusal is not None and not exchange.answered:
+            await _refuse(exchange.refusal, scope, receive, send)
 
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        detail = f"The body is larger than {self._limit} bytes (api.max_body_bytes)"
-        await problem(scope["request_id"], BodyTooLarge, detail)(scope, receive, send)
+
+async def _refuse(error: SophiaError, scope: Scope, receive: Receive, send: Send) -> None:
+    await problem(scope["request_id"], type(error), error.message)(scope, receive, send)
 
 
 def _with_policy(send: Send) -> Send:
@@ -87,26 +87,48 @@ def _with_policy(send: Send) -> Send:
 
 
 class _Exchange:
-    """Counts what is read, and holds back what the app answers to a body that it did not get whole."""
+    """Bounds the body that is read in size and time, and holds back what the app answers to one that it did not get whole."""
 
-    def __init__(self, receive: Receive, send: Send, limit: int):
-        self._receive, self._send, self._limit = receive, send, limit
+    def __init__(self, receive: Receive, send: Send, args: ApiArgs):
+        self._receive = receive
+        self._send = send
+        self._args = args
         self._read = 0
-        self.too_large = False
+        self._is_whole = False
+        self._deadline = asyncio.get_running_loop().time() + args.body_timeout_s
+        self.refusal: SophiaError | None = None
+        """What is wrong with the body."""
         self.answered = False
 
     async def receive(self) -> Message:
-        message = await self._receive()
+        message = await self._next()
         self._read += len(message.get("body", b""))
-        if self._read > self._limit:
-            self.too_large = True
-            raise BodyTooLarge
+        self._is_whole = self._is_whole or not message.get("more_body", False)
+        if self._read > self._args.max_body_bytes:
+            self.refusal = _too_large(self._args)
+            raise self.refusal
         return message
 
+    async def _next(self) -> Message:
+        if self._is_whole:  # what comes now is that the client has left, whenever it does
+            return await self._receive()
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                return await self._receive()
+        except TimeoutError:
+            self.refusal = BodyTooSlow(
+                f"The body did not come within {self._args.body_timeout_s:g} s (api.body_timeout_s)"
+            )
+            raise self.refusal from None
+
     async def send(self, message: Message) -> None:
-        if self.answered or not self.too_large:
+        if self.answered or self.refusal is None:
             self.answered = True
             await self._send(message)
+
+
+def _too_large(args: ApiArgs) -> BodyTooLarge:
+    return BodyTooLarge(f"The body is larger than {args.max_body_bytes} bytes (api.max_body_bytes)")
 
 
 def _request_id(headers: dict[bytes, bytes]) -> str:
