@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 
 from serve_app import __version__, errors
 from serve_app.api.context import Context, Operator, Owner, Parts
-from serve_app.api.problems import responses
+from serve_app.api.problems import ASKING, responses
 from serve_app.api.reasons import breaker_of, is_coming, is_ready, living, phase_in_words, why_no_place, why_not_ready
 from serve_app.api.threads import Flight
 from serve_app.api.views import moment
@@ -34,14 +34,6 @@ from serve_app.store import WorkerRow
 from serve_app.store.costs import Account
 from serve_app.store.decisions import Decision
 from serve_app.store.postgresql import POOLER
-
-_ALWAYS = (
-    errors.Unauthorized,
-    errors.WrongHost,
-    errors.CrossSite,
-    errors.TooManyRequests,
-    errors.StoreUnavailable,
-)
 
 router = APIRouter()
 
@@ -101,7 +93,7 @@ def readiness(parts: Context) -> Ready:
     "/v1/health",
     summary="The whole service",
     tags=["health"],
-    responses=responses(*_ALWAYS),
+    responses=responses(*ASKING),
 )
 async def health(parts: Parts, owner: Owner, operator: Operator) -> Health:
     """Jobs by state, oldest wait, each worker's phase with its progress and last error, scale and why.
@@ -149,7 +141,7 @@ def _health(parts: Context) -> Health:
     "/v1/models",
     summary="What can play",
     tags=["models"],
-    responses=responses(*_ALWAYS),
+    responses=responses(*ASKING),
 )
 async def models(parts: Parts, owner: Owner) -> ModelList:
     """The served models, what each can do, and the limits."""
@@ -170,7 +162,7 @@ def _models(parts: Context) -> ModelList:
     "/v1/usage",
     summary="What you have waiting",
     tags=["jobs"],
-    responses=responses(*_ALWAYS),
+    responses=responses(*ASKING),
 )
 async def usage(parts: Parts, owner: Owner) -> UsageView:
     """Your API key's part of the queue, and how much of it you may have."""

@@ -15,7 +15,7 @@ from serve_app import errors
 from serve_app.api.context import Context, Owner, Parts
 from serve_app.api.events import EVENT_RESPONSES, EventStream, answer_events
 from serve_app.api.files import FILE_RESPONSES, answer_file
-from serve_app.api.problems import responses
+from serve_app.api.problems import ASKING, responses
 from serve_app.api.views import Viewer
 from serve_app.config import AppArgs
 from serve_app.jobs import Job, Status
@@ -31,14 +31,7 @@ _NO_WEBHOOKS: Final = "Not here: the operator has set no `webhook_secret`."
 _PREFER_WAIT: Final = re.compile(r'(?:^|[,;\s])wait\s*=\s*"?(\d{1,6})"?\s*(?:$|[,;])', re.IGNORECASE)
 """RFC 7240: among other preferences, with spaces, quoted or not."""
 
-_ALWAYS = (
-    errors.Unauthorized,
-    errors.WrongHost,
-    errors.CrossSite,
-    errors.InvalidRequest,
-    errors.TooManyRequests,
-    errors.StoreUnavailable,
-)
+_ALWAYS = (*ASKING, errors.InvalidRequest)
 _QUOTA = (errors.QuotaExceeded, errors.QueueFull)
 _SUBMIT = (
     *_ALWAYS,

@@ -34,6 +34,16 @@ class ProblemResponse(JSONResponse):
     media_type = "application/problem+json"
 
 
+ASKING: Final = (
+    errors.Unauthorized,
+    errors.WrongHost,
+    errors.CrossSite,
+    errors.TooManyRequests,
+    errors.StoreUnavailable,
+)
+"""What every route can answer with that asks who is calling."""
+
+
 def responses(*kinds: type[SophiaError]) -> dict[int | str, dict[str, Any]]:
     """The `responses=` of a route: the errors that it can answer with, for the OpenAPI page."""
     found: dict[int | str, dict[str, Any]] = {}
