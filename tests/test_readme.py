@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 import soundfile
 import yaml
@@ -24,8 +26,32 @@ ROOT = Path(__file__).parents[1]
 EXAMPLES = re.findall(r"```(bash|python)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 
 
+@dataclass(frozen=True)
+class Served:
+    """A running `serve run`, and the port of its API."""
+
+    process: "subprocess.Popen[bytes]"
+    port: int
+
+
 @pytest.fixture(scope="module")
-def port(tmp_path_factory: pytest.TempPathFactory, cache: Path, checkpoint: Path) -> Iterator[int]:
+def port(served: Served) -> int:
+    """Where the service answers."""
+    return served.port
+
+
+@pytest.fixture(scope="module")
+def dashboard(served: Served) -> str:
+    """Ray's dashboard of that service, which has another port where a Ray runs already."""
+    family = psutil.Process(served.process.pid).children(recursive=True)
+    (head,) = [each for each in family if any(word.endswith("dashboard/dashboard.py") for word in each.cmdline())]
+    ports = [each.laddr.port for each in head.net_connections("inet") if each.status == psutil.CONN_LISTEN]
+    (its_port,) = [number for number in ports if 8265 <= number < 8365]
+    return f"http://127.0.0.1:{its_port}"
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, cache: Path, checkpoint: Path) -> Iterator[Served]:
     """The service as `make serve` starts it, on a port of its own; ended with Ctrl-C."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "weights").symlink_to(cache)
@@ -47,7 +73,7 @@ def port(tmp_path_factory: pytest.TempPathFactory, cache: Path, checkpoint: Path
     try:
         eventually(lambda: process.poll() is not None or _answers(f"{url}/readyz"), seconds=180, every=0.5)
         assert process.poll() is None, (folder / "serve.log").read_text()[-4000:]
-        yield config["http_options"]["port"]
+        yield Served(process, config["http_options"]["port"])
     finally:
         process.send_signal(signal.SIGINT)
         assert process.wait(120) == 0
@@ -124,21 +150,22 @@ def test_changing_ones_mind(port: int, tmp_path: Path):
 
 
 @pytest.mark.fault("E34")
-def test_ray_answers_from_another_shell(port: int, tmp_path: Path):
+def test_ray_answers_from_another_shell(port: int, dashboard: str, tmp_path: Path):
     """`make status` and `make deploy` reach the running service, with the token that Ray wants."""
     config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
     config["http_options"]["port"] = port
     (tmp_path / "serve_config.yaml").write_text(yaml.safe_dump(config))
-    deployed = _make("deploy", f"CONFIG={tmp_path / 'serve_config.yaml'}")
+    deployed = _make(dashboard, "deploy", f"CONFIG={tmp_path / 'serve_config.yaml'}")
     assert deployed.returncode == 0, deployed.stderr
-    status = _make("status")
+    status = _make(dashboard, "status")
     assert status.returncode == 0, status.stderr
     assert yaml.safe_load(status.stdout)["applications"]["sophia"]["status"] == "RUNNING"
 
 
-def _make(*words: str) -> subprocess.CompletedProcess[str]:
-    """A make target, with this checkout's packages as they are."""
+def _make(dashboard: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """A make target for the Ray of this dashboard, and for no other that runs here, with this checkout's packages as they are."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    clean["RAY_DASHBOARD_ADDRESS"] = dashboard
     command = ["make", "-s", "-o", ".venv/installed", f"BIN={Path(sys.executable).parent}", *words]
     return subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True, timeout=120, check=False)
 
