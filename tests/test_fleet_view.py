@@ -44,7 +44,7 @@ def test_work_is_seen_in_seconds(fleet: StoreFleet, store: Store):
     seen = fleet.observe()
     assert (seen.queued_jobs, seen.running_jobs) == (1, 1)
     assert seen.queued_work_s == pytest.approx(1.0)
-    assert seen.running_left_s == pytest.approx(20.0, abs=2)
+    assert seen.running_left_s == pytest.approx(20.0, abs=10)
     assert seen.arrivals[0][0] == 3
 
 
@@ -100,7 +100,7 @@ def test_what_nobody_wished_for_is_not_measured(fleet: StoreFleet, store: Store)
     fleet.observe()
     fleet.publish(1, "because")
     _came_up(store, after_s=50)
-    assert fleet.observe().startup_s == pytest.approx(50, abs=5)
+    assert fleet.observe().startup_s == pytest.approx(50, abs=10)
 
 
 def test_a_wish_is_not_fulfilled_by_a_load_that_was_under_way_already(fleet: StoreFleet, store: Store):
@@ -112,7 +112,7 @@ def test_a_wish_is_not_fulfilled_by_a_load_that_was_under_way_already(fleet: Sto
         connection.execute(loads.update().where(loads.c.id == successor).values(began_at=loads.c.began_at - 50))
     fleet.publish(2, "because")
     store.loads.succeeded(successor)
-    assert fleet.observe().startup_s == pytest.approx(50, abs=5)
+    assert fleet.observe().startup_s == pytest.approx(50, abs=10)
     store.loads.succeeded(store.loads.begin("m", "d", Process.this()))
     assert 0 < fleet.observe().startup_s < 40
 

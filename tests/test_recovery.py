@@ -184,11 +184,12 @@ def test_different_failures_do_not_open_it(store: Store):
 
 def test_a_node_pauses_longer_after_each_of_its_failures(store: Store):
     """The pause doubles on the node that fails, up to its bound; another node need not wait."""
-    pauses = []
-    for code in ("a", "b", "c", "d"):  # of different kinds, so that the breaker stays closed
+    kinds_of_failure = ("a", "b", "c", "d")  # four of them, so that the breaker stays closed
+    for code, whole_s in zip(kinds_of_failure, (10, 20, 30, 30), strict=True):
+        began = time.time()
         fail(store, code, host="bad")
-        pauses.append(round(store.loads.breaker("m", "d", BREAKER, "bad").retry_in_s))
-    assert pauses == [10, 20, 30, 30]
+        left_s = store.loads.breaker("m", "d", BREAKER, "bad").retry_in_s
+        assert left_s - 0.1 <= whole_s <= left_s + (time.time() - began) + 0.1
     assert store.loads.breaker("m", "d", BREAKER, "good").retry_in_s == 0
 
 
@@ -211,7 +212,7 @@ def test_the_start_up_time_is_measured(store: Store):
         connection.execute(loads.update().values(began_at=loads.c.began_at - 40))
     store.loads.succeeded(load)
     fail(store)
-    assert store.loads.startup_s("m") == pytest.approx(40, abs=2)
+    assert store.loads.startup_s("m") == pytest.approx(40, abs=10)
 
 
 # --- What those who wait are told -------------------------------------------------------------------------------------
