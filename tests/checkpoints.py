@@ -80,7 +80,7 @@ def full_size(checkpoint: Path, folder: Path) -> Path:
         # On "meta" the modules' own initialisation, which takes minutes, does nothing.
         with weights.quiet_libraries(), torch.device("meta"):
             module = make().bfloat16()
-        module = module.to_empty(device="cpu")
+        module = module.to_empty(device="cuda" if torch.cuda.is_available() else "cpu")
         for tensor in module.state_dict().values():
             tensor.uniform_(-0.02, 0.02)
         module.save_pretrained(folder / part)
