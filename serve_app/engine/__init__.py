@@ -24,6 +24,7 @@ from serve_app.engine.device import (
     memory_errors,
     memory_facts,
     need_memory,
+    release_memory,
 )
 from serve_app.engine.generating import OnStep, Tiles, finished, metas, seeds, settings, stop_if, words
 from serve_app.engine.loading import import_errors, import_packages, load_pipeline, unforeseen
@@ -95,7 +96,7 @@ class AceStepEngine:
         report("load", None, f"checking {folder}")
         checkpoint = weights.verify(folder, self._args)
         needed = checkpoint.parameters * dtype.itemsize
-        empty_cache(device)
+        release_memory(device)
         need_memory(device, needed)
         report("load", None, f"loading {checkpoint.bytes / 1e9:.2f} GB to {device}")
         with memory_errors(device, needed):
@@ -237,22 +238,22 @@ class AceStepEngine:
     def _device_errors(self, request: MusicRequest) -> Iterator[None]:
         import torch
 
-        lost = False
+        device = self._pipe.device
         try:
             yield
-        except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's allocator raises a plain one
-            lost = isinstance(error, torch.AcceleratorError)
-            if lost:  # the process's CUDA context is gone with it: nothing can be computed here any more
-                raise errors.DeviceLost(f"{device_name(self._pipe.device)} failed: {error}") from error
-            if not is_out_of_memory(error):
+        except torch.AcceleratorError as error:
+            # The process's CUDA context is gone: nothing can be computed here any more, nor any memory given back.
+            raise errors.DeviceLost(f"{device_name(device)} failed: {error}") from error
+        except BaseException as error:
+            release_memory(device)
+            if not isinstance(error, RuntimeError) or not is_out_of_memory(error):
                 raise
             raise errors.OutOfDeviceMemory(
                 f"{request.variations} variation(s) of {request.duration:g} s do not fit into the memory of "
-                f"{device_name(self._pipe.device)}. Ask for fewer variations or a shorter duration."
+                f"{device_name(device)}. Ask for fewer variations or a shorter duration."
             ) from None  # the traceback would hold the tensors
-        finally:
-            if not lost:
-                empty_cache(self._pipe.device)
+        else:
+            empty_cache(device)
 
 
 def _revision(args: ModelArgs, folder: Path) -> str | None:
