@@ -39,12 +39,14 @@ def test_work_is_seen_in_seconds(fleet: StoreFleet, store: Store):
     assert seen.arrivals[0] == (1, 50.0)
     finish(store, claim(store), gpu_s=10.0)
     submit(store, duration=200.0)
+    began = time.time()
     claim(store)
     submit(store, duration=10.0)
     seen = fleet.observe()
+    passed_s = time.time() - began
     assert (seen.queued_jobs, seen.running_jobs) == (1, 1)
     assert seen.queued_work_s == pytest.approx(1.0)
-    assert seen.running_left_s == pytest.approx(20.0, abs=10)
+    assert 20.0 - passed_s - 0.1 <= seen.running_left_s <= 20.0
     assert seen.arrivals[0][0] == 3
 
 
@@ -96,15 +98,18 @@ def test_a_start_up_is_measured_from_the_wish_to_the_readiness(fleet: StoreFleet
 
 def test_what_nobody_wished_for_is_not_measured(fleet: StoreFleet, store: Store):
     """The first worker of a deploy and a dead one's successor: what their loads took is all that is known."""
+    began = time.time()
     _came_up(store, after_s=50)
     fleet.observe()
     fleet.publish(1, "because")
     _came_up(store, after_s=50)
-    assert fleet.observe().startup_s == pytest.approx(50, abs=10)
+    passed_s = time.time() - began
+    assert 50 - 0.1 <= fleet.observe().startup_s <= 50 + passed_s + 0.1
 
 
 def test_a_wish_is_not_fulfilled_by_a_load_that_was_under_way_already(fleet: StoreFleet, store: Store):
     """A dead worker's successor comes up when one more is wanted: the next load is the wished one."""
+    began = time.time()
     fleet.observe()
     fleet.publish(1, "because")
     successor = store.loads.begin("m", "d", Process.this())
@@ -112,7 +117,8 @@ def test_a_wish_is_not_fulfilled_by_a_load_that_was_under_way_already(fleet: Sto
         connection.execute(loads.update().where(loads.c.id == successor).values(began_at=loads.c.began_at - 50))
     fleet.publish(2, "because")
     store.loads.succeeded(successor)
-    assert fleet.observe().startup_s == pytest.approx(50, abs=10)
+    passed_s = time.time() - began
+    assert 50 - 0.1 <= fleet.observe().startup_s <= 50 + passed_s + 0.1
     store.loads.succeeded(store.loads.begin("m", "d", Process.this()))
     assert 0 < fleet.observe().startup_s < 40
 

@@ -241,6 +241,7 @@ class AceStepEngine:
         device = self._pipe.device
         try:
             yield
+            empty_cache(device)  # which may be the first to hear of a kernel that failed
         except torch.AcceleratorError as error:
             # The process's CUDA context is gone: nothing can be computed here any more, nor any memory given back.
             raise errors.DeviceLost(f"{device_name(device)} failed: {error}") from error
@@ -252,8 +253,6 @@ class AceStepEngine:
                 f"{request.variations} variation(s) of {request.duration:g} s do not fit into the memory of "
                 f"{device_name(device)}. Ask for fewer variations or a shorter duration."
             ) from None  # the traceback would hold the tensors
-        else:
-            empty_cache(device)
 
 
 def _revision(args: ModelArgs, folder: Path) -> str | None:
