@@ -3,30 +3,25 @@
 import logging
 import os
 import subprocess
-import threading
-import time
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
 import ray
 from fastapi import FastAPI
 from ray import serve
-from ray._private.state import available_resources_per_node
-from ray._private.worker import global_worker
-from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
-from serve_app import auto, vault
+from serve_app import auto
 from serve_app.api import create_api
-from serve_app.api.reasons import Node
 from serve_app.artifacts import Artifacts
 from serve_app.config import AppArgs, ModelArgs
 from serve_app.exposure import keys_are_needed
 from serve_app.jobs import new_id
 from serve_app.processes import landmark
-from serve_app.raylet import watch_raylet
+from serve_app.ray_adapters import ray_kv
+from serve_app.ray_adapters.cluster import LivingNodes, http_host, this_cluster
+from serve_app.ray_adapters.raylet import watch_raylet
 from serve_app.scaling import autoscaling_config
 from serve_app.settings import read_args
 from serve_app.store import Store
@@ -36,9 +31,6 @@ logger = logging.getLogger("ray.serve")
 
 DRAIN_GRACE_S: Final = 120
 """Beyond the longest run of a job, Serve waits so long for its file to be encoded and stored."""
-
-NODES_FRESH_S: Final = 2.0
-_PATIENCE_S: Final = 1.0
 
 
 def build(args: AppArgs | Mapping[str, Any]) -> serve.Application:
@@ -50,10 +42,10 @@ def build(args: AppArgs | Mapping[str, Any]) -> serve.Application:
     if not isinstance(args, AppArgs):
         args = read_args(args)
     models = {name: _settled(name, model) for name, model in args.models.items()}
-    args = args.model_copy(update={"models": models, "cluster_name": args.cluster_name or _ray_cluster()})
+    args = args.model_copy(update={"models": models, "cluster_name": args.cluster_name or this_cluster()})
     deployment = new_id()  # a new build is a new chance: the crash breaker begins afresh
     if ray.is_initialized():
-        vault.keep(_database_of(deployment), args.resolved_database_url)
+        ray_kv.keep(_database_of(deployment), args.resolved_database_url)
     place = landmark(args.data_dir)
     workers = [_workers(name, args, deployment).bind(name, args, place, deployment) for name in models]
     api = serve.deployment(Api).options(
@@ -71,11 +63,6 @@ def _settled(name: str, model: ModelArgs) -> ModelArgs:
     if why:
         logger.log(logging.WARNING if model.source == "embedded" else logging.INFO, "%s", why)
     return model
-
-
-def _ray_cluster() -> str:
-    """Ray's id of this cluster; empty outside of one."""
-    return str(global_worker.gcs_client.cluster_id.hex()) if ray.is_initialized() else ""
 
 
 def _workers(name: str, args: AppArgs, deployment: str) -> serve.Deployment:
@@ -120,58 +107,13 @@ class Api:
         watch_raylet()
         self._args, self._commit, self._deployment = args, commit, deployment
         self._store = Store(args.resolved_database_url, args.database)
-        self._keys_needed = keys_are_needed(args, _get_global_client().http_config.host)
+        self._keys_needed = keys_are_needed(args, http_host())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         artifacts = Artifacts(self._args.resolved_artifacts_url)
         return create_api(
             self._args, self._store, artifacts, self._commit, self._deployment, LivingNodes(), self._keys_needed
         )
-
-
-class LivingNodes:
-    """What placement sees of the cluster, asked for at most every NODES_FRESH_S.
-
-    While Ray's control store is away its calls hang, in a thread of their own here: then it is what was known last.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="nodes")
-        self._asked: Future[list[Node]] | None = None
-        self._known: list[Node] = []
-        self._until = 0.0
-
-    def __call__(self) -> list[Node]:
-        with self._lock:
-            if time.monotonic() > self._until:
-                self._ask()
-                self._until = time.monotonic() + NODES_FRESH_S
-            return self._known
-
-    def _ask(self) -> None:
-        self._asked = self._asked or self._pool.submit(_living_nodes)
-        try:
-            self._known = self._asked.result(timeout=_PATIENCE_S)
-        except TimeoutError:
-            return  # the same question is still under way the next time
-        except Exception as error:  # whatever Ray raises: this is only for words
-            logger.warning("the cluster's nodes could not be listed: %s", error)
-        self._asked = None
-
-
-def _living_nodes() -> list[Node]:
-    free = available_resources_per_node()
-    return [
-        Node(
-            address=node["NodeManagerAddress"],
-            labels=node.get("Labels", {}),
-            total=node["Resources"],
-            free=free.get(node["NodeID"], {}),
-        )
-        for node in ray.nodes()
-        if node["Alive"]
-    ]
 
 
 def _commit() -> str:

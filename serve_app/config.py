@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from serve_app.labels import selector_text
+from serve_app.ray_adapters.label_selectors import selector_text
 
 Variant = Literal["turbo", "base", "sft"]
 

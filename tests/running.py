@@ -13,10 +13,10 @@ import httpx
 import uvicorn
 
 from serve_app.api import create_api
-from serve_app.api.reasons import Node
 from serve_app.artifacts import Artifacts
 from serve_app.audio import Encoders
 from serve_app.config import AppArgs, ModelArgs
+from serve_app.ray_adapters.cluster import Node
 from serve_app.simulated import SimulatedEngine
 from serve_app.store import Store
 from serve_app.worker import Engine, Worker

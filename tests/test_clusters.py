@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from serve_app.api.reasons import Node
 from serve_app.app import _scaling
 from serve_app.config import AppArgs, BreakerArgs, ScalingArgs
 from serve_app.processes import Process
+from serve_app.ray_adapters.cluster import Node
 from serve_app.scaling import Decision, decide
 from serve_app.store import Store, WorkerRow
 from serve_app.store import fleet as fleets

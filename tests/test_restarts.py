@@ -19,7 +19,7 @@ from ray.serve.schema import HTTPOptionsSchema
 
 from serve_app.launch import address_of, is_free
 from serve_app.processes import Process
-from serve_app.raylet import orphans_of
+from serve_app.ray_adapters.raylet import orphans_of
 from tests.helpers import eventually
 from tests.running import running, simulated
 from tests.test_serve import _free_port

@@ -14,7 +14,6 @@ from serve_app.api import health, problems
 from serve_app.api.context import Context
 from serve_app.api.jobs import job_routes
 from serve_app.api.middleware import PAGES_FILES, RequestMiddleware
-from serve_app.api.reasons import Node
 from serve_app.api.storage import StorageWatch
 from serve_app.api.threads import Flight
 from serve_app.api.upkeep import Upkeep
@@ -24,6 +23,7 @@ from serve_app.artifacts import Artifacts
 from serve_app.config import AppArgs
 from serve_app.janitor import Janitor
 from serve_app.jobs import Job
+from serve_app.ray_adapters.cluster import Node
 from serve_app.schemas import Problem
 from serve_app.store import Store
 from serve_app.webhooks import Sender

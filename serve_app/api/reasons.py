@@ -1,15 +1,15 @@
 """Why there is no song yet: what workers, breaker and cluster say, in words for those who wait."""
 
 from collections import Counter
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
 from serve_app.api.context import Context
 from serve_app.config import ModelArgs
 from serve_app.errors import DeviceLost
-from serve_app.labels import Selector
 from serve_app.metrics import STARTING_PHASES
+from serve_app.ray_adapters.cluster import Node
+from serve_app.ray_adapters.label_selectors import Selector
 from serve_app.store import Breaker, WorkerRow
 from serve_app.store.decisions import Decision
 from serve_app.store.pauses import Pause
@@ -17,18 +17,6 @@ from serve_app.store.places import FAR
 from serve_app.store.workers import READY_PHASES, cannot_store
 
 CARD_LABEL: Final = "ray.io/accelerator-type"
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """A living node of the cluster, as far as placement goes."""
-
-    address: str
-    labels: dict[str, str]
-    total: dict[str, float]
-    """Ray resources: `CPU`, `GPU`."""
-    free: dict[str, float]
-    """Those that nobody has taken."""
 
 
 def living(parts: Context) -> list[WorkerRow]:

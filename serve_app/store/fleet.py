@@ -9,9 +9,9 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from serve_app import vault
 from serve_app.config import BreakerArgs, DatabaseArgs, ScalingArgs
 from serve_app.jobs import Status
+from serve_app.ray_adapters import ray_kv
 from serve_app.scaling import WINDOW_S, WINDOWS, Observation
 from serve_app.store import Breaker, Store, WorkerRow
 from serve_app.store.database import now, statement_time
@@ -40,7 +40,7 @@ def open_fleet(
     cluster: str = "",
 ) -> "StoreFleet":
     """The Fleet of one model, for the policy's thread in Serve's controller; `database` names its address in the vault."""
-    store = Store(vault.read(database), DatabaseArgs.model_validate(limits))
+    store = Store(ray_kv.read(database), DatabaseArgs.model_validate(limits))
     return StoreFleet(store, model, deployment, bounds, BreakerArgs.model_validate(breaker), cluster)
 
 

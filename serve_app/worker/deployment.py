@@ -15,7 +15,7 @@ from serve_app.config import AppArgs
 from serve_app.errors import ConfigurationError, LoadError, StoreUnavailable
 from serve_app.jobs import new_id
 from serve_app.processes import Process, sees
-from serve_app.raylet import watch_raylet
+from serve_app.ray_adapters.raylet import watch_raylet
 from serve_app.simulated import SimulatedEngine
 from serve_app.store import Breaker, Store
 from serve_app.supervision import Work

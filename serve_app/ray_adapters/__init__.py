@@ -1,0 +1,1 @@
+"""Everything that touches Ray's private or unstable interfaces."""
