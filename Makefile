@@ -13,7 +13,7 @@ export NO_PROXY no_proxy
 
 # `serve run`, but not on a port that somebody else has: Serve would share it.
 serve: .venv/installed
-	$(BIN)/python -m serve_app.launch $(CONFIG)
+	$(BIN)/python -m serve_app.ops.launch $(CONFIG)
 
 # Ray 2.60 wants the token that it keeps in ~/.ray/auth_token. `serve run` sends it by itself, the two commands below only when told so.
 deploy: .venv/installed

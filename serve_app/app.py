@@ -12,11 +12,11 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from serve_app import auto
+from serve_app.weights import auto
 from serve_app.api import create_api
 from serve_app.artifacts import Artifacts
 from serve_app.config import AppArgs, ModelArgs
-from serve_app.exposure import keys_are_needed
+from serve_app.api.listen_policy import keys_are_needed
 from serve_app.jobs import new_id
 from serve_app.processes import landmark
 from serve_app.ray_adapters import ray_kv

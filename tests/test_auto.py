@@ -8,10 +8,11 @@ import ray
 import torch
 import yaml
 
-from serve_app import auto, doctor
+from serve_app.weights import auto
+from serve_app.ops import doctor
 from serve_app.app import build
-from serve_app.auto import Hardware, settled
-from serve_app.cli import main
+from serve_app.weights.auto import Hardware, settled
+from serve_app.ops.cli import main
 from serve_app.config import AppArgs, ModelArgs
 from serve_app.weights import DEFAULT_REPOSITORY, DEFAULT_REVISION
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from serve_app import cli
+from serve_app.ops import cli
 from serve_app.config import AppArgs, BreakerArgs, ScalingArgs
 from serve_app.errors import StoreUnavailable
 from serve_app.processes import Process

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.cli import main
+from serve_app.ops.cli import main
 from serve_app.config import AppArgs
 from serve_app.processes import Process
 from serve_app.store import Store, WorkerRow

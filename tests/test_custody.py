@@ -9,7 +9,7 @@ import pytest
 
 from serve_app import custody, janitor
 from serve_app.artifacts import Artifacts
-from serve_app.cli import main
+from serve_app.ops.cli import main
 from serve_app.config import RetentionArgs
 from serve_app.errors import ConfigurationError
 from serve_app.janitor import Janitor, audit

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serve_app import doctor
+from serve_app.ops import doctor
 from serve_app.config import AppArgs
 from tests.checkpoints import changed
 from tests.disks import fill, small_disk

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 
-from serve_app.cli import main
+from serve_app.ops.cli import main
 from serve_app.config import AppArgs
 from serve_app.jobs import Job, Status
 from serve_app.store import Store

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from serve_app import custody, janitor
 from serve_app.artifacts import Artifacts
-from serve_app.cli import main
+from serve_app.ops.cli import main
 from serve_app.config import RetentionArgs
 from serve_app.errors import GenerationError, NotFound
 from serve_app.janitor import PAGE, Janitor, audit, expire

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from benchmarks import image_size
-from serve_app import cli
+from serve_app.ops import cli
 from tests.running import Service, running, simulated
 
 pytestmark = pytest.mark.manifests

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from ray.serve.schema import HTTPOptionsSchema
 
-from serve_app.launch import address_of, is_free
+from serve_app.ops.launch import address_of, is_free
 from serve_app.processes import Process
 from serve_app.ray_adapters.raylet import orphans_of
 from tests.helpers import eventually
@@ -25,7 +25,7 @@ from tests.running import running, simulated
 from tests.test_serve import _free_port
 
 ROOT = Path(__file__).parents[1]
-LAUNCH = [sys.executable, "-m", "serve_app.launch", "serve_config.yaml"]
+LAUNCH = [sys.executable, "-m", "serve_app.ops.launch", "serve_config.yaml"]
 """What `make serve` runs."""
 
 
@@ -210,7 +210,7 @@ def test_serve_takes_a_port_whose_past_connections_still_wait(tmp_path: Path):
         "from ray.serve._private.http_util import start_asgi_http_server\n"
         "from ray.serve._private.proxy import SOCKET_REUSE_PORT_ENABLED\n"
         "from ray.serve.config import HTTPOptions\n"
-        "from serve_app.launch import is_free\n"
+        "from serve_app.ops.launch import is_free\n"
         "async def main():\n"
         f"    assert is_free('127.0.0.1', {port})\n"
         f"    options = HTTPOptions(host='127.0.0.1', port={port})\n"

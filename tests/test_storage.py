@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from serve_app import artifacts as artifacts_module
-from serve_app import doctor
+from serve_app.ops import doctor
 from serve_app.api import storage
 from serve_app.artifact_causes import ROWS, Place, explain
 from serve_app.artifacts import Artifacts

@@ -148,7 +148,7 @@ def _disk(folder: Path) -> str:
 
 
 def _keys(args: AppArgs, http_host: str) -> str:
-    from serve_app.exposure import require_a_key
+    from serve_app.api.listen_policy import require_a_key
     from serve_app.store import Store
 
     store = Store(args.resolved_database_url, args.database)
@@ -168,7 +168,7 @@ def _device(name: str, model: ModelArgs) -> str:
 
 def _source(name: str, model: ModelArgs) -> ModelArgs:
     """The model as the cluster plays it, on the device that this machine has."""
-    from serve_app import auto
+    from serve_app.weights import auto
 
     known, _ = auto.settled(name, model, auto.hardware_from_outside) if model.source == "auto" else (model, "")
     return known.model_copy(update={"device": model.device})

@@ -349,7 +349,7 @@ def _verify_weights(given: argparse.Namespace, args: AppArgs) -> int:
 
 
 def _model(name: str, args: AppArgs) -> ModelArgs:
-    from serve_app import auto
+    from serve_app.weights import auto
 
     if name not in args.models:
         raise ConfigurationError(f"there is no model {name!r}; there are {', '.join(sorted(args.models))}")
@@ -365,7 +365,7 @@ def _show_progress(phase: str, fraction: float | None, words: str) -> None:
 
 
 def _doctor(given: argparse.Namespace, args: AppArgs) -> int:
-    from serve_app import doctor
+    from serve_app.ops import doctor
 
     return doctor.run(args, _http_host(given.config), given.load)
 

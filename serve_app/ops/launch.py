@@ -1,4 +1,4 @@
-"""`make serve`: `serve run` on a port that is free. `python -m serve_app.launch CONFIG`
+"""`make serve`: `serve run` on a port that is free. `python -m serve_app.ops.launch CONFIG`
 
 Serve shares its port with whoever listens there already (SO_REUSEPORT), and each would get half of the requests. Turned off, it
 could not bind for a minute after the last connection, as Serve sets SO_REUSEADDR together with it. So the port is looked at here,

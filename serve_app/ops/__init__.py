@@ -1,0 +1,1 @@
+"""What operators run: the command line, its doctor, and the start of a service."""
