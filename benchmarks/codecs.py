@@ -31,10 +31,10 @@ import psutil
 from serve_app.artifacts import Artifacts
 from serve_app.audio import Song, Tags, encode
 from serve_app.config import AppArgs, ModelArgs
-from serve_app.schemas import SAMPLE_RATE, Format, MusicRequest
-from serve_app.simulated import SimulatedEngine
+from serve_app.engine.simulated import SimulatedEngine
+from serve_app.music import SAMPLE_RATE, Format, MusicRequest
 from serve_app.store import Store
-from serve_app.worker import Worker
+from serve_app.worker.worker import Worker
 
 BOUND: Final = 0.1
 RUNS: Final = 2

@@ -1,4 +1,4 @@
-"""What a policy costs: `serve_app.scaling.decide` in a simulated fleet, beside Ray Serve's own policy and RunPod's two.
+"""What a policy costs: `serve_app.scaling.policy.decide` in a simulated fleet, beside Ray Serve's own policy and RunPod's two.
 
 Usage: python -m benchmarks.fleet     (`make fleet`): simulates, then writes the tables and the picture of docs/FLEET.md
 
@@ -29,7 +29,7 @@ from ray.serve.autoscaling_policy import (
 from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
 from serve_app.config import ScalingArgs
-from serve_app.scaling import WINDOW_S, WINDOWS, Decision, Observation, decide
+from serve_app.scaling.policy import WINDOW_S, WINDOWS, Decision, Observation, decide
 
 TICK_S: Final = 2.0
 """How often a policy is asked."""

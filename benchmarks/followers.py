@@ -21,7 +21,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from serve_app.jobs import Job
-from serve_app.schemas import MusicRequest
+from serve_app.music import MusicRequest
 from serve_app.store import Beat, Store
 from tests.helpers import eventually
 from tests.running import running

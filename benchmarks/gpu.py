@@ -25,8 +25,9 @@ import torch
 
 from serve_app import errors, weights
 from serve_app.config import ModelArgs
-from serve_app.engine import AceStepEngine, EngineFacts
-from serve_app.schemas import MusicRequest
+from serve_app.engine.ace_step.engine import AceStepEngine
+from serve_app.engine.protocol import EngineFacts
+from serve_app.music import MusicRequest
 
 LENGTHS_S: Final = (10, 30, 60, 240, 600)
 VARIATIONS: Final = (2, 4, 8)
@@ -40,8 +41,8 @@ from pathlib import Path
 import torch
 from serve_app import errors
 from serve_app.config import ModelArgs
-from serve_app.engine import AceStepEngine
-from serve_app.schemas import MusicRequest
+from serve_app.engine.ace_step.engine import AceStepEngine
+from serve_app.music import MusicRequest
 
 engine = AceStepEngine("m", ModelArgs(source=sys.argv[1], device="cuda"), Path("/nowhere"))
 engine.load(lambda *words: None)

@@ -23,9 +23,9 @@ import sqlalchemy as sa
 from benchmarks.store import LEASE_S, finish, opened, submit
 from serve_app.config import BreakerArgs, QueueArgs, ScalingArgs
 from serve_app.jobs import Job, Status
-from serve_app.schemas import MusicRequest
+from serve_app.music import MusicRequest
+from serve_app.scaling.observation import StoreFleet
 from serve_app.store import Store
-from serve_app.store.fleet import StoreFleet
 from serve_app.store.places import FAR
 from serve_app.store.shares import OWN_ORDER
 from serve_app.store.tables import jobs

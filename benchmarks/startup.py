@@ -32,7 +32,7 @@ import json, sys, time
 started = time.time()
 from pathlib import Path
 from serve_app.config import ModelArgs
-from serve_app.engine import AceStepEngine
+from serve_app.engine.ace_step.engine import AceStepEngine
 
 times = [("process", float(sys.argv[2])), ("imports", started)]
 names = {"download": "look up", "load": "read", "warm_up": "warm-up"}

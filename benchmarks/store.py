@@ -23,9 +23,9 @@ import sqlalchemy as sa
 
 from serve_app.config import BreakerArgs, ScalingArgs
 from serve_app.jobs import Job
-from serve_app.schemas import MusicRequest
+from serve_app.music import MusicRequest
+from serve_app.scaling.observation import StoreFleet
 from serve_app.store import Beat, Store
-from serve_app.store.fleet import StoreFleet
 from serve_app.store.tables import jobs
 from tests.databases import empty_database, postgresql
 

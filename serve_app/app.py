@@ -12,19 +12,19 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.weights import auto
-from serve_app.api import create_api
+from serve_app.api.application import create_api
+from serve_app.api.listen_policy import keys_are_needed
 from serve_app.artifacts import Artifacts
 from serve_app.config import AppArgs, ModelArgs
-from serve_app.api.listen_policy import keys_are_needed
 from serve_app.jobs import new_id
 from serve_app.processes import landmark
 from serve_app.ray_adapters import ray_kv
 from serve_app.ray_adapters.cluster import LivingNodes, http_host, this_cluster
 from serve_app.ray_adapters.raylet import watch_raylet
-from serve_app.scaling import autoscaling_config
+from serve_app.scaling.serve_policy import autoscaling_config
 from serve_app.settings import read_args
 from serve_app.store import Store
+from serve_app.weights import auto
 from serve_app.worker.deployment import MusicWorker
 
 logger = logging.getLogger("ray.serve")
@@ -90,7 +90,7 @@ def _scaling(name: str, args: AppArgs, deployment: str) -> dict[str, Any]:
         "breaker": args.breaker.model_dump(),
         "limits": args.database.model_dump(),
     }
-    return autoscaling_config(args.models[name].scaling, "serve_app.store.fleet:open_fleet", source)
+    return autoscaling_config(args.models[name].scaling, "serve_app.scaling.observation:open_fleet", source)
 
 
 def _database_of(deployment: str) -> str:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
-from serve_app.schemas import MusicRequest
+from serve_app.music import MusicRequest
 
 
 class Status(StrEnum):

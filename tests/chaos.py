@@ -226,7 +226,7 @@ def _is_playable(client: httpx.Client, job: dict[str, Any]) -> bool:
 def _files_without_a_job(folder: Path, store: Any) -> list[str]:
     """Files that no job names, after the janitor has been."""
     from serve_app.artifacts import Artifacts
-    from serve_app.janitor import sweep_files
+    from serve_app.background.janitor import sweep_files
 
     artifacts = Artifacts((folder / "audio").as_uri())
     sweep_files(store, artifacts, grace_s=0)

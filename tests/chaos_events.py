@@ -110,7 +110,7 @@ class Events:
         """One more worker, whose device fails with the first song: it gives its job back and leaves."""
         from serve_app.artifacts import Artifacts
         from serve_app.config import QueueArgs
-        from serve_app.worker import Worker
+        from serve_app.worker.worker import Worker
         from tests.running import simulated
         from tests.test_bad_devices import BrokenDevice
 

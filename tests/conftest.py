@@ -7,7 +7,7 @@ import pytest
 
 from serve_app import weights
 from serve_app.config import ModelArgs
-from serve_app.engine import AceStepEngine
+from serve_app.engine.ace_step.engine import AceStepEngine
 from serve_app.store import Store
 from tests.databases import empty_database, postgresql
 from tests.leaks import Leaks

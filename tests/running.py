@@ -12,14 +12,15 @@ from typing import Any
 import httpx
 import uvicorn
 
-from serve_app.api import create_api
+from serve_app.api.application import create_api
 from serve_app.artifacts import Artifacts
 from serve_app.audio import Encoders
 from serve_app.config import AppArgs, ModelArgs
+from serve_app.engine.protocol import Engine
+from serve_app.engine.simulated import SimulatedEngine
 from serve_app.ray_adapters.cluster import Node
-from serve_app.simulated import SimulatedEngine
 from serve_app.store import Store
-from serve_app.worker import Engine, Worker
+from serve_app.worker.worker import Worker
 from tests.helpers import eventually
 
 

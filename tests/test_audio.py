@@ -15,7 +15,7 @@ import soundfile
 
 from serve_app.audio import Tags, encode
 from serve_app.audio.tags import ENCODER, SOURCE_TYPE
-from serve_app.schemas import SAMPLE_RATE, Format
+from serve_app.music import SAMPLE_RATE, Format
 from tests.test_ends import decoders, edit_list
 
 FORMATS: tuple[Format, ...] = get_args(Format)

@@ -8,13 +8,12 @@ import ray
 import torch
 import yaml
 
-from serve_app.weights import auto
-from serve_app.ops import doctor
 from serve_app.app import build
-from serve_app.weights.auto import Hardware, settled
-from serve_app.ops.cli import main
 from serve_app.config import AppArgs, ModelArgs
-from serve_app.weights import DEFAULT_REPOSITORY, DEFAULT_REVISION
+from serve_app.ops import doctor
+from serve_app.ops.cli import main
+from serve_app.weights import DEFAULT_REPOSITORY, DEFAULT_REVISION, auto
+from serve_app.weights.auto import Hardware, settled
 
 needs_no_gpu = pytest.mark.skipif(
     torch.cuda.is_available(), reason="this machine has a GPU, which the test must not see"

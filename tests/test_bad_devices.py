@@ -12,17 +12,17 @@ from typing import Any
 import httpx
 import pytest
 
-from serve_app.api import upkeep
 from serve_app.audio import Song
+from serve_app.background import sweeper
 from serve_app.config import ModelArgs
+from serve_app.engine.simulated import SimulatedEngine
 from serve_app.errors import BadAudio, DeviceLost, OutOfDeviceMemory
+from serve_app.music import MusicRequest
 from serve_app.processes import Process
-from serve_app.schemas import MusicRequest
-from serve_app.simulated import SimulatedEngine
 from serve_app.store import Store
 from serve_app.store.tables import jobs as job_table
-from serve_app.worker import Worker
 from serve_app.worker.failures import judge
+from serve_app.worker.worker import Worker
 from tests.helpers import eventually
 from tests.running import Service, running, shared_encoders
 from tests.test_store import claim, submit
@@ -91,7 +91,7 @@ def replaced_until_it_waits(service: Service, jobs: list[str]) -> int:
         eventually(lambda w=worker: not w.alive or all(service.store.jobs.get(job).status.final for job in jobs))  # type: ignore[misc]
         ended = worker.alive
         worker.drain()
-        if ended or service.store.loads.breaker("ace-step", "", service.args.breaker, host).is_open:
+        if ended or service.store.load_attempts.breaker("ace-step", "", service.args.breaker, host).is_open:
             return count
     return 30
 
@@ -104,12 +104,12 @@ def test_a_device_that_loads_well_and_fails_jobs_is_not_tried_for_ever(tmp_path:
         workers = replaced_until_it_waits(service, jobs)
         said = service.client.get("/readyz").json()["reason"]
         states = {service.job(job)["state"] for job in jobs}
-        service.store.loads.reset("ace-step")
+        service.store.load_attempts.reset("ace-step")
 
         assert workers == 5  # the first two were tried twice
         assert said.startswith("ace-step: the device fails under jobs: The device failed: RuntimeError: CUDA error")
         assert states == {"queued"}
-        assert not service.store.loads.breaker("ace-step", "", service.args.breaker).is_open
+        assert not service.store.load_attempts.breaker("ace-step", "", service.args.breaker).is_open
 
 
 @pytest.mark.fault("E4")
@@ -119,7 +119,7 @@ def test_a_job_that_ends_every_device_stops_no_host(tmp_path: Path):
         poison = service.submit(prompt="poison", duration=1, steps=1)["id"]
         others = [service.submit(duration=1, steps=1)["id"] for _ in range(6)]
         workers = replaced_until_it_waits(service, [poison, *others])
-        breaker = service.store.loads.breaker("ace-step", "", service.args.breaker, Process.this().host)
+        breaker = service.store.load_attempts.breaker("ace-step", "", service.args.breaker, Process.this().host)
 
         assert service.job(poison)["error"]["code"] == "device_lost"
         assert {service.job(job)["state"] for job in others} == {"succeeded"}
@@ -191,8 +191,8 @@ def test_a_machine_that_slept_gives_up_no_lease(
 ):
     """After a pause of all processes the sweep leaves leases alone for as long as workers need to speak up."""
     slept_s = 0.0
-    awake = upkeep._awake_clock
-    monkeypatch.setattr(upkeep, "_awake_clock", lambda: awake() + slept_s)
+    awake = sweeper._awake_clock
+    monkeypatch.setattr(sweeper, "_awake_clock", lambda: awake() + slept_s)
     with running(tmp_path, workers=0, queue={"lease_s": 4}) as service:
         submit(service.store, model="ace-step")
         claim(service.store, model="ace-step", lease_s=0)
@@ -202,7 +202,7 @@ def test_a_machine_that_slept_gives_up_no_lease(
         eventually(lambda: "stood still for 40 s" in caplog.text)
         with service.store.database.write() as connection:
             connection.execute(job_table.update().where(job_table.c.id == held.id).values(lease_until=0))
-        looked = time.monotonic() + 2 * upkeep.EVERY_S
+        looked = time.monotonic() + 2 * sweeper.EVERY_S
         eventually(lambda: time.monotonic() > looked)
 
         assert service.job(held.id)["state"] == "running"
@@ -242,7 +242,7 @@ from serve_app.artifacts import Artifacts
 from serve_app.config import QueueArgs
 from serve_app.simulated import SimulatedEngine
 from serve_app.store import Store
-from serve_app.worker import Worker
+from serve_app.worker.worker import Worker
 from tests.running import simulated
 worker = Worker("m", SimulatedEngine("m", simulated(0.1)), Store(sys.argv[1]), Artifacts(sys.argv[2]), QueueArgs(lease_s=2))
 worker.start()

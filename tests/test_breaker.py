@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from serve_app.ops import cli
 from serve_app.config import AppArgs, BreakerArgs, ScalingArgs
 from serve_app.errors import StoreUnavailable
+from serve_app.ops import cli
 from serve_app.processes import Process
-from serve_app.scaling import WINDOWS, Decision, Observation, decide
+from serve_app.scaling.observation import StoreFleet
+from serve_app.scaling.policy import WINDOWS, Decision, Observation, decide
 from serve_app.store import Store, WorkerRow
-from serve_app.store.fleet import StoreFleet
 from serve_app.store.tables import loads
 from serve_app.worker.deployment import _Start
 from tests.helpers import eventually
@@ -30,7 +30,7 @@ def fleet(store: Store) -> StoreFleet:
 
 def fail(store: Store, code: str, host: str, times: int = 3) -> None:
     for _ in range(times):
-        store.loads.failed(store.loads.begin("m", "d", Process(host, 1, 1)), code, "It failed.", "load")
+        store.load_attempts.failed(store.load_attempts.begin("m", "d", Process(host, 1, 1)), code, "It failed.", "load")
 
 
 def report(store: Store, name: str, phase: str) -> None:
@@ -44,8 +44,8 @@ def test_one_bad_host_stops_nobody_else(store: Store, fleet: StoreFleet):
     report(store, "good", "idle")
     fail(store, "missing_file", "bad")
 
-    assert store.loads.breaker("m", "d", BREAKER, "bad").is_open
-    assert not store.loads.breaker("m", "d", BREAKER, "good").is_open
+    assert store.load_attempts.breaker("m", "d", BREAKER, "bad").is_open
+    assert not store.load_attempts.breaker("m", "d", BREAKER, "good").is_open
     assert fleet.observe().breaker is None
 
 
@@ -60,7 +60,7 @@ def test_a_failure_of_the_model_itself_stops_every_host_and_no_worker(store: Sto
     seen = fleet.observe()
     decision = decide(seen, BOUNDS, Decision(2, ""))
 
-    assert store.loads.breaker("m", "d", BREAKER, "another").everywhere
+    assert store.load_attempts.breaker("m", "d", BREAKER, "another").everywhere
     assert (decision.target, "breaker is open" in decision.reason) == (2, True)
     assert decide(replace(seen, ready_now=0), BOUNDS, Decision(2, "")).target == 0
 
@@ -109,12 +109,12 @@ def test_a_worker_that_is_stuck_on_a_bad_host_gets_a_substitute(store: Store, fl
 def test_a_load_that_works_forgives_its_own_host_only(store: Store):
     """A success elsewhere leaves a bad host's breaker open and tells its name; one on that host closes it."""
     fail(store, "missing_file", "bad")
-    store.loads.succeeded(store.loads.begin("m", "d", Process("good", 1, 1)))
+    store.load_attempts.succeeded(store.load_attempts.begin("m", "d", Process("good", 1, 1)))
 
-    after_another = store.loads.breaker("m", "d", BREAKER, "bad")
-    anywhere = store.loads.breaker("m", "d", BREAKER)
-    store.loads.succeeded(store.loads.begin("m", "d", Process("bad", 1, 1)))
-    after_its_own = store.loads.breaker("m", "d", BREAKER, "bad")
+    after_another = store.load_attempts.breaker("m", "d", BREAKER, "bad")
+    anywhere = store.load_attempts.breaker("m", "d", BREAKER)
+    store.load_attempts.succeeded(store.load_attempts.begin("m", "d", Process("bad", 1, 1)))
+    after_its_own = store.load_attempts.breaker("m", "d", BREAKER, "bad")
 
     assert (after_another.is_open, after_another.hosts) == (True, ("bad",))
     assert (anywhere.is_open, anywhere.hosts) == (False, ("bad",))
@@ -125,16 +125,16 @@ def test_a_load_that_works_forgives_its_own_host_only(store: Store):
 def test_a_failure_of_the_model_is_forgiven_by_a_load_on_any_host(store: Store):
     """A repository that was not there for a while was never the host's fault."""
     fail(store, "unknown_repository", "a")
-    store.loads.succeeded(store.loads.begin("m", "d", Process("b", 1, 1)))
+    store.load_attempts.succeeded(store.load_attempts.begin("m", "d", Process("b", 1, 1)))
 
-    assert not store.loads.breaker("m", "d", BREAKER, "a").is_open
+    assert not store.load_attempts.breaker("m", "d", BREAKER, "a").is_open
 
 
 @pytest.mark.fault("A2")
 def test_a_first_worker_on_a_known_bad_host_gets_a_substitute(store: Store, fleet: StoreFleet):
     """From zero, a worker that lands where the model cannot be loaded holds nobody up once it could be loaded elsewhere."""
     fail(store, "missing_file", "bad")
-    store.loads.succeeded(store.loads.begin("m", "d", Process("good", 1, 1)))
+    store.load_attempts.succeeded(store.load_attempts.begin("m", "d", Process("good", 1, 1)))
     report(store, "stuck", "failed")
 
     decision = decide(fleet.observe(), BOUNDS, Decision(2, ""))
@@ -148,13 +148,13 @@ def test_a_bad_host_has_one_trial_after_a_while(store: Store, fleet: StoreFleet)
     fail(store, "missing_file", "bad")
     at_once = fleet.observe().breaker
     _age_failures(store, BREAKER.trial_s + 1)
-    after_a_while = store.loads.breaker("m", "d", BREAKER, "bad")
+    after_a_while = store.load_attempts.breaker("m", "d", BREAKER, "bad")
     wanted = decide(fleet.observe(), BOUNDS, Decision(0, "")).target
     fail(store, "missing_file", "bad", times=1)
 
     assert at_once is not None
     assert (after_a_while.is_open, after_a_while.retry_in_s, wanted) == (False, 0, BOUNDS.min_workers)
-    assert store.loads.breaker("m", "d", BREAKER, "bad").is_open
+    assert store.load_attempts.breaker("m", "d", BREAKER, "bad").is_open
     assert decide(fleet.observe(), BOUNDS, Decision(0, "")).target == 0
 
 
@@ -164,7 +164,7 @@ def test_a_failure_of_the_model_itself_has_no_trials(store: Store):
     fail(store, "unknown_repository", "a")
     _age_failures(store, BREAKER.trial_s + 1)
 
-    assert store.loads.breaker("m", "d", BREAKER, "a").is_open
+    assert store.load_attempts.breaker("m", "d", BREAKER, "a").is_open
 
 
 def _age_failures(store: Store, seconds: float) -> None:
@@ -177,9 +177,9 @@ def test_health_names_the_host_on_which_loading_was_given_up(tmp_path: Path):
     """One bad host is named, without our marks of its boot, and the model's breaker is closed where others load it."""
     with running(tmp_path) as service:
         for _ in range(3):
-            load = service.store.loads.begin("ace-step", "", Process("gpu-7/boot/pid:[1]", 1, 1))
-            service.store.loads.failed(load, "missing_file", "It failed.", "load")
-        service.store.loads.succeeded(service.store.loads.begin("ace-step", "", Process.this()))
+            load = service.store.load_attempts.begin("ace-step", "", Process("gpu-7/boot/pid:[1]", 1, 1))
+            service.store.load_attempts.failed(load, "missing_file", "It failed.", "load")
+        service.store.load_attempts.succeeded(service.store.load_attempts.begin("ace-step", "", Process.this()))
 
         breaker = service.client.get("/v1/health").json()["breakers"]["ace-step"]
 
@@ -191,7 +191,7 @@ def test_a_hub_that_is_away_opens_nothing(store: Store):
     """What passes by itself makes the pauses longer and never opens the breaker."""
     fail(store, "hub_unreachable", "a", times=5)
 
-    found = store.loads.breaker("m", "d", BREAKER, "a")
+    found = store.load_attempts.breaker("m", "d", BREAKER, "a")
 
     assert not found.is_open
     assert found.retry_in_s > 20
@@ -202,12 +202,12 @@ def test_a_worker_that_is_let_go_while_it_loads_has_not_crashed(store: Store):
     """A load whose process ended after fewer workers were wanted is no failure."""
     me = Process.this()
     store.decisions.publish("m", 3, "work")
-    store.loads.begin("m", "d", Process(me.host, me.pid, me.born - 1))
+    store.load_attempts.begin("m", "d", Process(me.host, me.pid, me.born - 1))
     store.decisions.publish("m", 0, "no work")
 
-    store.loads.bury()
+    store.load_attempts.bury()
 
-    assert store.loads.breaker("m", "d", BREAKER).runs == 0
+    assert store.load_attempts.breaker("m", "d", BREAKER).runs == 0
 
 
 @pytest.mark.fault("A1", "E29")
@@ -215,12 +215,12 @@ def test_a_worker_that_dies_while_it_is_wanted_has_crashed(store: Store):
     """More workers being wanted is no excuse: the load counts as crashed, and the message names Ray's memory monitor."""
     me = Process.this()
     store.decisions.publish("m", 1, "work")
-    store.loads.begin("m", "d", Process(me.host, me.pid, me.born - 1))
+    store.load_attempts.begin("m", "d", Process(me.host, me.pid, me.born - 1))
     store.decisions.publish("m", 2, "more work")
 
-    store.loads.bury()
+    store.load_attempts.bury()
 
-    breaker = store.loads.breaker("m", "d", BREAKER)
+    breaker = store.load_attempts.breaker("m", "d", BREAKER)
     assert breaker.code == "load_crashed"
     assert "Ray's memory monitor" in breaker.message
 
@@ -231,7 +231,7 @@ class Loaded:
     failed_in = ""
 
     def __init__(self) -> None:
-        self.loads = 0
+        self.load_attempts = 0
 
     def announce(self) -> None:
         pass
@@ -240,7 +240,7 @@ class Loaded:
         pass
 
     def load(self) -> None:
-        self.loads += 1
+        self.load_attempts += 1
 
 
 @pytest.mark.fault("A10")
@@ -260,7 +260,7 @@ def test_a_database_outage_during_a_start_costs_no_loaded_model(
         return say
 
     for name in ("breaker", "begin", "succeeded"):
-        monkeypatch.setattr(store.loads, name, fails_once(name, getattr(store.loads, name)))
+        monkeypatch.setattr(store.load_attempts, name, fails_once(name, getattr(store.load_attempts, name)))
     monkeypatch.setattr(store, "bury", fails_once("bury", store.bury))
     monkeypatch.setattr("serve_app.worker.deployment._LOOK_S", 0.01)
     worker = Loaded()
@@ -269,17 +269,17 @@ def test_a_database_outage_during_a_start_costs_no_loaded_model(
 
     assert worker.loads == 1
     assert not any(outages.values())
-    assert store.loads.startup_s("m") is not None
+    assert store.load_attempts.startup_s("m") is not None
 
 
 @pytest.mark.fault("A10")
 def test_a_load_whose_beginning_was_acknowledged_too_late_is_one_load(store: Store):
     """Said again under its id, it leaves no second row that would be buried as a crash."""
     me = Process.this()
-    store.loads.begin("m", "d", me, "a-load")
-    store.loads.begin("m", "d", me, "a-load")
+    store.load_attempts.begin("m", "d", me, "a-load")
+    store.load_attempts.begin("m", "d", me, "a-load")
 
-    store.loads.succeeded("a-load")
+    store.load_attempts.succeeded("a-load")
 
     with store.database.read() as connection:
         assert len(connection.execute(loads.select()).all()) == 1

@@ -11,9 +11,9 @@ import jsonschema
 import pytest
 from pydantic import ValidationError
 
-from serve_app.engine.generating import seeds, settings, words
+from serve_app.engine.ace_step.generating import seeds, settings, words
 from serve_app.errors import ConfigurationError, StoreUnavailable
-from serve_app.schemas import MAX_SEED, MusicRequest
+from serve_app.music import MAX_SEED, MusicRequest
 from serve_app.store import Store
 from serve_app.store.jobs import JobStore
 from tests.helpers import eventually, quickest_s

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.ops.cli import main
 from serve_app.config import AppArgs
+from serve_app.ops.cli import main
 from serve_app.processes import Process
 from serve_app.store import Store, WorkerRow
 from tests.test_store import claim, finish, submit

@@ -9,10 +9,10 @@ from serve_app.app import _scaling
 from serve_app.config import AppArgs, BreakerArgs, ScalingArgs
 from serve_app.processes import Process
 from serve_app.ray_adapters.cluster import Node
-from serve_app.scaling import Decision, decide
+from serve_app.scaling import observation as fleets
+from serve_app.scaling.observation import StoreFleet
+from serve_app.scaling.policy import Decision, decide
 from serve_app.store import Store, WorkerRow
-from serve_app.store import fleet as fleets
-from serve_app.store.fleet import StoreFleet
 from serve_app.store.tables import decisions, jobs, loads
 from tests.helpers import eventually
 from tests.running import running, simulated
@@ -85,7 +85,7 @@ def test_each_cluster_has_a_decision_of_its_own(store: Store, one: StoreFleet, t
     """Neither overwrites the other's, and a cluster that ends workers excuses no crash of the other's."""
     one.publish(3, "much to do")
     two.publish(1, "little to do")
-    load = store.loads.begin("m", "d1", Process("another", 1, 1), cluster="one")
+    load = store.load_attempts.begin("m", "d1", Process("another", 1, 1), cluster="one")
     two.publish(0, "nothing to do")
 
     found = store.decisions.in_force("two")["m"]
@@ -93,10 +93,10 @@ def test_each_cluster_has_a_decision_of_its_own(store: Store, one: StoreFleet, t
     assert [(each.cluster, each.target) for each in found] == [("two", 0), ("one", 3)]
     with store.database.read() as connection:
         row = connection.execute(sa.select(loads).where(loads.c.id == load)).one()
-        assert not store.loads._was_let_go(connection, row)
+        assert not store.load_attempts._was_let_go(connection, row)
     one.publish(0, "nothing to do")
     with store.database.read() as connection:
-        assert store.loads._was_let_go(connection, row)
+        assert store.load_attempts._was_let_go(connection, row)
 
 
 @pytest.mark.fault("A5")
@@ -118,8 +118,8 @@ def test_a_cluster_that_stops_deciding_leaves_its_share(store: Store, one: Store
 def test_a_cluster_that_cannot_start_workers_has_no_share(store: Store, one: StoreFleet, two: StoreFleet):
     """While its breaker is open for every host, the other takes all."""
     for _ in range(2):
-        load = store.loads.begin("m", "d2", Process.this())
-        store.loads.failed(load, "unknown_repository", "There is none.", "download")
+        load = store.load_attempts.begin("m", "d2", Process.this())
+        store.load_attempts.failed(load, "unknown_repository", "There is none.", "download")
     live(one, two)
     for _ in range(4):
         submit(store)

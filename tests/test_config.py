@@ -8,9 +8,9 @@ from pydantic import ValidationError
 from ray._private.label_utils import validate_label_selector
 from ray.serve.schema import ServeDeploySchema
 
+from serve_app.api.listen_policy import keys_are_needed
 from serve_app.config import AppArgs, ModelArgs
 from serve_app.errors import ConfigurationError
-from serve_app.api.listen_policy import keys_are_needed
 from serve_app.ray_adapters.label_selectors import Selector
 from serve_app.settings import load_args
 from tests import settings_table

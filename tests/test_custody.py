@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from serve_app import custody, janitor
 from serve_app.artifacts import Artifacts
-from serve_app.ops.cli import main
+from serve_app.background import custody, janitor
+from serve_app.background.janitor import Janitor, audit
 from serve_app.config import RetentionArgs
 from serve_app.errors import ConfigurationError
-from serve_app.janitor import Janitor, audit
 from serve_app.jobs import Job, new_id
-from serve_app.schemas import MusicRequest
+from serve_app.music import MusicRequest
+from serve_app.ops.cli import main
 from serve_app.store import Store
 from tests.buckets import s3
 from tests.helpers import eventually

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serve_app.ops import doctor
 from serve_app.config import AppArgs
+from serve_app.ops import doctor
 from tests.checkpoints import changed
 from tests.disks import fill, small_disk
 from tests.environments import bare, distribution, finding, without

@@ -13,7 +13,7 @@ import soundfile
 from mutagen.mp3 import MP3, BitrateMode
 
 from serve_app.audio import Tags, encode
-from serve_app.schemas import SAMPLE_RATE, Format
+from serve_app.music import SAMPLE_RATE, Format
 
 FORMATS: tuple[Format, ...] = get_args(Format)
 LOSSLESS = ("flac", "wav", "wav32")

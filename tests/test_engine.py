@@ -13,8 +13,8 @@ import pytest
 from serve_app import errors, weights
 from serve_app.audio import Song
 from serve_app.config import ModelArgs
-from serve_app.engine import AceStepEngine
-from serve_app.schemas import SAMPLE_RATE, MusicRequest
+from serve_app.engine.ace_step.engine import AceStepEngine
+from serve_app.music import SAMPLE_RATE, MusicRequest
 from tests.checkpoints import changed
 
 EMBEDDED = ModelArgs(source="embedded", device="cpu")
@@ -347,8 +347,8 @@ def _run_with_engine(cache: Path, code: str) -> str:
         from pathlib import Path
         from serve_app import errors
         from serve_app.config import ModelArgs
-        from serve_app.engine import AceStepEngine
-        from serve_app.schemas import MusicRequest
+        from serve_app.engine.ace_step.engine import AceStepEngine
+        from serve_app.music import MusicRequest
         def quiet(*step): pass
         def never(): return False
         engine = AceStepEngine("m", ModelArgs(source="embedded", device="cpu"), Path({str(cache)!r}))

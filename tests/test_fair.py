@@ -10,9 +10,9 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 
-from serve_app.ops.cli import main
 from serve_app.config import AppArgs
 from serve_app.jobs import Job, Status
+from serve_app.ops.cli import main
 from serve_app.store import Store
 from serve_app.store import places as places_module
 from serve_app.store.places import Place

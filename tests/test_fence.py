@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 from serve_app.errors import GenerationError
 from serve_app.jobs import Job, artifact_folder
-from serve_app.schemas import MusicRequest
+from serve_app.music import MusicRequest
 from serve_app.store import Beat, Store
 
 LEASE_S = 60.0

@@ -6,9 +6,9 @@ import pytest
 
 from serve_app.config import BreakerArgs, ScalingArgs
 from serve_app.processes import Process
-from serve_app.scaling import WINDOWS
+from serve_app.scaling.observation import StoreFleet
+from serve_app.scaling.policy import WINDOWS
 from serve_app.store import Store, WorkerRow
-from serve_app.store.fleet import StoreFleet
 from serve_app.store.tables import jobs, loads
 from tests.test_store import claim, finish, submit
 
@@ -69,11 +69,13 @@ def test_jobs_on_draining_workers_ask_for_nothing(fleet: StoreFleet, store: Stor
 
 def test_loads_are_seen_as_ages_and_as_a_breaker(fleet: StoreFleet, store: Store):
     """A load that worked is young; two equal failures are a reason to start nobody."""
-    store.loads.succeeded(store.loads.begin("m", "d", Process.this()))
+    store.load_attempts.succeeded(store.load_attempts.begin("m", "d", Process.this()))
     (age,) = fleet.observe().ready_s
     assert 0 <= age < 30
     for _ in range(2):
-        store.loads.failed(store.loads.begin("m", "d", Process.this()), "disk_full", "no room", "download")
+        store.load_attempts.failed(
+            store.load_attempts.begin("m", "d", Process.this()), "disk_full", "no room", "download"
+        )
     assert fleet.observe().breaker == "2 failures with disk_full: no room"
 
 
@@ -92,7 +94,7 @@ def test_a_start_up_is_measured_from_the_wish_to_the_readiness(fleet: StoreFleet
         fleet.publish(target, "because")
     began = time.monotonic()
     time.sleep(0.2)
-    store.loads.succeeded(store.loads.begin("m", "d", Process.this()))
+    store.load_attempts.succeeded(store.load_attempts.begin("m", "d", Process.this()))
     assert 0.2 <= fleet.observe().startup_s <= time.monotonic() - began + 1
 
 
@@ -112,19 +114,19 @@ def test_a_wish_is_not_fulfilled_by_a_load_that_was_under_way_already(fleet: Sto
     began = time.time()
     fleet.observe()
     fleet.publish(1, "because")
-    successor = store.loads.begin("m", "d", Process.this())
+    successor = store.load_attempts.begin("m", "d", Process.this())
     with store.database.write() as connection:
         connection.execute(loads.update().where(loads.c.id == successor).values(began_at=loads.c.began_at - 50))
     fleet.publish(2, "because")
-    store.loads.succeeded(successor)
+    store.load_attempts.succeeded(successor)
     passed_s = time.time() - began
     assert 50 - 0.1 <= fleet.observe().startup_s <= 50 + passed_s + 0.1
-    store.loads.succeeded(store.loads.begin("m", "d", Process.this()))
+    store.load_attempts.succeeded(store.load_attempts.begin("m", "d", Process.this()))
     assert 0 < fleet.observe().startup_s < 40
 
 
 def _came_up(store: Store, after_s: float) -> None:
-    load = store.loads.begin("m", "d", Process.this())
+    load = store.load_attempts.begin("m", "d", Process.this())
     with store.database.write() as connection:
         connection.execute(loads.update().where(loads.c.id == load).values(began_at=loads.c.began_at - after_s))
-    store.loads.succeeded(load)
+    store.load_attempts.succeeded(load)

@@ -10,9 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
-from serve_app.api.views import Viewer
+from serve_app.api.job_viewer import Viewer
+from serve_app.api.views import JobView
 from serve_app.jobs import Job
-from serve_app.schemas import JobView, MusicRequest
+from serve_app.music import MusicRequest
 from serve_app.store import Beat, Store
 from serve_app.store.jobs import JobStore
 from tests.helpers import eventually

@@ -11,14 +11,14 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from serve_app import custody, janitor
 from serve_app.artifacts import Artifacts
-from serve_app.ops.cli import main
+from serve_app.background import custody, janitor
+from serve_app.background.janitor import PAGE, Janitor, audit, expire
 from serve_app.config import RetentionArgs
 from serve_app.errors import GenerationError, NotFound
-from serve_app.janitor import PAGE, Janitor, audit, expire
 from serve_app.jobs import Job, Status
-from serve_app.schemas import MusicRequest
+from serve_app.music import MusicRequest
+from serve_app.ops.cli import main
 from serve_app.store import Store
 from serve_app.store.database import now
 from serve_app.store.tables import jobs, leases

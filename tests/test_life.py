@@ -205,7 +205,7 @@ def test_a_model_that_cannot_be_loaded_stops_being_tried_and_says_why(
     eventually(lambda: not _replicas(), 60)
     scale = cluster.get("/v1/health").json()["scale"]["m"]
     assert (scale["wanted"], "breaker is open" in scale["reason"]) == (0, True)
-    store.loads.reset("m")
+    store.load_attempts.reset("m")
     eventually(lambda: (_get(cluster, "/v1/health") or {})["breakers"]["m"]["open"], 60)
     with store.database.read() as connection:
         assert len(connection.execute(loads.select()).all()) == 2

@@ -17,9 +17,9 @@ import pytest
 from serve_app import errors, weights
 from serve_app.artifacts import Artifacts
 from serve_app.config import ModelArgs, QueueArgs
-from serve_app.engine import AceStepEngine
+from serve_app.engine.ace_step.engine import AceStepEngine
 from serve_app.store import Store
-from serve_app.worker import Worker
+from serve_app.worker.worker import Worker
 from tests.checkpoints import changed, edit, enlarged
 from tests.disks import small_disk
 from tests.environments import bare, distribution, finding, without
@@ -240,14 +240,14 @@ from pathlib import Path
 from serve_app import errors
 from serve_app.artifacts import Artifacts
 from serve_app.config import ModelArgs, QueueArgs
-from serve_app.engine import AceStepEngine
+from serve_app.engine.ace_step.engine import AceStepEngine
 from serve_app.store import Store
-from serve_app.worker import Worker
+from serve_app.worker.worker import Worker
 
 folder, source, limit = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 if limit:
     import serve_app.engine.loading
-    serve_app.engine.loading.import_packages()
+    serve_app.engine.ace_step.loading.import_packages()
     used = resource.getpagesize() * int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (used + limit, resource.RLIM_INFINITY))
 store = Store(f"sqlite:///{folder}/jobs.db")

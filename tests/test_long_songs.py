@@ -10,7 +10,7 @@ import soundfile
 
 from serve_app.artifacts import Artifacts
 from serve_app.config import AppArgs
-from serve_app.schemas import MEDIA_TYPES, SAMPLE_RATE, MusicRequest
+from serve_app.music import MEDIA_TYPES, SAMPLE_RATE, MusicRequest
 from serve_app.store import Store
 from tests.test_ends import edit_list
 
@@ -23,9 +23,9 @@ import json, resource, sys, time
 from pathlib import Path
 from serve_app.artifacts import Artifacts
 from serve_app.config import AppArgs, ModelArgs
-from serve_app.engine import AceStepEngine
+from serve_app.engine.ace_step.engine import AceStepEngine
 from serve_app.store import Store
-from serve_app.worker import Worker
+from serve_app.worker.worker import Worker
 
 args = AppArgs(data_dir=Path(sys.argv[1]), models={"m": ModelArgs(source="embedded", device="cpu")}, encoding={"processes": 2})
 store = Store(args.resolved_database_url)

@@ -35,7 +35,7 @@ class Teller:
         metrics.job_ended("m", "failed", "bad_audio")
         metrics.phase_ended("m", "load", 3.0)
         metrics.device_time("m", "idle", 1800.0, price_per_hour=0.5)
-        metrics.background("upkeep", 1)
+        metrics.background("sweeper", 1)
         metrics.device_memory("m", 1, 2)
 
 

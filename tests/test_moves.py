@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 
 from serve_app.errors import BadAudio, Conflict, GenerationError, NotFound
 from serve_app.jobs import MOVES, Job, Status
-from serve_app.schemas import MusicRequest
+from serve_app.music import MusicRequest
 from serve_app.store import Beat, Store
 from serve_app.store.tables import jobs
 

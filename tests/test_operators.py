@@ -17,10 +17,10 @@ from sqlalchemy import QueuePool
 
 from serve_app.artifacts import Artifacts
 from serve_app.config import DatabaseArgs, QueueArgs
-from serve_app.schemas import MusicRequest
-from serve_app.simulated import SimulatedEngine
+from serve_app.engine.simulated import SimulatedEngine
+from serve_app.music import MusicRequest
 from serve_app.store import Store
-from serve_app.worker import Worker
+from serve_app.worker.worker import Worker
 from tests.helpers import eventually
 from tests.running import simulated
 

@@ -9,8 +9,8 @@ import sqlalchemy as sa
 
 from serve_app.config import BreakerArgs, ScalingArgs
 from serve_app.jobs import Job
+from serve_app.scaling.observation import StoreFleet
 from serve_app.store import Beat, Store
-from serve_app.store.fleet import StoreFleet
 from tests.test_store import claim, finish, submit
 
 

@@ -80,10 +80,10 @@ def test_our_time_limits_hold_in_each_transaction_through_pgbouncer(pooled: str)
     """The server ends a statement of ours as ever, though the pooler takes no limits for a connection; others' changes are seen."""
     with closing(Store(pooled)) as store:
         store.migrate()
-        seen = store.changes.count("queued")
+        seen = store.notifications.count("queued")
         with store.database.write() as connection:
             limit = connection.exec_driver_sql("SHOW statement_timeout").scalar_one()
 
         assert limit == f"{store.database.limits.statement_s:g}s"
         assert store.database.is_pooled
-        assert store.changes.wait("queued", seen, 30)
+        assert store.notifications.wait("queued", seen, 30)

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from serve_app.config import QueueArgs
 from serve_app.errors import BadAudio, Conflict, NotFound, QueueFull, QuotaExceeded
 from serve_app.jobs import Job, Status
-from serve_app.schemas import MusicRequest
+from serve_app.music import MusicRequest
 from serve_app.store import Store
 from serve_app.store.tables import jobs, shares
 from tests.failure_codes import provoked

@@ -30,7 +30,7 @@ from serve_app.artifacts import Artifacts
 from serve_app.config import QueueArgs
 from serve_app.simulated import SimulatedEngine
 from serve_app.store import Store
-from serve_app.worker import Worker
+from serve_app.worker.worker import Worker
 from tests.running import simulated
 store = Store(sys.argv[1])
 worker = Worker("m", SimulatedEngine("m", simulated(0.2)), store, Artifacts("memory://"), QueueArgs(lease_s=600))
@@ -145,17 +145,17 @@ def test_an_owner_who_asks_for_much_does_not_keep_another_waiting(store: Store):
 
 def fail(store: Store, code: str = "missing_file", host: str | None = None, deployment: str = "d") -> None:
     process = Process.this() if host is None else Process(host, 1, 1)
-    load = store.loads.begin("m", deployment, process)
-    store.loads.failed(load, code, "vae is missing.", "load")
+    load = store.load_attempts.begin("m", deployment, process)
+    store.load_attempts.failed(load, code, "vae is missing.", "load")
 
 
 def test_the_same_failure_again_and_again_opens_the_breaker(store: Store):
     """Three equal failures of one host open it; it tells cause, count and phase."""
     for _ in range(2):
         fail(store, host="a")
-    assert not store.loads.breaker("m", "d", BREAKER).is_open
+    assert not store.load_attempts.breaker("m", "d", BREAKER).is_open
     fail(store, host="a")
-    found = store.loads.breaker("m", "d", BREAKER)
+    found = store.load_attempts.breaker("m", "d", BREAKER)
     assert found.is_open
     assert (found.runs, found.code, found.message, found.phase) == (3, "missing_file", "vae is missing.", "load")
     assert found.since is not None
@@ -165,21 +165,21 @@ def test_a_success_a_new_deployment_and_an_operator_close_it(store: Store):
     """Each of the three begins the count anew."""
     for _ in range(3):
         fail(store)
-    assert not store.loads.breaker("m", "another build", BREAKER).is_open
-    store.loads.succeeded(store.loads.begin("m", "d", Process.this()))
-    assert store.loads.breaker("m", "d", BREAKER).runs == 0
+    assert not store.load_attempts.breaker("m", "another build", BREAKER).is_open
+    store.load_attempts.succeeded(store.load_attempts.begin("m", "d", Process.this()))
+    assert store.load_attempts.breaker("m", "d", BREAKER).runs == 0
     for _ in range(3):
         fail(store)
-    assert store.loads.breaker("m", "d", BREAKER).is_open
-    assert store.loads.reset("m") >= 3
-    assert store.loads.breaker("m", "d", BREAKER).runs == 0
+    assert store.load_attempts.breaker("m", "d", BREAKER).is_open
+    assert store.load_attempts.reset("m") >= 3
+    assert store.load_attempts.breaker("m", "d", BREAKER).runs == 0
 
 
 def test_different_failures_do_not_open_it(store: Store):
     """Three failures of three kinds are no pattern yet."""
     for code in ("missing_file", "disk_full", "hub_unreachable"):
         fail(store, code)
-    assert not store.loads.breaker("m", "d", BREAKER).is_open
+    assert not store.load_attempts.breaker("m", "d", BREAKER).is_open
 
 
 def test_a_node_pauses_longer_after_each_of_its_failures(store: Store):
@@ -188,33 +188,33 @@ def test_a_node_pauses_longer_after_each_of_its_failures(store: Store):
     for code, whole_s in zip(kinds_of_failure, (10, 20, 30, 30), strict=True):
         began = time.time()
         fail(store, code, host="bad")
-        left_s = store.loads.breaker("m", "d", BREAKER, "bad").retry_in_s
+        left_s = store.load_attempts.breaker("m", "d", BREAKER, "bad").retry_in_s
         assert left_s - 0.1 <= whole_s <= left_s + (time.time() - began) + 0.1
-    assert store.loads.breaker("m", "d", BREAKER, "good").retry_in_s == 0
+    assert store.load_attempts.breaker("m", "d", BREAKER, "good").retry_in_s == 0
 
 
 def test_a_process_that_dies_while_loading_has_failed(store: Store):
     """A load whose process is gone counts as load_crashed; one that is under way does not."""
     me = Process.this()
-    store.loads.begin("m", "d", Process(me.host, me.pid, me.born - 1))
-    store.loads.begin("m", "d", me)
-    assert store.loads.bury() == 1
-    found = store.loads.breaker("m", "d", BREAKER)
+    store.load_attempts.begin("m", "d", Process(me.host, me.pid, me.born - 1))
+    store.load_attempts.begin("m", "d", me)
+    assert store.load_attempts.bury() == 1
+    found = store.load_attempts.breaker("m", "d", BREAKER)
     assert found.code == "load_crashed"
     provoked("load_crashed", "the process dies while it loads", found.message, found.phase)
 
 
 def test_the_start_up_time_is_measured(store: Store):
     """The mean of the last loads that worked; failures do not count."""
-    assert store.loads.startup_s("m") is None
+    assert store.load_attempts.startup_s("m") is None
     began = time.time()
-    load = store.loads.begin("m", "d", Process.this())
+    load = store.load_attempts.begin("m", "d", Process.this())
     with store.database.write() as connection:
         connection.execute(loads.update().values(began_at=loads.c.began_at - 40))
-    store.loads.succeeded(load)
+    store.load_attempts.succeeded(load)
     passed_s = time.time() - began
     fail(store)
-    found_s = store.loads.startup_s("m")
+    found_s = store.load_attempts.startup_s("m")
     assert found_s is not None
     assert 40 - 0.1 <= found_s <= 40 + passed_s + 0.1
 
@@ -226,8 +226,10 @@ def test_an_open_breaker_is_told_to_whoever_waits(tmp_path: Path):
     """The job, readyz and health say what cannot be loaded, since when, how often, and how to go on."""
     with running(tmp_path, workers=0) as service:
         for _ in range(3):
-            load = service.store.loads.begin("ace-step", "", Process.this())
-            service.store.loads.failed(load, "missing_file", "vae/config.json is missing: fetch it again.", "load")
+            load = service.store.load_attempts.begin("ace-step", "", Process.this())
+            service.store.load_attempts.failed(
+                load, "missing_file", "vae/config.json is missing: fetch it again.", "load"
+            )
         waiting = service.job(service.submit()["id"])["waiting_for"]
         assert waiting.startswith("the model cannot be loaded: vae/config.json is missing: fetch it again. Since 20")
         assert "3 attempts; not retrying until a changed configuration" in waiting

@@ -17,7 +17,8 @@ from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
 from serve_app import scaling
 from serve_app.config import ScalingArgs
-from serve_app.scaling import WINDOWS, Decision, Observation, QueuePolicy, autoscaling_config, decide
+from serve_app.scaling.policy import WINDOWS, Decision, Observation, decide
+from serve_app.scaling.serve_policy import QueuePolicy, autoscaling_config
 from tests.helpers import eventually
 
 NOTHING = Observation(

@@ -9,8 +9,8 @@ import pytest
 
 from serve_app import errors
 from serve_app.config import ModelArgs, SimulatedArgs
-from serve_app.schemas import SAMPLE_RATE, MusicRequest
-from serve_app.simulated import SimulatedEngine
+from serve_app.engine.simulated import SimulatedEngine
+from serve_app.music import SAMPLE_RATE, MusicRequest
 from tests.helpers import quickest_s
 
 
@@ -81,7 +81,7 @@ def test_loading_reports_the_phases_of_a_real_load():
 
 def test_it_needs_no_torch():
     """The simulated engine starts without importing torch, so that many fit on a small machine."""
-    code = "import sys, serve_app.simulated; print('torch' in sys.modules, 'diffusers' in sys.modules)"
+    code = "import sys, serve_app.engine.simulated; print('torch' in sys.modules, 'diffusers' in sys.modules)"
 
     assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == ["False", "False"]
 

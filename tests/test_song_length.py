@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from serve_app.song_length import INSTRUMENTAL_S, song_length_s, syllables
+from serve_app.music.song_length import INSTRUMENTAL_S, song_length_s, syllables
 from tests.running import Service, running
 
 VERSE = "[verse]\n" + "Soft notes in the morning light\n" * 4

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from serve_app import artifacts as artifacts_module
-from serve_app.ops import doctor
-from serve_app.api import storage
-from serve_app.artifact_causes import ROWS, Place, explain
 from serve_app.artifacts import Artifacts
+from serve_app.artifacts.causes import ROWS, Place, explain
+from serve_app.background import storage_watch
 from serve_app.errors import ArtifactsUnavailable, NotFound
+from serve_app.ops import doctor
 from serve_app.supervision import Supervisor
 from tests.answering import Answering, answering
 from tests.disks import fill, small_disk
@@ -243,7 +243,7 @@ def test_a_store_that_refuses_is_told_everywhere(
     bucket: Answering, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     """Readiness, health, the doctor and one line of the log tell why no song can be stored; strangers read no bucket's name."""
-    monkeypatch.setattr(storage, "FAILING_EVERY_S", 0.05)
+    monkeypatch.setattr(storage_watch, "FAILING_EVERY_S", 0.05)
     monkeypatch.setattr(doctor, "_packages", lambda: "")  # their import takes most of a minute
     bucket.says(404, "NoSuchBucket")
     with (
@@ -274,8 +274,8 @@ def test_a_store_that_refuses_is_told_everywhere(
 @pytest.mark.fault("B14", "E9")
 def test_a_full_disk_is_told_until_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A disk that fills up makes the service not ready and degraded; with room again it is well again."""
-    monkeypatch.setattr(storage, "EVERY_S", 0.05)
-    monkeypatch.setattr(storage, "FAILING_EVERY_S", 0.05)
+    monkeypatch.setattr(storage_watch, "EVERY_S", 0.05)
+    monkeypatch.setattr(storage_watch, "FAILING_EVERY_S", 0.05)
     with small_disk(tmp_path / "disk", megabytes=8) as disk, running(tmp_path, artifacts_url=disk.as_uri()) as service:
         assert service.client.get("/readyz").status_code == 200
         filler = fill(disk)
@@ -292,8 +292,8 @@ def test_a_full_disk_is_told_until_there_is_room(tmp_path: Path, monkeypatch: py
 @pytest.mark.fault("B10", "B14")
 def test_a_try_that_fails_as_nobody_foresaw_is_told_and_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """An error that is none of the store's does not end the watch: health tells of it until a try works."""
-    monkeypatch.setattr(storage, "EVERY_S", 0.05)
-    monkeypatch.setattr(storage, "FAILING_EVERY_S", 0.05)
+    monkeypatch.setattr(storage_watch, "EVERY_S", 0.05)
+    monkeypatch.setattr(storage_watch, "FAILING_EVERY_S", 0.05)
     probe = Artifacts.probe
 
     def broken(self: Artifacts) -> None:
@@ -308,7 +308,7 @@ def test_a_try_that_fails_as_nobody_foresaw_is_told_and_made_again(tmp_path: Pat
 
 def test_the_first_try_has_an_answer_before_anybody_is_told_that_all_is_well(tmp_path: Path):
     """Until the store was tried once, nobody says that it works."""
-    watch = storage.StorageWatch(Artifacts(tmp_path.as_uri()), Supervisor())
+    watch = storage_watch.StorageWatch(Artifacts(tmp_path.as_uri()), Supervisor())
 
     failure = watch.failure()
 

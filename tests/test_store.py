@@ -22,8 +22,8 @@ from serve_app.errors import (
     StoreUnavailable,
 )
 from serve_app.jobs import Job, Status
+from serve_app.music import MusicRequest
 from serve_app.processes import Process
-from serve_app.schemas import MusicRequest
 from serve_app.store import Beat, Store, WorkerRow
 from serve_app.store.database import Database
 from serve_app.store.keys import owner_of
@@ -344,10 +344,12 @@ def test_a_change_by_another_process_wakes_a_waiter(store: Store, database_url: 
     """Who waits for work hears of a submission made through another connection."""
     other = Store(database_url)
     try:
-        store.changes.wait("queued", store.changes.count("queued"), 1)  # the first sight of the database is a change
+        store.notifications.wait(
+            "queued", store.notifications.count("queued"), 1
+        )  # the first sight of the database is a change
         woken = threading.Event()
-        seen = store.changes.count("queued")
-        waiter = threading.Thread(target=lambda: store.changes.wait("queued", seen, 20) and woken.set())
+        seen = store.notifications.count("queued")
+        waiter = threading.Thread(target=lambda: store.notifications.wait("queued", seen, 20) and woken.set())
         began = time.monotonic()
         waiter.start()
         submit(other)
@@ -363,9 +365,9 @@ def test_watching_survives_a_database_that_comes_back(postgresql_url: str):
     store = Store(postgresql_url)
     try:
         store.migrate()
-        seen = store.changes.count("ended")
-        assert store.changes.wait("ended", seen, 20)
-        seen = store.changes.count("ended")
+        seen = store.notifications.count("ended")
+        assert store.notifications.wait("ended", seen, 20)
+        seen = store.notifications.count("ended")
         with store.database.write() as connection:
             connection.execute(
                 sa.text(
@@ -373,9 +375,9 @@ def test_watching_survives_a_database_that_comes_back(postgresql_url: str):
                     "where query like 'LISTEN%' and datname = current_database()"
                 )
             )
-        assert store.changes.wait("ended", seen, 20)
-        seen = store.changes.count("queued")
+        assert store.notifications.wait("ended", seen, 20)
+        seen = store.notifications.count("queued")
         submit(store)
-        eventually(lambda: store.changes.count("queued") > seen)
+        eventually(lambda: store.notifications.count("queued") > seen)
     finally:
         store.close()

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from serve_app import artifacts as artifacts_module
-from serve_app.api import storage
 from serve_app.artifacts import Artifacts
+from serve_app.background import storage_watch
 from serve_app.config import BreakerArgs, ScalingArgs
 from serve_app.jobs import Job, Status
-from serve_app.schemas import MusicRequest
+from serve_app.music import MusicRequest
+from serve_app.scaling.observation import StoreFleet
 from serve_app.store import Beat, Store
-from serve_app.store.fleet import StoreFleet
 from serve_app.store.tables import jobs
 from serve_app.worker import storing
 from serve_app.worker.claims import Claim
@@ -51,8 +51,8 @@ def on_a_small_disk(folder: Path, **settings: Any) -> Iterator[tuple[Service, Pa
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "EVERY_S", 0.1)
-    monkeypatch.setattr(storage, "FAILING_EVERY_S", 0.1)
+    monkeypatch.setattr(storage_watch, "EVERY_S", 0.1)
+    monkeypatch.setattr(storage_watch, "FAILING_EVERY_S", 0.1)
     monkeypatch.setattr(storing, "RETRY_S", 0.1)
 
 

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from fastapi.testclient import TestClient
 
 from serve_app import supervision
-from serve_app.api import create_api
+from serve_app.api.application import create_api
 from serve_app.api.watch import JobWatcher
 from serve_app.artifacts import Artifacts
 from serve_app.config import AppArgs
@@ -121,7 +121,7 @@ def test_a_thread_that_has_ended_by_itself_is_told():
 @pytest.mark.parametrize(
     ("part", "name", "task"),
     [
-        ("jobs", "sweep", "upkeep"),
+        ("jobs", "sweep", "sweeper"),
         ("leases", "take", "janitor"),
         ("webhooks", "claim", "webhooks"),
         ("jobs", "get_many", "job watcher"),
@@ -131,7 +131,7 @@ def test_each_task_of_the_api_goes_on_and_is_in_health_while_it_fails(
     part: str, name: str, task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """An error of a kind that no task expects ends none of them: health names it, and is well again when it passes."""
-    monkeypatch.setattr("serve_app.janitor._LOOK_S", 0.1)
+    monkeypatch.setattr("serve_app.background.janitor._LOOK_S", 0.1)
     broken = threading.Event()
     broken.set()
     kind = type(getattr(Store(f"sqlite:///{tmp_path / 'other.db'}"), part))
@@ -273,7 +273,7 @@ def test_a_worker_neither_claims_nor_ends_on_a_newer_database(database_url: str)
 @pytest.mark.fault("B10")
 def test_a_running_service_tells_of_a_newer_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """While an update is under way the old processes go on, and say that they cannot be started again."""
-    monkeypatch.setattr("serve_app.api.upkeep.TELL_EVERY_S", 0.1)
+    monkeypatch.setattr("serve_app.background.sweeper.TELL_EVERY_S", 0.1)
     with running(tmp_path) as service:
         service.ended(service.submit()["id"])
         with migrated_by_a_newer_version(service.store):

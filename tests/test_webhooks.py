@@ -26,16 +26,16 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import ValidationError
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
+from serve_app.background.receivers import receiver_at
+from serve_app.background.webhook_sender import Sender, check_url, is_public, resolve, shown_secret, sign, signing_keys
 from serve_app.config import AppArgs, QueueArgs
 from serve_app.errors import BadAudio, GenerationError, InvalidRequest, QuotaExceeded, StoreUnavailable
 from serve_app.jobs import Job, Status
-from serve_app.receivers import receiver_at
-from serve_app.schemas import MusicRequest
+from serve_app.music import MusicRequest
 from serve_app.store import Store
 from serve_app.store.migrations import versions
 from serve_app.store.tables import jobs, webhook_deliveries
 from serve_app.store.webhooks import Delivery
-from serve_app.webhooks import Sender, check_url, is_public, resolve, shown_secret, sign, signing_keys
 from tests.helpers import eventually
 from tests.running import running, simulated
 

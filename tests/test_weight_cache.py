@@ -36,7 +36,7 @@ LOAD = f"""
 import sys
 from pathlib import Path
 from serve_app.config import ModelArgs
-from serve_app.engine import AceStepEngine
+from serve_app.engine.ace_step.engine import AceStepEngine
 model = ModelArgs(source="{REPOSITORY}", revision="{COMMIT}", device="cpu")
 print(AceStepEngine("m", model, Path(sys.argv[1])).load(lambda *report: None).weights_bytes)
 """

@@ -10,7 +10,7 @@ import pytest
 
 from serve_app.config import DatabaseArgs
 from serve_app.errors import StoreUnavailable
-from serve_app.store import Store, changes
+from serve_app.store import Store, notifications
 from serve_app.store.database import MIGRATION_LOCK
 from tests.helpers import eventually
 from tests.running import running, simulated
@@ -99,21 +99,21 @@ def test_who_listens_hears_again_after_its_connection_was_lost(
     wired: tuple[Wire, str], monkeypatch: pytest.MonkeyPatch
 ):
     """A listener sends nothing, so no TCP timeout ends its wait: it asks now and then whether anybody is there."""
-    monkeypatch.setattr(changes, "CHECK_S", 0.5)
+    monkeypatch.setattr(notifications, "CHECK_S", 0.5)
     line, url = wired
     store = Store(url, LIMITS)
     store.migrate()
-    store.changes.wait("queued", store.changes.count("queued"), 20)
-    seen = store.changes.count("revoked")
+    store.notifications.wait("queued", store.notifications.count("queued"), 20)
+    seen = store.notifications.count("revoked")
 
     line.cut()
     line.mend(forget=True)
 
-    assert store.changes.wait("revoked", seen, 30)  # it counts the gap as a change
-    seen = store.changes.count("ended")
+    assert store.notifications.wait("revoked", seen, 30)  # it counts the gap as a change
+    seen = store.notifications.count("ended")
     with store.database.write("ended"):
         pass
-    assert store.changes.wait("ended", seen, 30)
+    assert store.notifications.wait("ended", seen, 30)
     store.close()
 
 

@@ -14,12 +14,13 @@ from serve_app import errors
 from serve_app.artifacts import Artifacts
 from serve_app.audio import Song
 from serve_app.config import QueueArgs
-from serve_app.engine import AceStepEngine
+from serve_app.engine.ace_step.engine import AceStepEngine
+from serve_app.engine.protocol import Engine
+from serve_app.engine.simulated import SimulatedEngine
 from serve_app.jobs import Job, Status
-from serve_app.schemas import SELF_TEST, MusicRequest
-from serve_app.simulated import SimulatedEngine
+from serve_app.music import SELF_TEST, MusicRequest
 from serve_app.store import Store
-from serve_app.worker import Engine, Worker
+from serve_app.worker.worker import Worker
 from tests.helpers import eventually
 from tests.running import shared_encoders, simulated
 

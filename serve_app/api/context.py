@@ -11,10 +11,10 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from serve_app.api.limits import Limits
 from serve_app.api.origins import check_page
-from serve_app.api.storage import StorageWatch
 from serve_app.api.threads import Flight, Threads
 from serve_app.api.watch import JobWatcher
 from serve_app.artifacts import Artifacts
+from serve_app.background.storage_watch import StorageWatch
 from serve_app.config import AppArgs
 from serve_app.errors import Unauthorized
 from serve_app.store import Store

@@ -8,7 +8,7 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from serve_app.api.context import Context
-from serve_app.api.views import Viewer
+from serve_app.api.job_viewer import Viewer
 from serve_app.api.watch import Change
 from serve_app.errors import StoreUnavailable, Unauthorized
 from serve_app.jobs import Job, Status

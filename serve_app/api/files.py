@@ -13,7 +13,7 @@ from serve_app.api.context import Context
 from serve_app.api.names import content_disposition
 from serve_app.errors import AudioExpired, NotFound, RangeNotSatisfiable
 from serve_app.jobs import Job
-from serve_app.schemas import MEDIA_TYPES
+from serve_app.music import MEDIA_TYPES
 
 _ONE_RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 

@@ -7,29 +7,25 @@ from fastapi import APIRouter, Request, Response
 
 from serve_app import __version__, errors
 from serve_app.api.context import Context, Operator, Owner, Parts
-from serve_app.api.problems import ASKING, responses
-from serve_app.api.reasons import breaker_of, is_coming, is_ready, living, phase_in_words, why_no_place, why_not_ready
-from serve_app.api.threads import Flight
-from serve_app.api.views import moment
-from serve_app.config import ModelArgs, Variant
-from serve_app.schemas import (
-    MEDIA_TYPES,
-    TASKS,
-    VARIANT_DEFAULTS,
+from serve_app.api.fleet_views import (
     BreakerView,
     ClusterView,
     CostView,
     Health,
-    JobError,
     ModelList,
     ModelView,
     Pong,
     Ready,
     ScaleView,
-    UsageView,
     WorkerView,
-    bounds_of,
 )
+from serve_app.api.job_viewer import moment
+from serve_app.api.problems import ASKING, responses
+from serve_app.api.reasons import breaker_of, is_coming, is_ready, living, phase_in_words, why_no_place, why_not_ready
+from serve_app.api.threads import Flight
+from serve_app.api.views import JobError, UsageView
+from serve_app.config import ModelArgs, Variant
+from serve_app.music import MEDIA_TYPES, TASKS, VARIANT_DEFAULTS, bounds_of
 from serve_app.store import WorkerRow
 from serve_app.store.costs import Account
 from serve_app.store.decisions import Decision

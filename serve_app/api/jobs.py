@@ -15,13 +15,14 @@ from serve_app import errors
 from serve_app.api.context import Context, Owner, Parts
 from serve_app.api.events import EVENT_RESPONSES, EventStream, answer_events
 from serve_app.api.files import FILE_RESPONSES, answer_file
+from serve_app.api.job_viewer import Viewer
 from serve_app.api.problems import ASKING, responses
-from serve_app.api.views import Viewer
+from serve_app.api.views import JobList, JobView, State
+from serve_app.background.webhook_sender import check_url
 from serve_app.config import AppArgs
 from serve_app.jobs import Job, Status
-from serve_app.schemas import MAX_SEED, JobList, JobView, MusicRequest, State
+from serve_app.music import MAX_SEED, MusicRequest
 from serve_app.store.jobs import fingerprint
-from serve_app.webhooks import check_url
 
 MAX_WAIT_S: Final = 3600
 _NOT_BLANK: Final = r"^[^\x00]*[^\s\x00][^\x00]*$"

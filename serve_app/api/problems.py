@@ -13,9 +13,10 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from serve_app import errors
+from serve_app.api.views import Problem
 from serve_app.errors import SophiaError
-from serve_app.schemas import MusicRequest, Problem
-from serve_app.spellings import our_name
+from serve_app.music import MusicRequest
+from serve_app.music.spellings import our_name
 
 logger = logging.getLogger("ray.serve.sophia")
 

@@ -37,7 +37,7 @@ def is_coming(worker: WorkerRow) -> bool:
 
 def breaker_of(parts: Context, model: str) -> Breaker:
     """What the model's failed loads say."""
-    return parts.store.loads.breaker(model, parts.deployment, parts.args.breaker)
+    return parts.store.load_attempts.breaker(model, parts.deployment, parts.args.breaker)
 
 
 def why_waiting(parts: Context, model: str, ahead: int, workers: list[WorkerRow], pause: Pause | None) -> str:

@@ -1,118 +1,192 @@
-"""A job as its client sees it."""
+"""What the API answers about jobs and errors."""
 
-from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
+from typing import Literal
 
-from serve_app.api.context import Context
-from serve_app.api.reasons import is_ready, living, why_waiting
-from serve_app.jobs import Job, Status
-from serve_app.schemas import AudioFile, JobError, JobLinks, JobView, Progress, Timing, WebhookAttempt, WebhookView
-from serve_app.store import WorkerRow
-from serve_app.store.pauses import Pause
-from serve_app.store.places import Place
-from serve_app.store.webhooks import Delivery
+from pydantic import BaseModel, Field
+
+from serve_app.music import SAMPLE_RATE, Format, MusicRequest
+
+State = Literal["queued", "running", "succeeded", "failed", "cancelled", "expired"]
 
 
-class Viewer:
-    """Shows the jobs of one answer; asks the store about workers and speed once a model. Blocks: call it in a thread."""
+class Progress(BaseModel):
+    """How far a running job is."""
 
-    def __init__(self, parts: Context):
-        self._parts = parts
-        self._workers: list[WorkerRow] | None = None
-        self._pauses: dict[str, Pause] | None = None
-        self._speed: dict[str, float | None] = {}
-
-    def view(self, job: Job) -> JobView:
-        """What the native API answers for a job."""
-        return self.views([job])[0]
-
-    def views(self, found: Sequence[Job]) -> list[JobView]:
-        """What the native API answers for several jobs: their places in the queue are looked up together."""
-        places = self._parts.store.backlog.places([job for job in found if job.status is Status.QUEUED])
-        return [self._view(job, places.get(job.id)) for job in found]
-
-    def _view(self, job: Job, place: Place | None) -> JobView:
-        position, eta_s, waiting_for = self._queue_facts(job, place) if place else (None, None, None)
-        return JobView(
-            id=job.id,
-            state=job.status.value,
-            model=job.model,
-            created_at=moment(job.created_at),
-            started_at=moment(job.started_at) if job.started_at else None,
-            finished_at=moment(job.finished_at) if job.finished_at else None,
-            deadline_at=moment(job.deadline_at),
-            attempt=job.attempt,
-            position=position,
-            eta_s=eta_s,
-            waiting_for=waiting_for,
-            progress=Progress.model_validate(job.progress) if job.progress else None,
-            request=job.request,
-            warnings=list(job.warnings),
-            audio=[_file(job, index) for index in range(len(job.audio))],
-            audio_gone_at=moment(job.audio_gone_at) if job.audio_gone_at else None,
-            timing=Timing.model_validate(job.timing) if job.timing else None,
-            gpu_s=round(job.gpu_s, 3),
-            error=_error(job),
-            webhook=self._webhook(job),
-            links=_links(job.id),
-        )
-
-    def _webhook(self, job: Job) -> WebhookView | None:
-        if not job.request.webhook_url:
-            return None
-        delivery = self._parts.store.webhooks.latest(job.id)
-        return _delivery(delivery) if delivery else None
-
-    def _queue_facts(self, job: Job, place: Place) -> tuple[int, float | None, str]:
-        workers = [worker for worker in self.workers() if worker.model == job.model]
-        ready = [worker for worker in workers if is_ready(worker)]
-        if job.model not in self._speed:
-            self._speed[job.model] = self._parts.store.backlog.speed(job.model)
-        speed = self._speed[job.model]
-        eta_s = None
-        if ready and speed is not None and place.audio_s is not None:
-            eta_s = round(place.audio_s * speed / len(ready), 1)
-        return place.ahead + 1, eta_s, why_waiting(self._parts, job.model, place.ahead, workers, self._pause(job.model))
-
-    def _pause(self, model: str) -> Pause | None:
-        if self._pauses is None:
-            self._pauses = self._parts.store.pauses.all()
-        return self._pauses.get(model)
-
-    def workers(self) -> list[WorkerRow]:
-        """The workers that are alive, or failed lately."""
-        if self._workers is None:
-            self._workers = living(self._parts)
-        return self._workers
+    stage: str = Field(
+        description="What is being done: conditioning, denoising, decoding, encoding; or storing, when the audio store "
+        "refuses the finished song, which is tried again until the job's deadline.",
+        examples=["denoising"],
+    )
+    step: int = Field(description="Steps of this stage that are done.", examples=[3])
+    steps: int = Field(description="Steps of this stage in all.", examples=[8])
+    fraction: float = Field(ge=0, le=1, description="Part of the whole job that is done, from 0 to 1.", examples=[0.4])
+    detail: str | None = Field(None, description="Why it does not go on, if it does not.", examples=[None])
 
 
-def moment(seconds: float) -> datetime:
-    """A time of the store as a time in UTC."""
-    return datetime.fromtimestamp(round(seconds, 3), UTC)
+class AudioFile(BaseModel):
+    """One finished file."""
+
+    url: str = Field(description="Where to get it.", examples=["/v1/jobs/0190d8a4-7b5e-7c3a-9f00-3c5e8b1f2a4d/audio/0"])
+    format: Format = Field(description="File format.", examples=["flac"])
+    seconds: float = Field(description="Length in seconds.", examples=[30.0])
+    sample_rate: int = Field(description="Samples a second, in Hz.", examples=[SAMPLE_RATE])
+    channels: int = Field(description="Channels: 2, stereo.", examples=[2])
+    bytes: int = Field(description="Size of the file in bytes.", examples=[1_440_000])
+    sha256: str = Field(
+        description="SHA-256 of the file, in hex.",
+        examples=["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"],
+    )
+    seed: int = Field(description="The seed of this version.", examples=[7])
 
 
-def _links(job: str) -> JobLinks:
-    base = f"/v1/jobs/{job}"
-    return JobLinks(self=base, events=f"{base}/events", audio=f"{base}/audio", cancel=f"{base}/cancel")
+class Timing(BaseModel):
+    """Where a finished job's time went, in seconds."""
+
+    queued_s: float = Field(description="From submission to the start of the last attempt.", examples=[0.4])
+    generate_s: float = Field(description="Conditioning, denoising and decoding.", examples=[6.2])
+    encode_s: float = Field(description="Encoding and storing, beside the next generation.", examples=[0.3])
+    gpu_s: float = Field(description="Time that the last attempt held the device.", examples=[6.2])
 
 
-def _file(job: Job, index: int) -> AudioFile:
-    return AudioFile.model_validate({**job.audio[index], "url": f"/v1/jobs/{job.id}/audio/{index}"})
+class JobError(BaseModel):
+    """Why a job failed or expired."""
 
-
-def _delivery(delivery: Delivery) -> WebhookView:
-    history = [WebhookAttempt.model_validate(attempt) for attempt in delivery.history]
-    return WebhookView(
-        state=delivery.state,
-        attempts=delivery.attempts,
-        last_status=history[-1].status if history else None,
-        last_error=history[-1].error if history else None,
-        next_attempt_at=moment(delivery.due_at) if delivery.state == "pending" else None,
-        history=history,
+    code: str = Field(description="Stable code; the documentation lists them.", examples=["worker_lost"])
+    message: str = Field(
+        description="What happened and what to do.", examples=["The worker was lost 3 times while it ran this job."]
     )
 
 
-def _error(job: Job) -> JobError | None:
-    """A job that is tried again keeps its last error for those who look at the store; its client sees the outcome only."""
-    shown = job.error and job.status in (Status.FAILED, Status.EXPIRED)
-    return JobError.model_validate(job.error) if shown else None
+class WebhookAttempt(BaseModel):
+    """One attempt to tell the job's `webhook_url`."""
+
+    at: datetime = Field(description="When it was made.", examples=["2026-11-24T10:00:09Z"])
+    status: int | None = Field(description="The HTTP status of the answer; null when there was none.", examples=[503])
+    error: str | None = Field(description="Why it did not count, in words.", examples=["answered 503"])
+
+
+class WebhookView(BaseModel):
+    """How far telling the job's `webhook_url` has come."""
+
+    state: Literal["pending", "delivered", "failed"] = Field(
+        description="pending: under way or to be tried again. delivered: answered with 2xx. failed: given up.",
+        examples=["delivered"],
+    )
+    attempts: int = Field(description="How often it was tried.", examples=[1])
+    last_status: int | None = Field(description="The HTTP status of the last answer, if any.", examples=[200])
+    last_error: str | None = Field(description="Why the last attempt did not count.", examples=[None])
+    next_attempt_at: datetime | None = Field(
+        description="When it is tried again at the latest, while pending.", examples=[None]
+    )
+    history: list[WebhookAttempt] = Field(description="Every attempt that has ended, oldest first.")
+
+
+class JobLinks(BaseModel):
+    """Where to go on."""
+
+    self: str = Field(description="This job.", examples=["/v1/jobs/0190d8a4-7b5e-7c3a-9f00-3c5e8b1f2a4d"])
+    events: str = Field(
+        description="Its progress as server-sent events.",
+        examples=["/v1/jobs/0190d8a4-7b5e-7c3a-9f00-3c5e8b1f2a4d/events"],
+    )
+    audio: str = Field(description="Its first file.", examples=["/v1/jobs/0190d8a4-7b5e-7c3a-9f00-3c5e8b1f2a4d/audio"])
+    cancel: str = Field(
+        description="POST here to cancel it.", examples=["/v1/jobs/0190d8a4-7b5e-7c3a-9f00-3c5e8b1f2a4d/cancel"]
+    )
+
+
+class JobView(BaseModel):
+    """A job as clients see it."""
+
+    id: str = Field(description="The job's id, a UUIDv7.", examples=["0190d8a4-7b5e-7c3a-9f00-3c5e8b1f2a4d"])
+    state: State = Field(
+        description="queued, running, or how it ended: succeeded, failed, cancelled, expired.", examples=["running"]
+    )
+    model: str = Field(description="The model that plays it.", examples=["ace-step"])
+    created_at: datetime = Field(
+        description="When it was submitted (RFC 3339, UTC).", examples=["2026-11-24T10:00:00Z"]
+    )
+    started_at: datetime | None = Field(description="When its last attempt began.", examples=["2026-11-24T10:00:01Z"])
+    finished_at: datetime | None = Field(description="When it ended.", examples=["2026-11-24T10:00:09Z"])
+    deadline_at: datetime = Field(description="When it expires if it has not ended.", examples=["2026-11-24T11:00:00Z"])
+    attempt: int = Field(description="How often it was started.", examples=[1])
+    position: int | None = Field(
+        description="Place in the queue, from 1, while queued. It is exact up to 500; 501 means at least 501.",
+        examples=[3],
+    )
+    eta_s: float | None = Field(
+        description="Estimated seconds until it starts, while queued; null when nothing is known yet, and beyond position 500.",
+        examples=[12.5],
+    )
+    waiting_for: str | None = Field(
+        description="Why it waits, while queued.", examples=["2 jobs before this one on 1 worker"]
+    )
+    progress: Progress | None = Field(description="How far it is, while running.")
+    request: MusicRequest = Field(description="What was asked for, with the model and the seed filled in.")
+    warnings: list[str] = Field(
+        description="What was asked for and could not be honoured.",
+        examples=[["guidance_scale is ignored by turbo models"]],
+    )
+    audio: list[AudioFile] = Field(description="The finished files, one a variation.")
+    audio_gone_at: datetime | None = Field(
+        description="When the files were removed, since they were kept long enough; they answer 410 from then on.",
+        examples=[None],
+    )
+    timing: Timing | None = Field(description="Where the time went, when finished.")
+    gpu_s: float = Field(
+        description="Device seconds of all attempts so far whose workers told it; a killed worker's is not in it.",
+        examples=[6.2],
+    )
+    error: JobError | None = Field(description="Why it failed or expired.")
+    webhook: WebhookView | None = Field(description="How far telling `webhook_url` has come, once the job has ended.")
+    links: JobLinks = Field(description="Addresses of what belongs to this job.")
+
+
+class JobList(BaseModel):
+    """One page of jobs, newest first."""
+
+    jobs: list[JobView] = Field(description="The jobs of this page.")
+    next_cursor: str | None = Field(
+        description="Pass it as `cursor` for the next page; null on the last.", examples=[None]
+    )
+
+
+class UsageView(BaseModel):
+    """What one API key has under way, of all models, and may have; beyond it a submission gets 429."""
+
+    queued_jobs: int = Field(description="Jobs that wait.", examples=[12])
+    queued_audio_s: float = Field(description="Seconds of audio in them, all variations.", examples=[720.0])
+    max_queued_jobs: int = Field(description="The most jobs that may wait.", examples=[5000])
+    max_queued_audio_s: float = Field(description="The most seconds of audio that may wait.", examples=[500000.0])
+    pending_webhooks: int = Field(description="Webhooks that no server has accepted yet.", examples=[0])
+    max_pending_webhooks: int = Field(
+        description="The most of them with which a job may name a `webhook_url`.", examples=[5000]
+    )
+    max_waits: int = Field(description="Requests that may wait for a song at once.", examples=[500])
+    max_streams: int = Field(description="Event streams at once.", examples=[1000])
+    max_requests_per_s: float = Field(description="Requests a second, on average.", examples=[200])
+
+
+class Problem(BaseModel):
+    """An error, as RFC 9457 has it (application/problem+json)."""
+
+    type: str = Field(description="Always about:blank; `code` tells errors apart.", examples=["about:blank"])
+    title: str = Field(description="The kind of error in words.", examples=["The request is not valid"])
+    status: int = Field(description="The HTTP status.", examples=[422])
+    code: str = Field(description="Stable name of the kind of error.", examples=["invalid_request"])
+    detail: str = Field(
+        description="What was wrong this time and what is allowed.", examples=["duration: must be at most 600, got 900"]
+    )
+    request_id: str = Field(
+        description="Quote it when you ask about this error; the logs have it.", examples=["0190d8a47b5e7c3a"]
+    )
+    errors: list["FieldError"] | None = Field(None, description="One entry a wrong field.")
+
+
+class FieldError(BaseModel):
+    """One wrong field."""
+
+    field: str = Field(description="Path of the field.", examples=["duration"])
+    value: str | None = Field(None, description="What was given, shortened.", examples=["900"])
+    message: str = Field(description="What is allowed.", examples=["must be at most 600"])

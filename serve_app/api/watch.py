@@ -110,7 +110,7 @@ class JobWatcher:
         while True:
             await self._somebody.wait()
             self._newcomer.clear()
-            seen = self._store.changes.count("ended")
+            seen = self._store.notifications.count("ended")
             began = asyncio.get_running_loop().time()
             try:
                 await self._look()
@@ -145,7 +145,7 @@ class JobWatcher:
     async def _until_there_is_reason(self, seen: int) -> None:
         """Until something has changed since `seen`, somebody new waits, or LOOK_S is over."""
         if self._bell is None or self._bell.done():  # else nothing has changed since it was hung up
-            self._bell = asyncio.create_task(self._threads.run(self._store.changes.wait, "ended", seen, LOOK_S))
+            self._bell = asyncio.create_task(self._threads.run(self._store.notifications.wait, "ended", seen, LOOK_S))
         newcomer = asyncio.create_task(self._newcomer.wait())
         await asyncio.wait((self._bell, newcomer), return_when=asyncio.FIRST_COMPLETED)
         newcomer.cancel()

@@ -16,7 +16,7 @@ from mutagen.ogg import OggPage
 from serve_app.audio.mp3 import Mp3Encoder, xing_frame
 from serve_app.audio.pyav import OPUS, AvEncoder, Codec, aac
 from serve_app.audio.tags import Tags, add_tags
-from serve_app.schemas import SAMPLE_RATE, Format
+from serve_app.music import SAMPLE_RATE, Format
 
 _BLOCK_FRAMES: Final = SAMPLE_RATE
 """One second. libsndfile kills the process when about a minute or more of Vorbis comes in one write."""

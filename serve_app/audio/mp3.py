@@ -11,7 +11,7 @@ import lameenc
 import numpy as np
 import numpy.typing as npt
 
-from serve_app.schemas import SAMPLE_RATE
+from serve_app.music import SAMPLE_RATE
 
 _VBR_MTRH: Final = 4
 _VBR_LEVEL: Final = 2

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from serve_app.audio.process import ANSWER, REQUEST
 from serve_app.audio.tags import Tags
 from serve_app.errors import EncodingFailed
-from serve_app.schemas import SAMPLE_RATE, Format
+from serve_app.music import SAMPLE_RATE, Format
 
 logger = logging.getLogger("ray.serve.sophia")
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from av.audio.stream import AudioStream
 
-from serve_app.schemas import SAMPLE_RATE
+from serve_app.music import SAMPLE_RATE
 
 
 class Codec(NamedTuple):

@@ -13,7 +13,7 @@ from mutagen.oggvorbis import OggVorbis
 from mutagen.wave import WAVE
 
 from serve_app import __version__
-from serve_app.schemas import Format
+from serve_app.music import Format
 
 ENCODER: Final = f"Sophia {__version__}"
 

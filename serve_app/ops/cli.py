@@ -11,13 +11,13 @@ from typing import Any, Final
 import yaml
 
 from serve_app import __version__
+from serve_app.background.webhook_sender import shown_secret, signing_keys
 from serve_app.config import AppArgs, ModelArgs
 from serve_app.errors import ConfigurationError, NotFound, SophiaError
 from serve_app.jobs import Status
 from serve_app.settings import load_args
 from serve_app.store import Store
 from serve_app.store.costs import Account, DeviceUse, OwnerUse
-from serve_app.webhooks import shown_secret, signing_keys
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -275,13 +275,15 @@ def _need_model(name: str, args: AppArgs) -> None:
 
 def _reset(given: argparse.Namespace, args: AppArgs) -> int:
     _need_model(given.model, args)
-    print(f"{_store(args).loads.reset(given.model)} failed loads of {given.model} are forgotten; workers try again")
+    print(
+        f"{_store(args).load_attempts.reset(given.model)} failed loads of {given.model} are forgotten; workers try again"
+    )
     return 0
 
 
 def _adopt_artifacts(_: argparse.Namespace, args: AppArgs) -> int:
-    from serve_app import custody
     from serve_app.artifacts import Artifacts
+    from serve_app.background import custody
 
     with closing(_store(args)) as store:
         custody.adopt(store, Artifacts(args.resolved_artifacts_url))
@@ -290,8 +292,8 @@ def _adopt_artifacts(_: argparse.Namespace, args: AppArgs) -> int:
 
 
 def _sweep_artifacts(given: argparse.Namespace, args: AppArgs) -> int:
-    from serve_app import janitor
     from serve_app.artifacts import Artifacts
+    from serve_app.background import janitor
 
     artifacts = Artifacts(args.resolved_artifacts_url)
     with closing(_store(args)) as store:
@@ -305,8 +307,8 @@ def _sweep_artifacts(given: argparse.Namespace, args: AppArgs) -> int:
 
 
 def _expire_artifacts(given: argparse.Namespace, args: AppArgs) -> int:
-    from serve_app import janitor
     from serve_app.artifacts import Artifacts
+    from serve_app.background import janitor
 
     with closing(_store(args)) as store:
         songs, rows = janitor.count_expired(store, args.retention)

@@ -82,7 +82,7 @@ def _packages() -> str:
     """Everything that Sophia requires is installed, in a version that it can work with, and can be imported."""
     for requirement in _requirements():
         _check_version(requirement)
-    from serve_app.engine.loading import import_errors, import_packages
+    from serve_app.engine.ace_step.loading import import_errors, import_packages
 
     with import_errors():
         versions = import_packages()
@@ -160,7 +160,7 @@ def _keys(args: AppArgs, http_host: str) -> str:
 
 
 def _device(name: str, model: ModelArgs) -> str:
-    from serve_app.engine.device import choose_device, device_name, free_memory
+    from serve_app.engine.ace_step.device import choose_device, device_name, free_memory
 
     device = choose_device(name, model)
     return f"{device_name(device)}, {free_memory(device) / 1e9:.1f} GB free"
@@ -191,7 +191,7 @@ def _checkpoint(name: str, model: ModelArgs, cache: Path) -> str:
 
 
 def _load(name: str, model: ModelArgs, cache: Path) -> str:
-    from serve_app.engine import AceStepEngine
+    from serve_app.engine.ace_step.engine import AceStepEngine
 
     began = time.monotonic()
     facts = AceStepEngine(name, model, cache).load(lambda *_: None)

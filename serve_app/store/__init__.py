@@ -1,59 +1,8 @@
 """The job store: jobs, workers and API keys in SQLite or PostgreSQL, with its migrations beside it."""
 
-from serve_app.config import DatabaseArgs
-from serve_app.store.backlog import Backlog
-from serve_app.store.changes import Changes
-from serve_app.store.costs import CostStore
-from serve_app.store.database import Database
-from serve_app.store.decisions import DecisionStore
-from serve_app.store.installation import InstallationStore
-from serve_app.store.jobs import Beat, JobStore
-from serve_app.store.keys import KeyStore
-from serve_app.store.leases import LeaseStore
-from serve_app.store.loads import Breaker, LoadStore
-from serve_app.store.pauses import PauseStore
-from serve_app.store.retention import RetentionStore
-from serve_app.store.webhooks import WebhookStore
-from serve_app.store.workers import WorkerRow, WorkerStore
-from serve_app.supervision import Supervisor
+from serve_app.store.jobs import Beat
+from serve_app.store.load_attempts import Breaker
+from serve_app.store.store import Store
+from serve_app.store.workers import WorkerRow
 
 __all__ = ["Beat", "Breaker", "Store", "WorkerRow"]
-
-
-class Store:
-    """One process's connection to the database; safe to use from several threads."""
-
-    def __init__(self, url: str, limits: DatabaseArgs | None = None):
-        """`url` is `sqlite:///file` or `postgresql://…`. Nothing is opened before the first call. Raises ConfigurationError."""
-        self.supervisor = Supervisor()
-        """Knows of the threads that work with this store."""
-        self.database = Database(url, limits)
-        self.jobs = JobStore(self.database)
-        self.backlog = Backlog(self.database)
-        self.workers = WorkerStore(self.database)
-        self.loads = LoadStore(self.database)
-        self.decisions = DecisionStore(self.database)
-        self.pauses = PauseStore(self.database)
-        self.costs = CostStore(self.database)
-        self.keys = KeyStore(self.database)
-        self.webhooks = WebhookStore(self.database)
-        self.retention = RetentionStore(self.database)
-        self.leases = LeaseStore(self.database)
-        self.installation = InstallationStore(self.database)
-        self.changes = Changes(self.database, self.supervisor)
-
-    def migrate(self) -> None:
-        """Bring the schema up to date; several processes may do so at once."""
-        self.database.migrate()
-
-    def bury(self) -> None:
-        """Give up what the dead processes of this host left: their claims, their loads, their rows."""
-        for worker in self.workers.dead():
-            self.jobs.abandon(worker.id)
-            self.workers.forget(worker.id)
-        self.loads.bury()
-
-    def close(self) -> None:
-        """Stop watching and close every connection."""
-        self.changes.close()
-        self.database.close()

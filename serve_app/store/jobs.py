@@ -27,12 +27,12 @@ from serve_app.errors import (
     WorkerLost,
 )
 from serve_app.jobs import Job, Status, new_id, origins
-from serve_app.schemas import MusicRequest
+from serve_app.music import MusicRequest
 from serve_app.store.costs import played, wasted
 from serve_app.store.database import Database, Topic, alone, now
 from serve_app.store.shares import OWN_ORDER, Tally, check_limits, in_turn, queued_in, rank_of
 from serve_app.store.tables import jobs, pauses, state_is
-from serve_app.store.webhooks import check_pending, enqueue
+from serve_app.store.webhooks import add_webhook_delivery, check_pending
 
 _MOST_SHARES_TRIED: Final = 20
 """Owners that a claim looks at whose every job is past its deadline, or just being moved by somebody else."""
@@ -420,7 +420,7 @@ class JobStore:
         for job in moved:
             _count(tally, job)
         if target.final:
-            enqueue(connection, moved)
+            add_webhook_delivery(connection, moved)
         return moved
 
 

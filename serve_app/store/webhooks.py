@@ -41,7 +41,7 @@ class Delivery:
     claimed_at: float | None = None
 
 
-def enqueue(connection: sa.Connection, ended: Sequence[Job]) -> None:
+def add_webhook_delivery(connection: sa.Connection, ended: Sequence[Job]) -> None:
     """Make a delivery for each job that asks for one, in the transaction that ended it: either both are kept or neither."""
     rows = [_row(job, job.request.webhook_url) for job in ended if job.request.webhook_url]
     if rows:

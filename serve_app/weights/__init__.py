@@ -1,20 +1,8 @@
-"""Where a model's checkpoint comes from: found or fetched, and checked before anything touches a device.
+"""Find, fetch, build and verify a checkpoint, before anything touches a device."""
 
-A checkpoint is a folder in the diffusers layout of AceStepPipeline. It comes from a Hugging Face repository, from an object
-store, from a local folder, or is the embedded one: ACE-Step 1.5's real classes with tiny random weights, built here.
-"""
-
-import contextlib
-import os
-from collections.abc import Iterator
-from pathlib import Path
-
-from serve_app import errors
-from serve_app.config import ModelArgs
-from serve_app.weights import bucket, embedded, hub
-from serve_app.weights.cache import Plan, fetch, is_disk_full
 from serve_app.weights.check import CheckpointFacts, verify
 from serve_app.weights.embedded import quiet_libraries
+from serve_app.weights.find import is_local, missing_bytes, resolve
 from serve_app.weights.hub import DEFAULT_REPOSITORY, DEFAULT_REVISION
 from serve_app.weights.manifest import check_hashes
 from serve_app.weights.progress import Report
@@ -31,68 +19,3 @@ __all__ = [
     "resolve",
     "verify",
 ]
-
-
-def resolve(name: str, args: ModelArgs, cache: Path, report: Report, online: bool | None = None) -> Path:
-    """The folder that holds the checkpoint of the model called `name`; fetches or builds it when it is not there yet.
-
-    `report` hears of it as phase "download". `online=False` fetches nothing: what is not here is HubUnreachable. When it is
-    not given, huggingface_hub's own variable HF_HUB_OFFLINE decides, for every kind of source. `auto` and `simulated` are
-    settled by the caller and never come here.
-
-    Raises:
-        MissingFile: the local folder does not exist.
-        UnknownRepository, UnknownRevision, HubTokenRefused, HubUnreachable, DiskFull, CorruptFile, WrongLayout: see `errors`.
-    """
-    with _disk_errors(cache):
-        if args.source == "embedded":
-            return embedded.build(cache, report)
-        if is_local(args.source):
-            return _local(name, Path(args.source).expanduser())
-        return fetch(_planned(name, args, cache, online), report)
-
-
-def missing_bytes(name: str, args: ModelArgs, cache: Path) -> int:
-    """How much `resolve` would fetch, asked from where it would; nothing for what is here or built here.
-
-    Raises:
-        LoadError: as `resolve`.
-    """
-    if args.source == "embedded" or is_local(args.source):
-        return 0
-    return _planned(name, args, cache, None).missing_bytes
-
-
-def is_local(source: str) -> bool:
-    """Whether a model's source is a folder, which is used in place."""
-    return source.startswith(("/", "~"))
-
-
-def _planned(name: str, args: ModelArgs, cache: Path, online: bool | None) -> Plan:
-    online = _online() if online is None else online
-    if args.source.startswith(bucket.SCHEMES):
-        return bucket.planned(name, args.source, cache / "buckets", online)
-    return hub.planned(name, args.source, args.revision, cache / "hub", online)
-
-
-def _online() -> bool:
-    """Read at each call, not at import as huggingface_hub does; the same words mean yes."""
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() not in ("1", "ON", "YES", "TRUE")
-
-
-@contextlib.contextmanager
-def _disk_errors(cache: Path) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, errors.SophiaError) or not is_disk_full(error):
-            raise
-        raise errors.DiskFull(f"The disk of {cache} is full. Make room or set data_dir.") from error
-
-
-def _local(name: str, folder: Path) -> Path:
-    if not folder.is_dir():
-        raise errors.MissingFile(
-            f"models.{name}.source: there is no folder {folder} on this node. Put the checkpoint there or name another."
-        )
-    return folder

@@ -12,14 +12,15 @@ import ray
 
 from serve_app.artifacts import Artifacts
 from serve_app.config import AppArgs
+from serve_app.engine.protocol import Engine
+from serve_app.engine.simulated import SimulatedEngine
 from serve_app.errors import ConfigurationError, LoadError, StoreUnavailable
 from serve_app.jobs import new_id
 from serve_app.processes import Process, sees
 from serve_app.ray_adapters.raylet import watch_raylet
-from serve_app.simulated import SimulatedEngine
 from serve_app.store import Breaker, Store
 from serve_app.supervision import Work
-from serve_app.worker import Engine, Worker
+from serve_app.worker.worker import Worker
 
 logger = logging.getLogger("ray.serve.sophia")
 
@@ -104,14 +105,18 @@ class _Start:
             self._wait_for_permission()
             load = new_id()
             cluster = self._args.cluster_name or ""
-            self._told(partial(self._store.loads.begin, self._model, self._deployment, Process.this(), load, cluster))
+            self._told(
+                partial(self._store.load_attempts.begin, self._model, self._deployment, Process.this(), load, cluster)
+            )
             self._load = load
             try:
                 self._worker.load()
             except LoadError as error:
-                self._told(partial(self._store.loads.failed, load, error.code, error.message, self._worker.failed_in))
+                self._told(
+                    partial(self._store.load_attempts.failed, load, error.code, error.message, self._worker.failed_in)
+                )
             else:
-                self._told(partial(self._store.loads.succeeded, load))
+                self._told(partial(self._store.load_attempts.succeeded, load))
                 return
             finally:
                 self._load = None
@@ -122,7 +127,7 @@ class _Start:
         if load is None:
             return
         try:
-            self._store.loads.ended(load)
+            self._store.load_attempts.ended(load)
         except StoreUnavailable as error:
             logger.warning("a load that was ended on purpose may be counted as a crash: %s", error)
 
@@ -146,7 +151,9 @@ class _Start:
 
     def _breaker(self) -> Breaker:
         return self._told(
-            lambda: self._store.loads.breaker(self._model, self._deployment, self._args.breaker, Process.this().host)
+            lambda: self._store.load_attempts.breaker(
+                self._model, self._deployment, self._args.breaker, Process.this().host
+            )
         )
 
 
@@ -181,7 +188,7 @@ def _engine(model: str, args: AppArgs) -> Engine:
     settings = args.models[model]
     if settings.source == "simulated":
         return SimulatedEngine(model, settings)
-    from serve_app.engine import AceStepEngine  # torch: only here, and only now
+    from serve_app.engine.ace_step.engine import AceStepEngine  # torch: only here, and only now
 
     return AceStepEngine(model, settings, _weights(args.data_dir))
 

@@ -43,7 +43,7 @@ class DeviceRecord:
     """What the store is told of this worker's device, so that one which loads models well and fails jobs is not tried for ever."""
 
     def __init__(self, store: Store, model: str, deployment: str):
-        self._loads, self._model, self._deployment = store.loads, model, deployment
+        self._loads, self._model, self._deployment = store.load_attempts, model, deployment
         self._has_worked = False
 
     def worked(self) -> None:

@@ -54,7 +54,7 @@ class Heartbeat:
     def close(self, last_word: Callable[[], None]) -> None:
         """Stop, and say a last word to the store if it listens."""
         self._done.set()
-        self._store.changes.notify("revoked")
+        self._store.notifications.notify("revoked")
         self._thread.join()
         self._spoke(self._tell_device_time)
         self._spoke(last_word)
@@ -66,7 +66,7 @@ class Heartbeat:
         self.row = replace(self.row, **values)
         self._device.goes_into(use_of(self.row))
         self._row_changed.set()
-        self._store.changes.notify("revoked")  # the thread may be in a long sleep
+        self._store.notifications.notify("revoked")  # the thread may be in a long sleep
 
     def report(self, phase: str, progress: float | None, detail: str) -> None:
         """Tell a start-up phase, its progress (0 to 1) and words."""
@@ -88,7 +88,7 @@ class Heartbeat:
             raise
 
     def _step(self) -> None:
-        seen = self._store.changes.count("revoked")
+        seen = self._store.notifications.count("revoked")
         claims = list(self.claims.values())
         full = self._row_changed.is_set() or time.monotonic() >= self._due
         self._due = time.monotonic() + self._lease_s / 4 if full else self._due
@@ -100,7 +100,7 @@ class Heartbeat:
         self._looked_at = seen
         # Under way, look again soon for progress to tell; idle, wake for the next sign of life.
         idle_s = max(self._due - time.monotonic(), PROGRESS_S)
-        self._store.changes.wait("revoked", seen, PROGRESS_S if claims else idle_s)
+        self._store.notifications.wait("revoked", seen, PROGRESS_S if claims else idle_s)
         self._done.wait(LOOK_S)  # on SQLite our own heartbeat is a change, too
 
     def _beat(self, full: bool, seen: int, claims: Sequence[Claim]) -> None:

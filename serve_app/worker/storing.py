@@ -7,7 +7,7 @@ from typing import Any, Final
 from serve_app import metrics
 from serve_app.artifacts import Artifacts
 from serve_app.errors import ArtifactsUnavailable, Stopped
-from serve_app.seldom import Seldom
+from serve_app.log_throttle import LogThrottle
 from serve_app.worker.claims import Claim
 
 logger = logging.getLogger("ray.serve.sophia")
@@ -27,7 +27,7 @@ class Storing:
         self._waiting: dict[str, ArtifactsUnavailable] = {}
         self._doubt = True  # a worker looks once before its first job
         self._refused: ArtifactsUnavailable | None = None
-        self._log = Seldom()
+        self._log = LogThrottle()
         self._told = False
         self._board = metrics.Board()
         self._lock = threading.Lock()

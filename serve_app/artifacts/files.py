@@ -21,7 +21,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 
-from serve_app.artifact_causes import Place, explain, is_missing_bucket
+from serve_app.artifacts.causes import Place, explain, is_missing_bucket
 from serve_app.errors import ArtifactsUnavailable, ConfigurationError, NotFound
 
 logger = logging.getLogger("ray.serve.sophia")

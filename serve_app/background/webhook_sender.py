@@ -29,10 +29,10 @@ import httpcore
 import httpx
 
 from serve_app import __version__
+from serve_app.background.receivers import Receivers, receiver_at
 from serve_app.config import AppArgs
 from serve_app.errors import InvalidRequest, NotFound, StoreUnavailable
 from serve_app.jobs import Job
-from serve_app.receivers import Receivers, receiver_at
 from serve_app.store import Store
 from serve_app.store.webhooks import Delivery, DeliveryState
 from serve_app.supervision import WorkThread
@@ -166,12 +166,12 @@ class Sender:
     def close(self) -> None:
         """End after the attempts under way, which takes `timeout_s` at most."""
         self._thread.ended.set()
-        self._store.changes.notify("ended")
+        self._store.notifications.notify("ended")
         self._thread.join()
         self._pool.shutdown()
 
     def _step(self) -> None:
-        seen = self._store.changes.count("ended")
+        seen = self._store.notifications.count("ended")
         if not self._room.acquire(timeout=_LOOK_S):
             return
         begun = False
@@ -181,7 +181,7 @@ class Sender:
             if not begun:
                 self._room.release()
         if not begun:
-            self._store.changes.wait("ended", seen, _LOOK_S)
+            self._store.notifications.wait("ended", seen, _LOOK_S)
 
     def _begin(self) -> bool:
         """Start one attempt; it gives its room back. False when none is due."""
@@ -209,7 +209,7 @@ class Sender:
         finally:
             self._under_way.end(delivery)
             self._room.release()
-            self._store.changes.notify("ended")
+            self._store.notifications.notify("ended")
 
     def _attempt(self, delivery: Delivery) -> _Outcome:
         job = self._store.jobs.get(delivery.job)

@@ -7,7 +7,7 @@ from typing import Final
 from serve_app import metrics
 from serve_app.artifacts import Artifacts
 from serve_app.errors import ArtifactsUnavailable
-from serve_app.seldom import Seldom
+from serve_app.log_throttle import LogThrottle
 from serve_app.supervision import Supervisor, WorkThread
 
 logger = logging.getLogger("ray.serve.sophia")
@@ -24,7 +24,7 @@ class StorageWatch:
     def __init__(self, artifacts: Artifacts, supervisor: Supervisor):
         self._artifacts = artifacts
         self._failure: ArtifactsUnavailable | None = None
-        self._log = Seldom()
+        self._log = LogThrottle()
         self._board = metrics.Board()
         self._tried = threading.Event()
         self._thread = WorkThread(supervisor, "storage", self._step, FAILING_EVERY_S)

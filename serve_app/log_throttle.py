@@ -6,7 +6,7 @@ from typing import Final
 EVERY_S: Final = 60.0
 
 
-class Seldom:
+class LogThrottle:
     """Says when a log line about something that lasts is due."""
 
     def __init__(self, every_s: float = EVERY_S):

@@ -6,11 +6,10 @@ import time
 from typing import Final
 
 from serve_app import metrics
-from serve_app.api.context import Context
-from serve_app.api.reasons import breaker_of, living
+from serve_app.config import AppArgs
 from serve_app.errors import StoreUnavailable
 from serve_app.jobs import new_id
-from serve_app.store import WorkerRow
+from serve_app.store import Store, WorkerRow
 from serve_app.supervision import WorkThread
 
 logger = logging.getLogger("ray.serve.sophia")
@@ -27,13 +26,17 @@ TELL_EVERY_S: Final = 5.0
 """Metrics are told so often; Ray exports them every 10 s."""
 
 
-class Upkeep:
+class Sweeper:
     """A thread that brings the schema up to date, then sweeps the queue once a second."""
 
-    def __init__(self, parts: Context):
-        self._parts, self._store, self._queue = parts, parts.store, parts.args.queue
+    def __init__(self, store: Store, args: AppArgs, deployment: str):
+        self._store = store
+        self._args = args
+        self._deployment = deployment
+        self._queue = args.queue
         self._deaf_until = time.monotonic() + self._queue.lease_s  # this process has heard nobody yet
-        self._rests_until = self._told_at = 0.0
+        self._rests_until = 0.0
+        self._told_at = 0.0
         self._asleep_s = 0.0
         self._id = new_id()
         self._recounted_at = -RECOUNT_EVERY_S
@@ -41,7 +44,7 @@ class Upkeep:
         self._board = metrics.Board()
         self._migrated = False
         self._tried = threading.Event()
-        self._thread = WorkThread(self._store.supervisor, "upkeep", self._step, EVERY_S, longest_pause_s=EVERY_S)
+        self._thread = WorkThread(self._store.supervisor, "sweeper", self._step, EVERY_S, longest_pause_s=EVERY_S)
 
     def start(self) -> None:
         """Begin, and wait a little for the tables, which the first request needs.
@@ -116,10 +119,13 @@ class Upkeep:
             return
         self._told_at = time.monotonic()
         self._store.database.look_for_newer()
-        models = self._parts.args.models
-        seen = [_seen(row) for row in living(self._parts)]
-        open_breakers = {name: breaker_of(self._parts, name).is_open for name in models}
-        decisions = self._store.decisions.in_force(self._parts.args.cluster_name or "")
+        models = self._args.models
+        seen = [_seen(row) for row in self._store.workers.seen(self._queue.lease_s)]
+        open_breakers = {
+            name: self._store.load_attempts.breaker(name, self._deployment, self._args.breaker).is_open
+            for name in models
+        }
+        decisions = self._store.decisions.in_force(self._args.cluster_name or "")
         wanted = {name: sum(one.target for one in ours) for name, ours in decisions.items() if name in models}
         pauses = self._store.pauses.all()
         self._board.tell(

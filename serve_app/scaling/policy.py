@@ -1,35 +1,20 @@
-"""How many workers a model should have: a pure decision, and the policy that Ray Serve's controller calls for it.
+"""How many workers a model should have: a pure decision.
 
-Ray Serve pickles this module by value into its controller, which must never wait: so nothing heavy is imported here, and the
-store is read by a thread of the policy's own. docs/FLEET.md shows what the rules cost and save, beside other policies.
+docs/FLEET.md shows what the rules cost and save, beside other policies.
 """
 
-import importlib
-import logging
 import math
 import statistics
-import threading
-import time
-import weakref
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final, Protocol
+from typing import Final
 
 from serve_app.config import ScalingArgs
-
-logger = logging.getLogger("ray.serve.sophia")
 
 WINDOW_S: Final = 300.0
 """Length of one window of `Observation.arrivals`: a few start-ups long, as a load that is gone should be noticed within that."""
 
 WINDOWS: Final = 6
 """How many windows an observation looks back on: half an hour says whether a load is steady."""
-
-PERIOD_S: Final = 1.0
-"""The store is read this often."""
-
-STALE_S: Final = 10.0
-"""After so many seconds without an answer from the store, the reason says so."""
 
 # These numbers were chosen in the simulation of docs/FLEET.md, one set for all of its loads; cost depends little on each.
 
@@ -216,124 +201,3 @@ def _work_in_words(count: int, seen: Observation, bounds: ScalingArgs) -> str:
     if count == jobs:
         return f"{said}, one for each"
     return f"{said} keep to about the {bounds.target_wait_s:g} s of wait you accept; one more is ready in {seen.startup_s:.0f} s"
-
-
-# --- In Serve's controller ------------------------------------------------------------------------------------------------
-
-
-class Fleet(Protocol):
-    """What the policy reads and writes: one model's jobs and workers in the store. Its calls may block."""
-
-    def observe(self) -> Observation:
-        """The present state."""
-
-    def publish(self, target: int, reason: str) -> None:
-        """Show the decision to whoever asks for health."""
-
-    def close(self) -> None:
-        """Give connections back."""
-
-
-class QueuePolicy:
-    """Ray Serve's AutoscalingPolicy for one model's workers.
-
-    Serve calls it about ten times a second in its controller, where everything else waits meanwhile: it only hands out the last
-    decision of its thread, in microseconds. While the store is away that decision stays.
-    """
-
-    def __init__(
-        self, bounds: Mapping[str, Any], source: str, source_kwargs: Mapping[str, Any], period_s: float = PERIOD_S
-    ):
-        """All arguments are JSON, as Serve wants them. `bounds` are ScalingArgs; `source` names a function ("module:function")
-        that makes a Fleet from `bounds=ScalingArgs` and `source_kwargs`; it is imported and called in the thread."""
-        self._reader = _Reader(ScalingArgs.model_validate(bounds), source, dict(source_kwargs), period_s)
-        # Serve makes a new policy at each deploy and says nothing to the old one.
-        weakref.finalize(self, self._reader.ended.set)
-
-    def __call__(self, ctx: Any) -> tuple[int, dict[str, Any]]:
-        """`ctx` is Serve's AutoscalingContext; only its `target_num_replicas` is used. The target, and the decision as state."""
-        decision = self._reader.latest(ctx.target_num_replicas)
-        return decision.target, {"target": decision.target, "reason": decision.reason}
-
-
-class _Reader:
-    """The thread that looks at the store and decides. It holds no reference to its policy, whose end is its own."""
-
-    def __init__(self, bounds: ScalingArgs, source: str, source_kwargs: dict[str, Any], period_s: float):
-        self.ended = threading.Event()
-        self._bounds, self._source, self._source_kwargs, self._period_s = bounds, source, source_kwargs, period_s
-        self._current: int | None = None
-        self._decision: Decision | None = None
-        self._answered = time.monotonic()
-        self._problem = "it has not been read yet"
-        self._thread = threading.Thread(target=self._run, name="fleet-policy", daemon=True)
-
-    def latest(self, current: int) -> Decision:
-        """The last decision, or `current` workers before the first. Never blocks."""
-        self._current = current
-        if self._thread.ident is None:
-            self._thread.start()
-        decision, silent_s = self._decision, time.monotonic() - self._answered
-        if decision is None:
-            return Decision(current, f"keeping {current} workers: the job store is awaited ({self._problem})")
-        if silent_s < max(STALE_S, 3 * self._period_s):
-            return decision
-        away = f"the job store has not answered for {silent_s:.0f} s ({self._problem})"
-        return replace(decision, reason=f"keeping {decision.target} workers: {away}")
-
-    def _run(self) -> None:
-        fleet: Fleet | None = None
-        while not self.ended.is_set():
-            try:
-                fleet = fleet or self._open()
-                self._look(fleet)
-            except Exception as error:  # whatever it was, the next look may go well, and nobody else would try again
-                self._stays(f"{type(error).__name__}: {error}")
-            self.ended.wait(self._period_s)
-        if fleet is not None:
-            fleet.close()
-
-    def _stays(self, problem: str) -> None:
-        if problem != self._problem:  # once, not every second of an outage
-            # Before the first decision the tables may not be there yet: others are about to make them.
-            level = logging.WARNING if self._decision else logging.INFO
-            logger.log(level, "the fleet's size stays as it is: %s", problem)
-        self._problem = problem
-
-    def _open(self) -> Fleet:
-        module, _, function = self._source.partition(":")
-        opened: Fleet = getattr(importlib.import_module(module), function)(bounds=self._bounds, **self._source_kwargs)
-        return opened
-
-    def _look(self, fleet: Fleet) -> None:
-        seen = fleet.observe()
-        last = self._decision or Decision(self._current or 0, "")
-        decision = decide(seen, self._bounds, replace(last, target=self._current or 0))
-        if decision.target != last.target:
-            logger.info("workers wanted: %s instead of %s: %s", decision.target, last.target, decision.reason)
-        self._decision, self._answered, self._problem = decision, time.monotonic(), "it answers slowly"
-        fleet.publish(decision.target, decision.reason)
-
-
-def autoscaling_config(bounds: ScalingArgs, source: str, source_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """What `serve.deployment(...).options(autoscaling_config=...)` takes, so that QueuePolicy alone decides.
-
-    Serve's own delays and factors are switched off. Its `min_replicas` is 0 whatever `min_workers` says: it bounds the policy
-    from outside, and an open breaker must be able to ask for none.
-    """
-    return {
-        "min_replicas": 0,
-        "initial_replicas": bounds.min_workers,
-        "max_replicas": bounds.max_workers,
-        "upscale_delay_s": 0,
-        "downscale_delay_s": 0,
-        "downscale_to_zero_delay_s": 0,
-        "policy": {
-            "policy_function": f"{QueuePolicy.__module__}:{QueuePolicy.__name__}",
-            "policy_kwargs": {
-                "bounds": bounds.model_dump(mode="json"),
-                "source": source,
-                "source_kwargs": dict(source_kwargs),
-            },
-        },
-    }

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from serve_app.config import BreakerArgs, DatabaseArgs, ScalingArgs
 from serve_app.jobs import Status
 from serve_app.ray_adapters import ray_kv
-from serve_app.scaling import WINDOW_S, WINDOWS, Observation
+from serve_app.scaling.policy import WINDOW_S, WINDOWS, Observation
 from serve_app.store import Breaker, Store, WorkerRow
 from serve_app.store.database import now, statement_time
 from serve_app.store.tables import jobs, loads, shares, state_is, workers
@@ -94,7 +94,7 @@ class StoreFleet:
             arrivals = self._arrivals(connection, speed, share)
             idle_s = 0.0 if queued or running else connection.execute(self._last_end()).scalar()
         ready_now = sum(row.phase in READY_PHASES for row in ours)
-        breaker = self._store.loads.breaker(self._model, self._deployment, self._breaker)
+        breaker = self._store.load_attempts.breaker(self._model, self._deployment, self._breaker)
         others = any(row.phase not in ("failed", "draining") for row in ours)
         one_host = bool(breaker.hosts) and not breaker.everywhere and (others or not breaker.is_open)
         self._takes_jobs = one_host or not breaker.is_open
@@ -145,7 +145,7 @@ class StoreFleet:
         return self._cluster, ""
 
     def _startup_s(self) -> float:
-        loading_s = self._store.loads.startup_s(self._model)
+        loading_s = self._store.load_attempts.startup_s(self._model)
         return self._startups.median_s or loading_s or self._bounds.startup_prior_s
 
     def _queued(self, connection: sa.Connection, share: Share, startup_s: float) -> tuple[int, float]:

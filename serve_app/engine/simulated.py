@@ -10,8 +10,8 @@ import numpy as np
 from serve_app import errors
 from serve_app.audio import Song
 from serve_app.config import ModelArgs, Variant
-from serve_app.engine import EngineFacts, OnStep
-from serve_app.schemas import MAX_SEED, SAMPLE_RATE, TASKS, VARIANT_DEFAULTS, MusicRequest
+from serve_app.engine.protocol import EngineFacts, OnStep
+from serve_app.music import MAX_SEED, SAMPLE_RATE, TASKS, VARIANT_DEFAULTS, MusicRequest
 from serve_app.weights import Report
 
 _TONE_HZ: Final = 440

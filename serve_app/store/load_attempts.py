@@ -53,7 +53,7 @@ class Breaker:
     """How long the asking host should wait before it tries again."""
 
 
-class LoadStore:
+class LoadAttemptStore:
     """The table of loads."""
 
     def __init__(self, database: Database):

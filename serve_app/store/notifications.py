@@ -24,7 +24,7 @@ CHECK_S: Final = 10.0
 """PostgreSQL is asked so often whether it still holds the connection that listens."""
 
 
-class Changes:
+class Notifications:
     """A counter for each topic that grows when something happened, and a way to wait for it. One thread watches.
 
     SQLite does not say what has changed, so there every change counts for every topic.

@@ -9,13 +9,11 @@ import numpy as np
 
 from serve_app import errors
 from serve_app.config import Variant
-from serve_app.schemas import MAX_SEED, SAMPLE_RATE, VARIANT_DEFAULTS, MusicRequest
+from serve_app.engine.protocol import OnStep
+from serve_app.music import MAX_SEED, SAMPLE_RATE, VARIANT_DEFAULTS, MusicRequest
 
 if TYPE_CHECKING:
     import torch
-
-OnStep = Callable[[str, int, int], None]
-"""Called with a stage (conditioning, denoising or decoding), its steps done and its steps in all."""
 
 _TARGET_PEAK: Final = 10.0 ** (-1.0 / 20.0)
 """-1 dBFS, to which AceStepPipeline.__call__ normalises every song (diffusers 0.42.1, `target_amp`)."""

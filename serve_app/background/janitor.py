@@ -11,10 +11,10 @@ from functools import partial
 from itertools import islice
 from typing import Final
 
-from serve_app import custody
 from serve_app.artifacts import Artifacts, StoredFile
+from serve_app.background import custody
+from serve_app.background.custody import PAGE, Census, GoOn, is_orphan, job_of
 from serve_app.config import RetentionArgs
-from serve_app.custody import PAGE, Census, GoOn, is_orphan, job_of
 from serve_app.errors import ConfigurationError, NotFound
 from serve_app.jobs import new_id
 from serve_app.store import Store
@@ -97,7 +97,7 @@ class Janitor:
 def forget_accounts(store: Store, retention: RetentionArgs) -> None:
     """Forget old accounts, loads and workers, which have no files. Raises StoreUnavailable."""
     store.costs.forget(retention.rows_s)
-    store.loads.forget(retention.rows_s)
+    store.load_attempts.forget(retention.rows_s)
     store.workers.forget_old(retention.rows_s)
 
 
