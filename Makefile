@@ -24,11 +24,11 @@ status: .venv/installed
 
 # In three parts beside each other; plain `.venv/bin/pytest` runs all in one process.
 test: .venv/installed
-	$(BIN)/python -m tests.parts
+	$(BIN)/python -m tests.support.parts
 
 # Every fault that a review found in the first version, row by row, and what happens now.
 faults: .venv/installed
-	$(BIN)/python -m tests.faults
+	$(BIN)/python -m tests.support.faults
 
 long: .venv/installed
 	$(BIN)/pytest -m long -s
@@ -37,12 +37,12 @@ startup: .venv/installed
 	$(BIN)/pytest -m startup -s
 
 chaos: .venv/installed
-	$(BIN)/python -m tests.chaos --database sqlite --events 25 --seed 5
-	$(BIN)/python -m tests.chaos --database postgresql --events 25 --seed 6
+	$(BIN)/python -m tests.support.chaos --database sqlite --events 25 --seed 5
+	$(BIN)/python -m tests.support.chaos --database postgresql --events 25 --seed 6
 
 # Ray's node autoscaler on its fake provider; start it alone, as it takes all of a small machine.
 autoscale: .venv/installed
-	$(BIN)/python -m tests.autoscale
+	$(BIN)/python -m tests.support.autoscale
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.burst

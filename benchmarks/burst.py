@@ -29,8 +29,7 @@ from ray import serve
 from serve_app.app import build
 from serve_app.config import AppArgs
 from serve_app.store import Store
-from tests.helpers import eventually
-from tests.test_serve import _free_port
+from tests.support.helpers import eventually, free_port
 
 BOUND: Final = 1.05
 WORKERS: Final = 4
@@ -52,7 +51,7 @@ class Sleeper:
 @contextmanager
 def cluster() -> Iterator[httpx.Client]:
     """An empty Serve on one node, and a client for it."""
-    port = _free_port()
+    port = free_port()
     ray.init("local", num_cpus=16, include_dashboard=False, log_to_driver=False)
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
@@ -78,8 +77,9 @@ def deploy(folder: Path, least: int) -> Store:
 class Growth:
     """Watches how many replicas a deployment has from one moment on."""
 
-    def __init__(self, application: str, deployment: str):
-        self._application, self._deployment = application, deployment
+    def __init__(self, application: str, deployment: str) -> None:
+        self._application = application
+        self._deployment = deployment
         self.began = time.monotonic()
         self.steps: list[tuple[float, int]] = []
         """(seconds, replicas that run or start) at each change."""
@@ -170,7 +170,8 @@ def makespan(client: httpx.Client, folder: Path) -> float:
     ended = [store.jobs.get(job) for job in jobs]
     seconds = max(job.finished_at or 0.0 for job in ended) - min(job.started_at or 0.0 for job in ended)
     bound = greedy_s([count * STEP_S for count in steps])
-    shortest, longest = min(steps) * STEP_S, max(steps) * STEP_S
+    shortest = min(steps) * STEP_S
+    longest = max(steps) * STEP_S
     print(f"{LENGTHS} jobs of {shortest:.1f} to {longest:.1f} s on {WORKERS} workers: {seconds:.2f} s")
     print(f"greedy list scheduling of them: {bound:.2f} s; ours takes {seconds / bound:.3f} times as long", flush=True)
     store.close()

@@ -149,8 +149,10 @@ class Outcome:
 class Simulation:
     """A queue, its workers and a policy that is asked every TICK_S. Policies read the attributes without underscores."""
 
-    def __init__(self, load: Load, policy: Policy, seed: int = 7):
-        self.load, self._policy, self._random = load, policy, np.random.default_rng(seed)
+    def __init__(self, load: Load, policy: Policy, seed: int = 7) -> None:
+        self.load = load
+        self._policy = policy
+        self._random = np.random.default_rng(seed)
         self.now = self.startup_s = 0.0
         self.startup_s = sum(STARTUP_S) / 2
         self.arrived = 0
@@ -194,7 +196,8 @@ class Simulation:
         return Outcome(self._paid_s / work_s, float(p50), float(p95), self._starts, self._peak)
 
     def _let_pass(self, until: float) -> None:
-        times, events = self.load.times, self._events
+        times = self.load.times
+        events = self._events
         while True:
             arrival = times[self.arrived] if self.arrived < len(times) else math.inf
             event = events[0][0] if events else math.inf
@@ -217,15 +220,18 @@ class Simulation:
         if worker.gone:
             return
         if worker.draining:
-            self.draining, self._served = self.draining - 1, self._served + 1
+            self.draining = self.draining - 1
+            self._served = self._served + 1
             self._pay(worker, at)
             return
         if worker.job_until is None:
             self._came_up(worker, at)
         else:
-            self._sum_until, self.running_jobs = self._sum_until - worker.job_until, self.running_jobs - 1
+            self._sum_until = self._sum_until - worker.job_until
+            self.running_jobs = self.running_jobs - 1
             self._served += 1
-        worker.job_until, worker.idle_since = None, at
+        worker.job_until = None
+        worker.idle_since = at
         if self.queue:
             self._begin(worker, at)
         else:
@@ -242,7 +248,8 @@ class Simulation:
         self._waits[job] = at - self.load.times[job]
         self.queued_work_s -= self.load.estimates[job]
         worker.job_until = at + self.load.estimates[job]
-        self._sum_until, self.running_jobs = self._sum_until + worker.job_until, self.running_jobs + 1
+        self._sum_until = self._sum_until + worker.job_until
+        self.running_jobs = self.running_jobs + 1
         heapq.heappush(self._events, (at + self.load.lengths[job], worker.number, worker))
 
     # --- Growing and shrinking ----------------------------------------------------------------------------------------
@@ -275,7 +282,8 @@ class Simulation:
             self._pay(worker, self.now)
         else:
             worker.draining = True
-            self._sum_until, self.running_jobs = self._sum_until - worker.job_until, self.running_jobs - 1
+            self._sum_until = self._sum_until - worker.job_until
+            self.running_jobs = self.running_jobs - 1
             self.draining += 1
 
     def _leave_after(self, idle_s: float) -> None:
@@ -306,7 +314,7 @@ class Sophia:
 
     idle_timeout_s = None
 
-    def __init__(self, target_wait_s: float):
+    def __init__(self, target_wait_s: float) -> None:
         self._bounds = ScalingArgs(min_workers=0, max_workers=MOST_WORKERS, target_wait_s=target_wait_s, idle_s=IDLE_S)
         self._decision = Decision(0, "")
 
@@ -352,7 +360,7 @@ class ServeDefault:
 
     idle_timeout_s = None
 
-    def __init__(self, ongoing: float = 2, up_s: float = 30, down_s: float = 600, look_back_s: float = 30):
+    def __init__(self, ongoing: float = 2, up_s: float = 30, down_s: float = 600, look_back_s: float = 30) -> None:
         self._config = AutoscalingConfig(
             min_replicas=0,
             max_replicas=MOST_WORKERS,
@@ -396,7 +404,7 @@ class ServeDefault:
 class RequestCount:
     """RunPod's request count: a worker for every `per_worker` jobs waiting or running."""
 
-    def __init__(self, per_worker: float, idle_timeout_s: float):
+    def __init__(self, per_worker: float, idle_timeout_s: float) -> None:
         self._per_worker = per_worker
         self.idle_timeout_s: float | None = idle_timeout_s
 
@@ -407,7 +415,7 @@ class RequestCount:
 class QueueDelay:
     """RunPod's queue delay: one more worker for each `delay_s` that the oldest job has waited; never more workers than jobs."""
 
-    def __init__(self, delay_s: float, idle_timeout_s: float):
+    def __init__(self, delay_s: float, idle_timeout_s: float) -> None:
         self._delay_s = delay_s
         self.idle_timeout_s: float | None = idle_timeout_s
 

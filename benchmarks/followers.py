@@ -23,8 +23,8 @@ from urllib.parse import urlsplit
 from serve_app.jobs import Job
 from serve_app.music import MusicRequest
 from serve_app.store import Beat, Store
-from tests.helpers import eventually
-from tests.running import running
+from tests.support.helpers import eventually
+from tests.support.running import running
 
 BOUND: Final = 0.1
 """Cores."""

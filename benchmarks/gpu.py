@@ -99,7 +99,7 @@ class Clock:
 class Bench:
     """One loaded engine, its device, and everything that was measured with it."""
 
-    def __init__(self, checkpoint: Path):
+    def __init__(self, checkpoint: Path) -> None:
         self.device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
         self.checkpoint = checkpoint
         self.args = ModelArgs(source=str(checkpoint), device=self.device.type)
@@ -329,7 +329,7 @@ def main() -> int:
 
 
 def _checkpoint(scratch: Path, small: bool) -> Path:
-    from tests.checkpoints import full_size
+    from tests.support.checkpoints import full_size
 
     embedded = weights.resolve("m", ModelArgs(source="embedded", device="cpu"), scratch, lambda *words: None)
     if small:

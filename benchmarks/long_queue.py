@@ -29,7 +29,7 @@ from serve_app.store import Store
 from serve_app.store.places import FAR
 from serve_app.store.shares import OWN_ORDER
 from serve_app.store.tables import jobs
-from tests.databases import postgresql
+from tests.support.databases import postgresql
 
 BOUND: Final = 1.5
 """At the long queue everything may take so many times what it takes at the short one."""
@@ -66,7 +66,7 @@ def owner(number: int) -> str:
 class Queue:
     """One queue, and what is asked of it. Each round leaves it as long as it was."""
 
-    def __init__(self, store: Store, owners: int):
+    def __init__(self, store: Store, owners: int) -> None:
         self.store = store
         self._count = owners
         self._owners: Iterator[str] = cycle(owner(number) for number in range(owners))

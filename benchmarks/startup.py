@@ -110,7 +110,7 @@ class Startup:
 
 def large(embedded: Path, folder: Path) -> Path:
     """A copy of the embedded checkpoint with MEGABYTES of weights in bfloat16, the released model's format."""
-    from tests.checkpoints import enlarged, in_bfloat16
+    from tests.support.checkpoints import enlarged, in_bfloat16
 
     return in_bfloat16(enlarged(embedded, folder, 2 * MEGABYTES))
 
@@ -163,7 +163,7 @@ def _shown(seconds: float | None) -> str:
 def _checkpoint(words: list[str]) -> Iterator[Path]:
     from serve_app import weights
     from serve_app.config import ModelArgs
-    from tests.checkpoints import full_size
+    from tests.support.checkpoints import full_size
 
     if words and words != ["--full-size"]:
         yield Path(words[0])

@@ -27,7 +27,7 @@ from serve_app.music import MusicRequest
 from serve_app.scaling.observation import StoreFleet
 from serve_app.store import Beat, Store
 from serve_app.store.tables import jobs
-from tests.databases import empty_database, postgresql
+from tests.support.databases import empty_database, postgresql
 
 BOUND: Final = 1.2
 """A claim beside the finished jobs may take so many times what it takes without any."""
@@ -87,7 +87,8 @@ def _process(url: str, what: str, number: int, threads: int, seconds: float, rea
         store = Store(url)
         once = {"cycle": cycle, "beat": beat}[what](store, f"{number}-{index}")
         local.wait(120)
-        until, done = time.monotonic() + seconds, 0
+        until = time.monotonic() + seconds
+        done = 0
         while time.monotonic() < until:
             done += once()
         store.close()
@@ -101,7 +102,8 @@ def rate(url: str, what: str, claimers: int, seconds: float) -> float:
     """How often all claimers together do it in a second."""
     spawn = multiprocessing.get_context("spawn")
     count = max(1, claimers // THREADS)
-    ready, counts = spawn.Barrier(count), spawn.Queue()
+    ready = spawn.Barrier(count)
+    counts = spawn.Queue()
     fixed = (min(claimers, THREADS), seconds, ready, counts)
     processes = [spawn.Process(target=_process, args=(url, what, number, *fixed)) for number in range(count)]
     for process in processes:
@@ -210,7 +212,8 @@ def measure(kind: str, server: str | None, folder: Path, given: argparse.Namespa
         print(f"{kind}: {given.finished:,} finished jobs made in {time.monotonic() - began:.0f} s", flush=True)
         stores = [empty, full]
         without, beside = in_turn(stores, claim_s)
-        seen, counted = in_turn(stores, observe_s), in_turn(stores, counts_s)
+        seen = in_turn(stores, observe_s)
+        counted = in_turn(stores, counts_s)
     pairs = {"a claim": (without, beside), "the policy's look": seen, "counting jobs by state": counted}
     for what, (alone, full_s) in pairs.items():
         print(

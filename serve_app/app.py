@@ -102,10 +102,12 @@ def _database_of(deployment: str) -> str:
 class Api:
     """The Serve deployment of the HTTP side."""
 
-    def __init__(self, args: AppArgs, commit: str, deployment: str, *workers: DeploymentHandle):
+    def __init__(self, args: AppArgs, commit: str, deployment: str, *workers: DeploymentHandle) -> None:
         """`workers` are bound here only to be one application with the API; they are never called, they pull."""
         watch_raylet()
-        self._args, self._commit, self._deployment = args, commit, deployment
+        self._args = args
+        self._commit = commit
+        self._deployment = deployment
         self._store = Store(args.resolved_database_url, args.database)
         self._keys_needed = keys_are_needed(args, http_host())
 

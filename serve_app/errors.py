@@ -23,7 +23,7 @@ class SophiaError(Exception):
     headers: Mapping[str, str] = MappingProxyType({})
     """Further headers of the HTTP answer."""
 
-    def __init__(self, message: str = ""):
+    def __init__(self, message: str = "") -> None:
         super().__init__(message or self.title)
 
     @property
@@ -43,135 +43,170 @@ class SophiaError(Exception):
 class InvalidRequest(SophiaError):
     """A field, header or query parameter is wrong; the message or the `errors` list names it."""
 
-    status, code, title = 422, "invalid_request", "The request is not valid"
+    status = 422
+    code = "invalid_request"
+    title = "The request is not valid"
 
 
 class MalformedBody(SophiaError):
     """The body is not JSON at all."""
 
-    status, code, title = 400, "malformed_body", "The body is not valid JSON"
+    status = 400
+    code = "malformed_body"
+    title = "The body is not valid JSON"
 
 
 class Unauthorized(SophiaError):
     """No API key, or one that is not known."""
 
-    status, code, title = 401, "unauthorized", "A valid API key is needed"
+    status = 401
+    code = "unauthorized"
+    title = "A valid API key is needed"
 
 
 class WrongHost(SophiaError):
     """The Host header names no name of this machine, while nobody needs a key."""
 
-    status, code, title = 421, "wrong_host", "Sophia does not answer to this host name"
+    status = 421
+    code = "wrong_host"
+    title = "Sophia does not answer to this host name"
 
 
 class CrossSite(SophiaError):
     """A web page of another site asks, while nobody needs a key."""
 
-    status, code, title = 403, "cross_site", "Pages of other sites may not ask here"
+    status = 403
+    code = "cross_site"
+    title = "Pages of other sites may not ask here"
 
 
 class BadRequest(SophiaError):
     """What HTTP itself does not allow, as the server found before any route."""
 
-    status, code, title = 400, "bad_request", "This is not a request that can be read"
+    status = 400
+    code = "bad_request"
+    title = "This is not a request that can be read"
 
 
 class NotFound(SophiaError):
     """There is no such route, job or file."""
 
-    status, code, title = 404, "not_found", "There is nothing here"
+    status = 404
+    code = "not_found"
+    title = "There is nothing here"
 
 
 class AudioExpired(SophiaError):
     """The job's files were removed, as the retention time asks for; the job itself is still known."""
 
-    status, code, title = 410, "audio_expired", "The audio was kept for as long as the service keeps it, and is gone"
+    status = 410
+    code = "audio_expired"
+    title = "The audio was kept for as long as the service keeps it, and is gone"
 
 
 class MethodNotAllowed(SophiaError):
     """The route exists, with other methods."""
 
-    status, code, title = 405, "method_not_allowed", "This route does not have this method"
+    status = 405
+    code = "method_not_allowed"
+    title = "This route does not have this method"
 
 
 class Conflict(SophiaError):
     """The job's state does not allow this."""
 
-    status, code, title = 409, "conflict", "The job's state does not allow this"
+    status = 409
+    code = "conflict"
+    title = "The job's state does not allow this"
 
 
 class IdempotencyConflict(SophiaError):
     """The same Idempotency-Key came with another request before."""
 
-    status, code, title = 409, "idempotency_conflict", "This Idempotency-Key was used for another request"
+    status = 409
+    code = "idempotency_conflict"
+    title = "This Idempotency-Key was used for another request"
 
 
 class BodyTooLarge(SophiaError):
     """The body is over the configured limit."""
 
-    status, code, title = 413, "body_too_large", "The body is too large"
+    status = 413
+    code = "body_too_large"
+    title = "The body is too large"
 
 
 class BodyTooSlow(SophiaError):
     """The body did not come in time; meanwhile it held a place that others wait for."""
 
-    status, code, retryable, title = 408, "body_too_slow", True, "The body did not come in time"
+    status = 408
+    code = "body_too_slow"
+    retryable = True
+    title = "The body did not come in time"
 
 
 class UnsupportedMediaType(SophiaError):
     """The body's content type is not one that the route reads."""
 
-    status, code, title = 415, "unsupported_media_type", "This content type is not read here"
+    status = 415
+    code = "unsupported_media_type"
+    title = "This content type is not read here"
 
 
 class RangeNotSatisfiable(SophiaError):
     """The Range header lies outside the file."""
 
-    status, code, title = 416, "range_not_satisfiable", "The range lies outside the file"
+    status = 416
+    code = "range_not_satisfiable"
+    title = "The range lies outside the file"
 
 
 class TooManyRequests(SophiaError):
     """The caller has reached a limit of the configuration; the message names it."""
 
-    status, code, retryable, title = (
-        429,
-        "too_many_requests",
-        True,
-        "A limit on your requests is reached; try again later",
-    )
+    status = 429
+    code = "too_many_requests"
+    retryable = True
+    title = "A limit on your requests is reached; try again later"
     retry_after_s = 1
 
 
 class QuotaExceeded(SophiaError):
     """The owner has as many jobs, or as much audio, in the queue, or webhooks on their way, as one API key may have."""
 
-    status, code, retryable, title = (
-        429,
-        "quota_exceeded",
-        True,
-        "You have as much under way as one API key may have",
-    )
+    status = 429
+    code = "quota_exceeded"
+    retryable = True
+    title = "You have as much under way as one API key may have"
     retry_after_s = 30
 
 
 class QueueFull(SophiaError):
     """The queue holds as many jobs as the operator lets it."""
 
-    status, code, retryable, title = 429, "queue_full", True, "The queue is full; try again later"
+    status = 429
+    code = "queue_full"
+    retryable = True
+    title = "The queue is full; try again later"
     retry_after_s = 30
 
 
 class StoreUnavailable(SophiaError):
     """The database cannot be reached, or did not answer in time."""
 
-    status, code, retryable, title = 503, "store_unavailable", True, "The job database is away; try again shortly"
+    status = 503
+    code = "store_unavailable"
+    retryable = True
+    title = "The job database is away; try again shortly"
     retry_after_s = 5
 
 
 class DatabaseTooNew(StoreUnavailable):
     """A newer version has migrated the database; this one does not know what it means, and leaves it alone."""
 
-    code, retryable, title = "database_too_new", False, "A newer version of Sophia has migrated the database"
+    code = "database_too_new"
+    retryable = False
+    title = "A newer version of Sophia has migrated the database"
 
 
 ArtifactsCause = Literal["full", "missing", "refused", "read_only", "away"]
@@ -194,10 +229,13 @@ class ArtifactsUnavailable(SophiaError):
     `cause` is the kind of reason and `why` a sentence about it for operators, which may name the bucket; strangers read `public`.
     """
 
-    status, code, retryable, title = 503, "artifacts_unavailable", True, "The audio store is away; try again shortly"
+    status = 503
+    code = "artifacts_unavailable"
+    retryable = True
+    title = "The audio store is away; try again shortly"
     retry_after_s = 5
 
-    def __init__(self, action: str = "be used", cause: ArtifactsCause = "away", why: str = ""):
+    def __init__(self, action: str = "be used", cause: ArtifactsCause = "away", why: str = "") -> None:
         self.action = action
         self.cause: ArtifactsCause = cause
         self.why = why or _IN_PUBLIC[cause]
@@ -222,13 +260,15 @@ class ArtifactsUnavailable(SophiaError):
 class ConfigurationError(SophiaError):
     """The configuration cannot work; nothing starts until it is changed."""
 
-    code, title = "configuration_error", "The configuration cannot work"
+    code = "configuration_error"
+    title = "The configuration cannot work"
 
 
 class AuthNotConfigured(ConfigurationError):
     """Callers need an API key and there is none, so nobody can use Sophia."""
 
-    code, title = "auth_not_configured", "Callers need an API key, and there is none"
+    code = "auth_not_configured"
+    title = "Callers need an API key, and there is none"
 
 
 # --- Loading a model ------------------------------------------------------------------------------------------------
@@ -243,108 +283,124 @@ class LoadError(SophiaError):
     """A worker cannot load its model. Its subclasses name the cause."""
 
     cause: ClassVar[LoadCause] = "host"
-    code, title = "load_failed", "The model could not be loaded"
+    code = "load_failed"
+    title = "The model could not be loaded"
 
 
 class MissingFile(LoadError):
     """A file that the checkpoint's index names is not there."""
 
-    code, title = "missing_file", "The checkpoint lacks a file"
+    code = "missing_file"
+    title = "The checkpoint lacks a file"
 
 
 class CorruptFile(LoadError):
     """A file of the checkpoint is truncated or unreadable."""
 
-    code, title = "corrupt_file", "A file of the checkpoint is truncated or unreadable"
+    code = "corrupt_file"
+    title = "A file of the checkpoint is truncated or unreadable"
 
 
 class WrongLayout(LoadError):
     """The folder or repository is not an AceStepPipeline checkpoint in the diffusers layout."""
 
     cause = "model"
-    code, title = "wrong_layout", "This is not an ACE-Step checkpoint in the diffusers layout"
+    code = "wrong_layout"
+    title = "This is not an ACE-Step checkpoint in the diffusers layout"
 
 
 class WrongClass(LoadError):
     """`model_index.json` names a pipeline or component class that is not ACE-Step's."""
 
     cause = "model"
-    code, title = "wrong_class", "model_index.json names another class"
+    code = "wrong_class"
+    title = "model_index.json names another class"
 
 
 class UnknownRepository(LoadError):
     """The hub knows no such repository, or it is private and no token was given."""
 
     cause = "model"
-    code, title = "unknown_repository", "The hub knows no such repository"
+    code = "unknown_repository"
+    title = "The hub knows no such repository"
 
 
 class UnknownRevision(LoadError):
     """The repository has no such revision."""
 
     cause = "model"
-    code, title = "unknown_revision", "The repository has no such revision"
+    code = "unknown_revision"
+    title = "The repository has no such revision"
 
 
 class HubTokenRefused(LoadError):
     """The hub does not accept this node's token: it has expired, was revoked or is mistyped."""
 
-    code, title = "hub_token_refused", "The hub refuses this node's token"
+    code = "hub_token_refused"
+    title = "The hub refuses this node's token"
 
 
 class HubUnreachable(LoadError):
     """The hub cannot be reached, or cannot serve just now, and the checkpoint is not in the cache."""
 
     cause = "transient"
-    code, retryable, title = "hub_unreachable", True, "The hub cannot be reached and nothing is cached"
+    code = "hub_unreachable"
+    retryable = True
+    title = "The hub cannot be reached and nothing is cached"
 
 
 class DiskFull(LoadError):
     """There is not enough disk space for the checkpoint."""
 
-    code, retryable, title = "disk_full", True, "There is not enough disk space"
+    code = "disk_full"
+    retryable = True
+    title = "There is not enough disk space"
 
 
 class DeviceUnavailable(LoadError):
     """The configured device does not exist on this node."""
 
-    code, title = "device_unavailable", "The configured device is not on this node"
+    code = "device_unavailable"
+    title = "The configured device is not on this node"
 
 
 class DeviceMemory(LoadError):
     """The device has too little free memory for the model."""
 
-    code, retryable, title = "device_memory", True, "The device has too little free memory"
+    code = "device_memory"
+    retryable = True
+    title = "The device has too little free memory"
 
 
 class PackageMissing(LoadError):
     """A Python package that loading needs is not installed."""
 
-    code, title = "package_missing", "A Python package is missing"
+    code = "package_missing"
+    title = "A Python package is missing"
 
 
 class PackageMismatch(LoadError):
     """Installed packages do not fit each other (say, a CUDA torchaudio beside a CPU torch)."""
 
-    code, title = "package_mismatch", "Installed packages do not fit each other"
+    code = "package_mismatch"
+    title = "Installed packages do not fit each other"
 
 
 class SelfTestFailed(LoadError):
     """The loaded model's first short song was not finite, silent, or of the wrong length."""
 
-    code, title = "self_test_failed", "The loaded model failed its self-test"
+    code = "self_test_failed"
+    title = "The loaded model failed its self-test"
 
 
 class LoadCrashed(LoadError):
     """The process died while it loaded the model: killed for memory, or a fault in native code."""
 
-    code, title = (
-        "load_crashed",
-        (
-            "The worker's process died while it loaded the model. Was it memory? Ray's memory monitor ends workers when a node is "
-            "nearly full (`ray logs raylet.out` on that node names them, RAY_memory_usage_threshold sets the limit), the kernel's "
-            "out-of-memory killer does, too (dmesg): give the node more. Else look for a fault in a driver or native library"
-        ),
+    code = "load_crashed"
+    title = (
+        "The worker's process died while it loaded the model. Was it memory? Ray's memory monitor ends workers when a node is "
+        "nearly full (`ray logs raylet.out` on that node names them, RAY_memory_usage_threshold sets the limit), the kernel's "
+        "out-of-memory killer does, too (dmesg): give the node more. Else look for a fault in a driver or native library"
     )
 
 
@@ -365,49 +421,62 @@ def load_codes_of_no_host() -> list[str]:
 class GenerationError(SophiaError):
     """A job failed while it ran. Its subclasses name the cause."""
 
-    code, title = "generation_failed", "The song could not be generated"
+    code = "generation_failed"
+    title = "The song could not be generated"
 
 
 class BadAudio(GenerationError):
     """The model gave NaN, infinity or silence."""
 
-    code, retryable, title = "bad_audio", True, "The model gave no usable audio"
+    code = "bad_audio"
+    retryable = True
+    title = "The model gave no usable audio"
 
 
 class OutOfDeviceMemory(GenerationError):
     """The request does not fit into the device's memory."""
 
-    code, title = "out_of_device_memory", "The request does not fit into the device's memory"
+    code = "out_of_device_memory"
+    title = "The request does not fit into the device's memory"
 
 
 class EncodingFailed(GenerationError):
     """The codec failed on the song, or its process died twice over it."""
 
-    code, retryable, title = "encoding_failed", True, "The song could not be made into a file"
+    code = "encoding_failed"
+    retryable = True
+    title = "The song could not be made into a file"
 
 
 class WorkerLost(GenerationError):
     """The worker died or lost contact while it ran the job, as often as the job may be tried."""
 
-    code, retryable, title = "worker_lost", True, "The worker that ran the job was lost"
+    code = "worker_lost"
+    retryable = True
+    title = "The worker that ran the job was lost"
 
 
 class DeviceLost(GenerationError):
     """The device failed under the job; its worker is replaced and the job runs elsewhere."""
 
-    code, retryable, title = "device_lost", True, "The device failed"
+    code = "device_lost"
+    retryable = True
+    title = "The device failed"
 
 
 class RunLimitExceeded(GenerationError):
     """One attempt ran longer than `queue.run_limit_s`."""
 
-    code, title = "run_limit_exceeded", "The job ran longer than one attempt may (queue.run_limit_s)"
+    code = "run_limit_exceeded"
+    title = "The job ran longer than one attempt may (queue.run_limit_s)"
 
 
 class DeadlineExceeded(SophiaError):
     """The job did not end before its deadline (queue and run together)."""
 
-    status, code, title = 504, "deadline_exceeded", "The job's deadline (deadline_s) passed before it ended"
+    status = 504
+    code = "deadline_exceeded"
+    title = "The job's deadline (deadline_s) passed before it ended"
 
 
 class Stopped(Exception):

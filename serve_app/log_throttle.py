@@ -9,7 +9,7 @@ EVERY_S: Final = 60.0
 class LogThrottle:
     """Says when a log line about something that lasts is due."""
 
-    def __init__(self, every_s: float = EVERY_S):
+    def __init__(self, every_s: float = EVERY_S) -> None:
         self._every_s = every_s
         self._due_at = 0.0
 

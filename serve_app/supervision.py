@@ -43,7 +43,7 @@ class Work:
 
     def __init__(
         self, supervisor: Supervisor, name: str, pause_s: float = 1.0, longest_pause_s: float = LONGEST_PAUSE_S
-    ):
+    ) -> None:
         """`pause_s` is how long it waits after a failure; after ones that nobody foresaw twice as long each time, up to the
         longest pause."""
         self.name = name
@@ -117,7 +117,7 @@ class WorkThread(Work):
         step: Callable[[], None],
         pause_s: float = 1.0,
         longest_pause_s: float = LONGEST_PAUSE_S,
-    ):
+    ) -> None:
         super().__init__(supervisor, name, pause_s, longest_pause_s)
         self.ended = threading.Event()
         """Set when the thread shall end after the step under way."""

@@ -9,8 +9,8 @@ from serve_app import weights
 from serve_app.config import ModelArgs
 from serve_app.engine.ace_step.engine import AceStepEngine
 from serve_app.store import Store
-from tests.databases import empty_database, postgresql
-from tests.leaks import Leaks
+from tests.support.databases import empty_database, postgresql
+from tests.support.leaks import Leaks
 
 
 @pytest.hookimpl(trylast=True)

@@ -28,7 +28,7 @@ KEYS_FRESH_S: Final = 5.0
 class Keys:
     """The API keys' hashes, read again every few seconds, once for all who ask meanwhile. Who waits by a revoked key ends."""
 
-    def __init__(self, threads: Threads, store: Store, watcher: JobWatcher):
+    def __init__(self, threads: Threads, store: Store, watcher: JobWatcher) -> None:
         self._watcher = watcher
         self._store = store
         self._flight = Flight(threads, self._read)

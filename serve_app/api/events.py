@@ -38,7 +38,9 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[bytes], place: AbstractContextManager[None], status_code: int = 200):
+    def __init__(
+        self, events: AsyncIterator[bytes], place: AbstractContextManager[None], status_code: int = 200
+    ) -> None:
         """`place` is had from the first byte to the last; what it raises is the answer. FastAPI reads the status off here."""
         super().__init__(events, status_code, headers=_HEADERS)
         self._place = place

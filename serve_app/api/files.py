@@ -40,7 +40,8 @@ async def answer_file(request: Request, parts: Context, job: Job, index: int) ->
     if index >= len(job.audio):
         raise NotFound(f"Job {job.id} has {len(job.audio)} file(s), numbered from 0; there is no {index}")
     file = job.audio[index]
-    etag, size = f'"{file["sha256"]}"', int(file["bytes"])
+    etag = f'"{file["sha256"]}"'
+    size = int(file["bytes"])
     headers = {
         "ETag": etag,
         "Accept-Ranges": "bytes",
@@ -76,7 +77,7 @@ class FileStream(StreamingResponse):
         status_code: int,
         headers: Mapping[str, str],
         media_type: str,
-    ):
+    ) -> None:
         super().__init__(chunks, status_code, headers, media_type)
         self._room = room
 

@@ -16,7 +16,7 @@ from serve_app.store.webhooks import Delivery
 class Viewer:
     """Shows the jobs of one answer; asks the store about workers and speed once a model. Blocks: call it in a thread."""
 
-    def __init__(self, parts: Context):
+    def __init__(self, parts: Context) -> None:
         self._parts = parts
         self._workers: list[WorkerRow] | None = None
         self._pauses: dict[str, Pause] | None = None

@@ -26,7 +26,7 @@ WORKING: Final = 0.9
 class Places:
     """Places for what lasts: so many for each owner, and so many in all."""
 
-    def __init__(self, what: str, setting: str, per_owner: int, overall: "Overall"):
+    def __init__(self, what: str, setting: str, per_owner: int, overall: "Overall") -> None:
         self._what = what
         self._setting = setting
         self._per_owner = per_owner
@@ -53,7 +53,7 @@ class Places:
 class Overall:
     """Places that all callers share."""
 
-    def __init__(self, size: int):
+    def __init__(self, size: int) -> None:
         self._size = size
         self._count = 0
 
@@ -78,7 +78,7 @@ class Downloads:
     store, which spills to disk. Serve has no way to hold that back, nor to end an answer that nobody reads; so it is counted.
     """
 
-    def __init__(self, per_owner: int, overall: int):
+    def __init__(self, per_owner: int, overall: int) -> None:
         self._per_owner = per_owner
         self._overall = overall
         self._bytes: Counter[str] = Counter()
@@ -100,7 +100,7 @@ class Downloads:
 class Rate:
     """So many requests a second from each caller, and a burst of more after a rest (a token bucket)."""
 
-    def __init__(self, per_s: float, burst: int):
+    def __init__(self, per_s: float, burst: int) -> None:
         self._per_s = per_s
         self._burst = burst
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
@@ -121,7 +121,7 @@ class Rate:
 class Limits:
     """The limits of one API process."""
 
-    def __init__(self, args: ApiArgs):
+    def __init__(self, args: ApiArgs) -> None:
         def share(limit: int) -> int:
             return math.ceil(limit / args.replicas)
 

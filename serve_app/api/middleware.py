@@ -31,7 +31,7 @@ _GIVEN_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 class RequestMiddleware:
     """Name the request as Serve's log and `X-Request-ID` do, and refuse one too many and a body over the limit."""
 
-    def __init__(self, app: ASGIApp, args: ApiArgs):
+    def __init__(self, app: ASGIApp, args: ApiArgs) -> None:
         self._app = app
         self._args = args
         self._places = Overall(int(args.max_ongoing * WORKING))
@@ -89,7 +89,7 @@ def _with_policy(send: Send) -> Send:
 class _Exchange:
     """Bounds the body that is read in size and time, and holds back what the app answers to one that it did not get whole."""
 
-    def __init__(self, receive: Receive, send: Send, args: ApiArgs):
+    def __init__(self, receive: Receive, send: Send, args: ApiArgs) -> None:
         self._receive = receive
         self._send = send
         self._args = args

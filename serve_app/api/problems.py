@@ -151,7 +151,8 @@ async def _invalid(request: Request, error: Exception) -> ProblemResponse:
 
 
 def _field_error(entry: dict[str, Any]) -> dict[str, Any]:
-    kind, given = entry["type"], entry.get("input")
+    kind = entry["type"]
+    given = entry.get("input")
     path = [str(part) for part in entry["loc"][1:]] or [str(entry["loc"][0])]
     if kind == "extra_forbidden":
         return {"field": _shown(".".join(path)), "value": _shown(given), "message": _unknown_field(path[-1][:_SHOWN])}

@@ -12,7 +12,7 @@ T = TypeVar("T")
 class Threads:
     """So many threads for one purpose. What finds none free waits its turn."""
 
-    def __init__(self, name: str, count: int):
+    def __init__(self, name: str, count: int) -> None:
         self._pool = ThreadPoolExecutor(count, thread_name_prefix=name)
 
     async def run(self, function: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
@@ -27,7 +27,7 @@ class Threads:
 class Flight(Generic[T]):
     """A call that runs once at a time: who asks while it runs gets the same answer."""
 
-    def __init__(self, threads: Threads, function: Callable[[], T]):
+    def __init__(self, threads: Threads, function: Callable[[], T]) -> None:
         self._threads = threads
         self._function = function
         self._under_way: asyncio.Future[T] | None = None

@@ -22,7 +22,7 @@ and whoever watches a thousand jobs must not spend a core on that."""
 class Change:
     """A job as it was at one version, with what its followers are told, which is made once for all of them."""
 
-    def __init__(self, job: Job):
+    def __init__(self, job: Job) -> None:
         self.job = job
         self._text: asyncio.Future[str] | None = None
 
@@ -36,7 +36,7 @@ class Change:
 class JobWatcher:
     """Wakes the requests that wait for a job. Belongs to one event loop."""
 
-    def __init__(self, store: Store):
+    def __init__(self, store: Store) -> None:
         self._store = store
         self._waiting: dict[str, dict[asyncio.Future[Change | None], int]] = {}
         """By job, those who wait and the version that each of them knows."""

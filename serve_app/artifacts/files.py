@@ -71,7 +71,7 @@ class Artifacts:
     or read-only, is tried again at each use.
     """
 
-    def __init__(self, url: str):
+    def __init__(self, url: str) -> None:
         self._url = url
         self._place = Place(_folder(url), urlsplit(url).netloc.rpartition("@")[2])
         self._opened: ObjectStore | None = None

@@ -52,7 +52,7 @@ def _cores() -> int:
 class SharedSamples:
     """A song's samples, float32 of shape (frames, 2), where other processes can read them. Close it, or use it with `with`."""
 
-    def __init__(self, samples: npt.NDArray[np.float32]):
+    def __init__(self, samples: npt.NDArray[np.float32]) -> None:
         self.seconds = len(samples) / SAMPLE_RATE
         self.descriptor = os.memfd_create("song")
         rest = np.ascontiguousarray(samples, np.float32).data.cast("B")
@@ -77,7 +77,7 @@ class SharedSamples:
 class Encoders:
     """A pool of at most `size` encoder processes, which several threads may use. Each is started when it is first needed."""
 
-    def __init__(self, size: int):
+    def __init__(self, size: int) -> None:
         self.size = size
         self._idle: LifoQueue[_EncoderProcess | None] = LifoQueue()  # the one that was used last is taken first
         for _ in range(size):

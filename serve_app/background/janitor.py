@@ -46,8 +46,10 @@ def _always() -> bool:
 class Janitor:
     """A thread in every API process, of which one at a time has the work to do."""
 
-    def __init__(self, store: Store, artifacts: Artifacts, retention: RetentionArgs):
-        self._store, self._artifacts, self._retention = store, artifacts, retention
+    def __init__(self, store: Store, artifacts: Artifacts, retention: RetentionArgs) -> None:
+        self._store = store
+        self._artifacts = artifacts
+        self._retention = retention
         self._id = new_id()
         self._thread = WorkThread(store.supervisor, "janitor", self._step, _LOOK_S)
 

@@ -19,8 +19,9 @@ class Receivers:
     where nobody needs an API key there are no owners, and no limit for them.
     """
 
-    def __init__(self, per_receiver: int, per_owner: int):
-        self._per_receiver, self._per_owner = per_receiver, per_owner
+    def __init__(self, per_receiver: int, per_owner: int) -> None:
+        self._per_receiver = per_receiver
+        self._per_owner = per_owner
         self._receivers: dict[str, set[str]] = {}
         self._owners: dict[str, str] = {}
         self._last_owner = ""

@@ -21,7 +21,7 @@ _PATIENCE_S: Final = 1.0
 class StorageWatch:
     """A thread in every API process: each may lack rights, credentials or a mount that another has."""
 
-    def __init__(self, artifacts: Artifacts, supervisor: Supervisor):
+    def __init__(self, artifacts: Artifacts, supervisor: Supervisor) -> None:
         self._artifacts = artifacts
         self._failure: ArtifactsUnavailable | None = None
         self._log = LogThrottle()

@@ -29,7 +29,7 @@ TELL_EVERY_S: Final = 5.0
 class Sweeper:
     """A thread that brings the schema up to date, then sweeps the queue once a second."""
 
-    def __init__(self, store: Store, args: AppArgs, deployment: str):
+    def __init__(self, store: Store, args: AppArgs, deployment: str) -> None:
         self._store = store
         self._args = args
         self._deployment = deployment

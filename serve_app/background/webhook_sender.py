@@ -150,8 +150,11 @@ class Sender:
 
     def __init__(
         self, store: Store, args: AppArgs, render: Callable[[Job], dict[str, Any]], resolve: Resolve = resolve
-    ):
-        self._store, self._args, self._render, self._resolve = store, args.webhooks, render, resolve
+    ) -> None:
+        self._store = store
+        self._args = args.webhooks
+        self._render = render
+        self._resolve = resolve
         self._keys = args.webhook_keys
         self._tls = httpx.create_ssl_context()
         self._under_way = Receivers(self._args.per_receiver, self._args.per_owner)
@@ -323,7 +326,7 @@ def sign(keys: Iterable[bytes], message_id: str, timestamp: int, body: bytes) ->
 class _Busy(Exception):
     """As many attempts as may be are under way to the address that a host name has."""
 
-    def __init__(self, receiver: str):
+    def __init__(self, receiver: str) -> None:
         super().__init__(receiver)
         self.receiver = receiver
 
@@ -335,9 +338,11 @@ class _Network(httpcore.SyncBackend):
     since the URL keeps its name.
     """
 
-    def __init__(self, resolve: Resolve, admit: Callable[[str], bool], allow_private: bool, deadline: float):
-        self._resolve, self._admit = resolve, admit
-        self._allow_private, self._deadline = allow_private, deadline
+    def __init__(self, resolve: Resolve, admit: Callable[[str], bool], allow_private: bool, deadline: float) -> None:
+        self._resolve = resolve
+        self._admit = admit
+        self._allow_private = allow_private
+        self._deadline = deadline
 
     def connect_tcp(
         self,
@@ -375,8 +380,9 @@ class _Network(httpcore.SyncBackend):
 class _Stream(httpcore.NetworkStream):
     """A connection whose reads and writes all end by one deadline: a byte now and then does not buy more time."""
 
-    def __init__(self, stream: httpcore.NetworkStream, deadline: float):
-        self._stream, self._deadline = stream, deadline
+    def __init__(self, stream: httpcore.NetworkStream, deadline: float) -> None:
+        self._stream = stream
+        self._deadline = deadline
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         return self._stream.read(max_bytes, _left(self._deadline))

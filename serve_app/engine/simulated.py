@@ -24,8 +24,9 @@ class SimulatedEngine:
     Nothing about audio is ever shown with it: every song is a quiet 440 Hz tone, whatever was asked for.
     """
 
-    def __init__(self, name: str, args: ModelArgs):
-        self._name, self._args = name, args
+    def __init__(self, name: str, args: ModelArgs) -> None:
+        self._name = name
+        self._args = args
         self._variant: Variant = args.variant or "turbo"
 
     def load(self, report: Report) -> EngineFacts:

@@ -188,7 +188,8 @@ def _cost(given: argparse.Namespace, args: AppArgs) -> int:
     if not accounts:
         print(f"No worker ran in the last {given.hours} hours.")
         return 0
-    workers, owners = costs.workers(given.hours), costs.owners(given.hours)
+    workers = costs.workers(given.hours)
+    owners = costs.owners(given.hours)
     for model, account in accounts.items():
         print(f"{model}, last {given.hours} hours\n")
         print(_columns(_account_rows(account)))
@@ -210,7 +211,8 @@ _WORKER_HEAD: Final = ("worker", "node", "loading [h]", "idle [h]", "generating 
 
 
 def _account_rows(account: Account) -> list[tuple[str, ...]]:
-    use, no_song_cost = account.use, account.no_song_cost
+    use = account.use
+    no_song_cost = account.no_song_cost
     no_song_s = max(0.0, use.generating_s - account.song_s)
     per_song = "" if account.per_song is None else _money(account.per_song)
     return [

@@ -72,9 +72,13 @@ class StoreFleet:
         bounds: ScalingArgs,
         breaker: BreakerArgs,
         cluster: str = "",
-    ):
-        self._store, self._model, self._deployment = store, model, deployment
-        self._bounds, self._breaker, self._cluster = bounds, breaker, cluster
+    ) -> None:
+        self._store = store
+        self._model = model
+        self._deployment = deployment
+        self._bounds = bounds
+        self._breaker = breaker
+        self._cluster = cluster
         self._takes_jobs = True
         self._published: tuple[int, str, bool] | None = None
         self._published_at = 0.0

@@ -120,7 +120,8 @@ def _needed(seen: Observation, bounds: ScalingArgs, have: int, load: float) -> i
     """
     if not seen.queued_jobs:
         return seen.running_jobs
-    queue_s, at_work = seen.queued_work_s, have
+    queue_s = seen.queued_work_s
+    at_work = have
     if load:
         starting = max(have - seen.running_jobs, 0)
         queue_s += (load - seen.running_jobs - starting / 2) * seen.startup_s
@@ -140,11 +141,13 @@ def _steady_load(seen: Observation) -> float:
     counts = [count for count, _ in seen.arrivals]
     if len(counts) < WINDOWS or not sorted(counts)[1]:
         return 0.0
-    roots, windows = [math.sqrt(count + 0.375) for count in counts], range(0, -WINDOWS, -1)
+    roots = [math.sqrt(count + 0.375) for count in counts]
+    windows = range(0, -WINDOWS, -1)
     slope = statistics.linear_regression(windows, roots).slope
     by_chance = 0.5 / math.sqrt(WINDOWS * (WINDOWS**2 - 1) / 12)
     slope = math.copysign(max(0.0, abs(slope) - by_chance), slope)
-    mean, ahead = statistics.fmean(roots), WINDOWS / 2 + min(2 * seen.startup_s / WINDOW_S, 1)
+    mean = statistics.fmean(roots)
+    ahead = WINDOWS / 2 + min(2 * seen.startup_s / WINDOW_S, 1)
     soon = statistics.fmean(counts) + max(0.0, mean + slope * ahead) ** 2 - mean**2
     return max(0.0, soon) * _job_s(seen) / WINDOW_S
 
@@ -193,7 +196,8 @@ def _in_words(winner: str, count: int, seen: Observation, bounds: ScalingArgs, l
 
 
 def _work_in_words(count: int, seen: Observation, bounds: ScalingArgs) -> str:
-    work_s, jobs = seen.queued_work_s + seen.running_left_s, seen.queued_jobs + seen.running_jobs
+    work_s = seen.queued_work_s + seen.running_left_s
+    jobs = seen.queued_jobs + seen.running_jobs
     if not jobs:
         return "no work"
     part = f", this cluster's part among {seen.clusters}" if seen.clusters > 1 else ""

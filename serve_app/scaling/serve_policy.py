@@ -47,7 +47,7 @@ class QueuePolicy:
 
     def __init__(
         self, bounds: Mapping[str, Any], source: str, source_kwargs: Mapping[str, Any], period_s: float = PERIOD_S
-    ):
+    ) -> None:
         """All arguments are JSON, as Serve wants them. `bounds` are ScalingArgs; `source` names a function ("module:function")
         that makes a Fleet from `bounds=ScalingArgs` and `source_kwargs`; it is imported and called in the thread."""
         self._reader = _Reader(ScalingArgs.model_validate(bounds), source, dict(source_kwargs), period_s)
@@ -63,9 +63,12 @@ class QueuePolicy:
 class _Reader:
     """The thread that looks at the store and decides. It holds no reference to its policy, whose end is its own."""
 
-    def __init__(self, bounds: ScalingArgs, source: str, source_kwargs: dict[str, Any], period_s: float):
+    def __init__(self, bounds: ScalingArgs, source: str, source_kwargs: dict[str, Any], period_s: float) -> None:
         self.ended = threading.Event()
-        self._bounds, self._source, self._source_kwargs, self._period_s = bounds, source, source_kwargs, period_s
+        self._bounds = bounds
+        self._source = source
+        self._source_kwargs = source_kwargs
+        self._period_s = period_s
         self._current: int | None = None
         self._decision: Decision | None = None
         self._answered = time.monotonic()
@@ -77,7 +80,8 @@ class _Reader:
         self._current = current
         if self._thread.ident is None:
             self._thread.start()
-        decision, silent_s = self._decision, time.monotonic() - self._answered
+        decision = self._decision
+        silent_s = time.monotonic() - self._answered
         if decision is None:
             return Decision(current, f"keeping {current} workers: the job store is awaited ({self._problem})")
         if silent_s < max(STALE_S, 3 * self._period_s):
@@ -115,7 +119,9 @@ class _Reader:
         decision = decide(seen, self._bounds, replace(last, target=self._current or 0))
         if decision.target != last.target:
             logger.info("workers wanted: %s instead of %s: %s", decision.target, last.target, decision.reason)
-        self._decision, self._answered, self._problem = decision, time.monotonic(), "it answers slowly"
+        self._decision = decision
+        self._answered = time.monotonic()
+        self._problem = "it answers slowly"
         fleet.publish(decision.target, decision.reason)
 
 

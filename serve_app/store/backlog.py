@@ -20,7 +20,7 @@ _COUNT_REST: Final = 20
 class Backlog:
     """Figures of the queue."""
 
-    def __init__(self, database: Database):
+    def __init__(self, database: Database) -> None:
         self._database = database
         self._ended: dict[str, int] = {}
         self._ended_until = 0.0

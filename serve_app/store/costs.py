@@ -81,7 +81,7 @@ class Account:
 class CostStore:
     """The tables of device time and of what it was for."""
 
-    def __init__(self, database: Database):
+    def __init__(self, database: Database) -> None:
         self._database = database
 
     def held(self, row: WorkerRow, seconds: Mapping[str, float], price_per_hour: float) -> None:

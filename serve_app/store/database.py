@@ -156,7 +156,7 @@ def keep_still(connection: sa.Connection, table: sa.Table) -> None:
 class Database:
     """An engine and its two kinds of transaction."""
 
-    def __init__(self, url: str, limits: DatabaseArgs | None = None):
+    def __init__(self, url: str, limits: DatabaseArgs | None = None) -> None:
         """Opens nothing yet. Raises ConfigurationError when the address cannot work."""
         self.url = _checked(url)
         self.limits = limits or DatabaseArgs()

@@ -27,7 +27,7 @@ class Decision:
 class DecisionStore:
     """The table of decisions, one a model and cluster."""
 
-    def __init__(self, database: Database):
+    def __init__(self, database: Database) -> None:
         self._database = database
 
     def publish(self, model: str, target: int, reason: str, cluster: str = "", takes_jobs: bool = True) -> None:

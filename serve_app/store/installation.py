@@ -9,7 +9,7 @@ from serve_app.store.tables import installation
 class InstallationStore:
     """The table `installation`, which has one row from the migration on."""
 
-    def __init__(self, database: Database):
+    def __init__(self, database: Database) -> None:
         self._database = database
 
     def id(self) -> str:

@@ -60,7 +60,7 @@ class Beat:
 class JobStore:
     """The table of jobs."""
 
-    def __init__(self, database: Database):
+    def __init__(self, database: Database) -> None:
         self._database = database
 
     # --- Clients ----------------------------------------------------------------------------------------------------
@@ -298,7 +298,8 @@ class JobStore:
             )
             if published:
                 audio_s = job.request.duration * job.request.variations
-                songs, gpu_s = job.request.variations, timing["gpu_s"]
+                songs = job.request.variations
+                gpu_s = timing["gpu_s"]
                 played(connection, job.owner, job.model, songs=songs, audio_s=audio_s, gpu_s=gpu_s)
                 return True
             return self._is_published(connection, job)

@@ -22,7 +22,7 @@ NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 class KeyStore:
     """The table of API keys."""
 
-    def __init__(self, database: Database):
+    def __init__(self, database: Database) -> None:
         self._database = database
 
     def create(self, name: str, outranks: bool = False) -> str:

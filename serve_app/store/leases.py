@@ -12,7 +12,7 @@ _NOBODY = ""
 class LeaseStore:
     """The table of named leases."""
 
-    def __init__(self, database: Database):
+    def __init__(self, database: Database) -> None:
         self._database = database
 
     def take(self, name: str, holder: str, seconds: float) -> bool:

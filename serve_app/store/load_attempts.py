@@ -56,7 +56,7 @@ class Breaker:
 class LoadAttemptStore:
     """The table of loads."""
 
-    def __init__(self, database: Database):
+    def __init__(self, database: Database) -> None:
         self._database = database
 
     def begin(self, model: str, deployment: str, process: Process, load: str | None = None, cluster: str = "") -> str:

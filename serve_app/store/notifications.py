@@ -30,7 +30,7 @@ class Notifications:
     SQLite does not say what has changed, so there every change counts for every topic.
     """
 
-    def __init__(self, database: Database, supervisor: Supervisor):
+    def __init__(self, database: Database, supervisor: Supervisor) -> None:
         self._database = database
         self._condition = threading.Condition()
         self._counts: dict[Topic, int] = dict.fromkeys(get_args(Topic), 0)

@@ -22,7 +22,7 @@ class Pause:
 class PauseStore:
     """The table of pauses."""
 
-    def __init__(self, database: Database):
+    def __init__(self, database: Database) -> None:
         self._database = database
 
     def pause(self, model: str, reason: str) -> None:

@@ -93,7 +93,7 @@ class _Part:
 class _Line:
     """The first jobs of one share in their order; as many of them are read as are needed, at most FAR."""
 
-    def __init__(self, share: Share):
+    def __init__(self, share: Share) -> None:
         self.share = share
         self.most = min(share.jobs, FAR)
         self.read = 0

@@ -64,7 +64,7 @@ class Connection(psycopg.Connection[Any]):
 class Connector:
     """Opens connections to one address."""
 
-    def __init__(self, url: sa.URL, limits: DatabaseArgs):
+    def __init__(self, url: sa.URL, limits: DatabaseArgs) -> None:
         """Raises ConfigurationError when the address has a parameter that nobody knows."""
         self._arguments = arguments(url, limits)
         self._has_options = "options" in url.query

@@ -29,7 +29,7 @@ class Holding:
 class RetentionStore:
     """The jobs' table as the janitor sees it."""
 
-    def __init__(self, database: Database):
+    def __init__(self, database: Database) -> None:
         self._database = database
 
     def with_old_audio(self, older_s: float, limit: int) -> list[Holding]:

@@ -21,7 +21,7 @@ from serve_app.supervision import Supervisor
 class Store:
     """One process's connection to the database; safe to use from several threads."""
 
-    def __init__(self, url: str, limits: DatabaseArgs | None = None):
+    def __init__(self, url: str, limits: DatabaseArgs | None = None) -> None:
         """`url` is `sqlite:///file` or `postgresql://…`. Nothing is opened before the first call. Raises ConfigurationError."""
         self.supervisor = Supervisor()
         """Knows of the threads that work with this store."""

@@ -88,7 +88,7 @@ def _row(job: Job, url: str) -> dict[str, Any]:
 class WebhookStore:
     """The table of deliveries."""
 
-    def __init__(self, database: Database):
+    def __init__(self, database: Database) -> None:
         self._database = database
 
     def claim(self, lease_s: float, busy: Collection[str] = (), busy_owners: Collection[str] = ()) -> Delivery | None:

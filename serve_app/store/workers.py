@@ -52,7 +52,7 @@ def cannot_store(worker: WorkerRow) -> bool:
 class WorkerStore:
     """The table of workers."""
 
-    def __init__(self, database: Database):
+    def __init__(self, database: Database) -> None:
         self._database = database
 
     def report(self, row: WorkerRow) -> None:

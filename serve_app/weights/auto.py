@@ -64,9 +64,11 @@ def settled(name: str, model: ModelArgs, look: Callable[[], Hardware]) -> tuple[
     `look` is called only when the hardware matters.
     """
     if model.device != "auto":
-        device, why = model.device, f"models.{name}.device is {model.device}"
+        device = model.device
+        why = f"models.{name}.device is {model.device}"
     elif model.source == "simulated":
-        device, why = "cpu", ""
+        device = "cpu"
+        why = ""
     else:
         hardware = look()
         device = "cuda" if hardware.has_gpu else "cpu"

@@ -189,7 +189,9 @@ def is_disk_full(error: Exception) -> bool:
 
 def _fetch(folder: Path, remote: Remote, progress: Progress, name: str) -> str:
     """One file, whole, checked and read-only; its SHA-256. What came wrong is fetched once more, and then refused."""
-    file, target, partial = remote.files[name], folder / name, _partial(folder / name)
+    file = remote.files[name]
+    target = folder / name
+    partial = _partial(folder / name)
     target.parent.mkdir(parents=True, exist_ok=True)
     if manifest.has(target, file.size):  # no manifest vouches for it yet, so it passes the same check
         target.chmod(_WRITABLE)
@@ -211,7 +213,8 @@ def _fetch(folder: Path, remote: Remote, progress: Progress, name: str) -> str:
 
 def _complete(remote: Remote, name: str, partial: Path, progress: Progress) -> str:
     """Adds what is missing, through any number of broken connections as long as each brings something; the SHA-256."""
-    failures, digest = 0, manifest.digest(partial)
+    failures = 0
+    digest = manifest.digest(partial)
     with partial.open("ab") as out:
         while (before := out.tell()) < remote.files[name].size:
             try:

@@ -14,11 +14,14 @@ _VERBS: Final = {"download": "downloading", "verify": "checking"}
 class Progress:
     """Adds up bytes from several threads and reports them at most twice a second."""
 
-    def __init__(self, report: Report, phase: str, done: int, total: int):
+    def __init__(self, report: Report, phase: str, done: int, total: int) -> None:
         """`phase` is download or verify; `done` of `total` bytes are behind us already."""
-        self.done, self.total = done, total
-        self._report, self._phase = report, phase
-        self._lock, self._last = threading.Lock(), 0.0
+        self.done = done
+        self.total = total
+        self._report = report
+        self._phase = phase
+        self._lock = threading.Lock()
+        self._last = 0.0
         self.add(0)
 
     def add(self, count: int) -> None:

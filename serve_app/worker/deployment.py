@@ -37,7 +37,7 @@ class MusicWorker:
     the autoscaling policy then asks for no workers.
     """
 
-    async def __init__(self, model: str, args: AppArgs, place: str, deployment: str):  # type: ignore[misc]  # Serve awaits it
+    async def __init__(self, model: str, args: AppArgs, place: str, deployment: str) -> None:  # type: ignore[misc]  # Serve awaits it
         """`place` is the landmark of `data_dir` where the application was built, `deployment` which build it is.
 
         In a thread, so that Serve can end a replica that waits or loads.
@@ -93,9 +93,13 @@ class _Start:
 
     def __init__(
         self, worker: Worker, store: Store, model: str, deployment: str, args: AppArgs, ending: threading.Event
-    ):
-        self._worker, self._store, self._model, self._deployment = worker, store, model, deployment
-        self._args, self._ending = args, ending
+    ) -> None:
+        self._worker = worker
+        self._store = store
+        self._model = model
+        self._deployment = deployment
+        self._args = args
+        self._ending = ending
         self._load: str | None = None
 
     def until_ready(self) -> None:

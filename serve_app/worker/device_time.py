@@ -12,8 +12,9 @@ from serve_app.store import WorkerRow
 class DeviceTime:
     """A stopwatch that several threads may turn over. The device is held from the first moment on."""
 
-    def __init__(self, model: str, price_per_hour: float):
-        self._model, self._price = model, price_per_hour
+    def __init__(self, model: str, price_per_hour: float) -> None:
+        self._model = model
+        self._price = price_per_hour
         self._lock = threading.Lock()
         self._use: metrics.Use = "loading"
         self._since = time.monotonic()
@@ -29,7 +30,8 @@ class DeviceTime:
         """The seconds by use that were not taken yet."""
         with self._lock:
             self._count()
-            taken, self._untold = dict(self._untold), defaultdict(float)
+            taken = dict(self._untold)
+            self._untold = defaultdict(float)
         return taken
 
     def give_back(self, seconds: Mapping[str, float]) -> None:
@@ -39,7 +41,8 @@ class DeviceTime:
                 self._untold[use] += amount
 
     def _count(self) -> None:
-        began, self._since = self._since, time.monotonic()
+        began = self._since
+        self._since = time.monotonic()
         self._untold[self._use] += self._since - began
         metrics.device_time(self._model, self._use, self._since - began, self._price)
 

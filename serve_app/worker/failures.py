@@ -42,8 +42,10 @@ def judge(error: Exception, self_test: Callable[[], None]) -> Exception:
 class DeviceRecord:
     """What the store is told of this worker's device, so that one which loads models well and fails jobs is not tried for ever."""
 
-    def __init__(self, store: Store, model: str, deployment: str):
-        self._loads, self._model, self._deployment = store.load_attempts, model, deployment
+    def __init__(self, store: Store, model: str, deployment: str) -> None:
+        self._loads = store.load_attempts
+        self._model = model
+        self._deployment = deployment
         self._has_worked = False
 
     def worked(self) -> None:

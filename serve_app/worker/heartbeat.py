@@ -28,8 +28,10 @@ _RETRY_S: Final = 1.0
 class Heartbeat:
     """A thread that speaks for a worker. `row` is what the worker says of itself, `claims` the jobs in its hands."""
 
-    def __init__(self, store: Store, row: WorkerRow, lease_s: float, price_per_hour: float = 0.0):
-        self._store, self._lease_s, self._price = store, lease_s, price_per_hour
+    def __init__(self, store: Store, row: WorkerRow, lease_s: float, price_per_hour: float = 0.0) -> None:
+        self._store = store
+        self._lease_s = lease_s
+        self._price = price_per_hour
         self.row = row
         self._device = DeviceTime(row.model, price_per_hour)
         self._phase_at = time.monotonic()

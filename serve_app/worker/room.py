@@ -10,7 +10,7 @@ SONGS: Final = 8
 class Room:
     """Bounds the songs that are finished and not stored yet, by their number and their seconds. One song always has room."""
 
-    def __init__(self, seconds: float):
+    def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._songs_in_hand = 0
         self._seconds_in_hand = 0.0

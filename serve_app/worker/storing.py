@@ -22,8 +22,10 @@ class Storing:
     full disk stops no others. Safe to use from several threads.
     """
 
-    def __init__(self, worker: str, artifacts: Artifacts, at_most: int):
-        self._worker, self._artifacts, self._at_most = worker, artifacts, at_most
+    def __init__(self, worker: str, artifacts: Artifacts, at_most: int) -> None:
+        self._worker = worker
+        self._artifacts = artifacts
+        self._at_most = at_most
         self._waiting: dict[str, ArtifactsUnavailable] = {}
         self._doubt = True  # a worker looks once before its first job
         self._refused: ArtifactsUnavailable | None = None

@@ -63,10 +63,12 @@ class Worker:
         encoding: EncodingArgs | None = None,
         encoders: Encoders | None = None,
         deployment: str = "",
-    ):
+    ) -> None:
         """`encoders`, where they are given, outlive the worker; else it has its own. `deployment`: which build it belongs to."""
         encoding = encoding or EncodingArgs()
-        self._engine, self._store, self._queue = engine, store, queue
+        self._engine = engine
+        self._store = store
+        self._queue = queue
         process = Process.this()
         row = WorkerRow(
             id=new_id(), model=model, node=node, cluster=cluster, process=process, device="", phase="starting"

@@ -37,8 +37,10 @@ if TYPE_CHECKING:
 class AceStepEngine:
     """Plays one model. `name` is the model's name in the configuration, `cache` the folder for fetched checkpoints."""
 
-    def __init__(self, name: str, args: ModelArgs, cache: Path):
-        self._name, self._args, self._cache = name, args, cache
+    def __init__(self, name: str, args: ModelArgs, cache: Path) -> None:
+        self._name = name
+        self._args = args
+        self._cache = cache
         self._pipe: Any = None
         self._variant: Variant = "turbo"
 

@@ -77,8 +77,10 @@ def stop_if(stopped: Callable[[], bool]) -> None:
 class Tiles:
     """Counts the VAE's tiles over all variations: AutoencoderOobleck._tiled_decode calls its decoder once a tile."""
 
-    def __init__(self, vae: Any, latents: "torch.Tensor", on_step: OnStep, stopped: Callable[[], bool]):
-        self._vae, self._on_step, self._stopped = vae, on_step, stopped
+    def __init__(self, vae: Any, latents: "torch.Tensor", on_step: OnStep, stopped: Callable[[], bool]) -> None:
+        self._vae = vae
+        self._on_step = on_step
+        self._stopped = stopped
         songs, frames, _ = latents.shape
         stride = vae.tile_latent_min_length - 2 * vae.tile_latent_overlap
         self._total = songs * (ceil(frames / stride) if frames > vae.tile_latent_min_length else 1)

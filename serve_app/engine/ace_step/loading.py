@@ -35,7 +35,8 @@ def import_packages() -> dict[str, str]:
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     # The same request and seed must give the same bytes: cuDNN may otherwise choose another convolution each time.
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
     return {name: version(name) for name in ("torch", "diffusers", "transformers")}
 
 

@@ -1,0 +1,356 @@
+"""What callers meet: other spellings, bounded errors, probes, ranges, keys."""
+
+import json
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+import httpx
+import jsonschema
+import pytest
+from pydantic import ValidationError
+
+from serve_app.engine.ace_step.generating import seeds, settings, words
+from serve_app.errors import ConfigurationError, StoreUnavailable
+from serve_app.music import MAX_SEED, MusicRequest
+from serve_app.store import Store
+from serve_app.store.jobs import JobStore
+from tests.support.helpers import eventually, quickest_s
+from tests.support.running import Service, running
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with running(tmp_path_factory.mktemp("callers")) as service:
+        yield service
+
+
+@pytest.mark.fault("C1")
+@pytest.mark.parametrize(
+    ("field", "given", "understood"),
+    [
+        ("keyscale", "Am", "A minor"),
+        ("keyscale", "c Major", "C major"),
+        ("keyscale", "F#m", "F# minor"),
+        ("keyscale", "B♭ min", "Bb minor"),
+        ("keyscale", "E flat major", "Eb major"),
+        ("timesignature", "4/4", "4"),
+        ("timesignature", 6, "6"),
+        ("bpm", "120", 120),
+        ("duration", "2.5", 2.5),
+        ("format", "FLAC", "flac"),
+        ("vocal_language", "EN", "en"),
+    ],
+)
+def test_what_means_one_thing_is_read_as_that(service: Service, field: str, given: Any, understood: Any) -> None:
+    """Other spellings are taken, and the job's `request` shows what was understood."""
+    job = service.submit(**{field: given})
+
+    assert job["request"][field] == understood
+
+
+@pytest.mark.fault("C1")
+@pytest.mark.parametrize("nothing", ["", "N/A", " n/a "])
+def test_musical_facts_may_be_said_to_be_open(service: Service, nothing: str) -> None:
+    """Tempo, key and time signature as ACE-Step's page writes them when the model shall choose."""
+    job = service.submit(bpm=nothing, keyscale=nothing, timesignature=nothing)
+
+    assert [job["request"][name] for name in ("bpm", "keyscale", "timesignature")] == [None, None, None]
+
+
+@pytest.mark.fault("C1")
+def test_digits_of_other_scripts_are_no_numbers(service: Service) -> None:
+    """A tempo in Arabic digits is refused, as every other number in words is."""
+    answer = service.client.post("/v1/jobs", json={"prompt": "x", "bpm": "١٢٠"})
+
+    assert answer.json()["errors"][0]["field"] == "bpm"
+
+
+@pytest.mark.fault("C1")
+@pytest.mark.parametrize(
+    ("field", "read", "refused"),
+    [
+        ("bpm", ["120", "30", "300", "N/A", ""], ["29", "301", "x", "120.5"]),
+        ("duration", ["1", "2.5", "599.9", "600", "auto"], ["0", "0.5", "600.1", "601"]),
+        ("variations", ["1", "8"], ["0", "9"]),
+        ("seed", ["-1", "0", "4294967295"], ["-2", "4294967296"]),
+        ("steps", ["1", "99", "100", "200"], ["0", "201"]),
+        ("shift", ["0.1", "0.95", "1", "9.99", "10"], ["0.05", "10.1"]),
+        ("cfg_interval_end", ["0", "0.25", "1"], ["1.5"]),
+        ("deadline_s", ["1", "604800", "86400.5"], ["604801"]),
+        ("format", ["MP3", "Wav32", "aac"], ["wma"]),
+        ("vocal_language", ["EN", "Unknown"], ["xx"]),
+        ("keyscale", ["Am", "N/A"], ["H"]),
+    ],
+)
+def test_the_schema_says_what_is_read(field: str, read: list[str], refused: list[str]) -> None:
+    """The OpenAPI page and the service agree on every spelling in text; answers have the one spelling only."""
+    schema = MusicRequest.model_json_schema()["properties"][field]
+    answered = MusicRequest.model_json_schema(mode="serialization")["properties"][field]
+    says = jsonschema.Draft202012Validator({"anyOf": schema["anyOf"]}).is_valid
+
+    assert [(text, says(text), _is_read(field, text)) for text in read] == [(text, True, True) for text in read]
+    assert [(text, says(text), _is_read(field, text)) for text in refused] == [(text, False, False) for text in refused]
+    assert len(answered["anyOf"]) < len(schema["anyOf"])
+
+
+def _is_read(field: str, text: str) -> bool:
+    try:
+        MusicRequest.model_validate({"prompt": "x", field: text})
+    except ValidationError:
+        return False
+    return True
+
+
+@pytest.mark.fault("C1")
+def test_null_means_left_out_and_minus_one_a_drawn_seed(service: Service) -> None:
+    """A client that fills in every field with null gets the defaults."""
+    names = set(MusicRequest.model_fields) - {"prompt", "duration", "format", "webhook_url"}
+
+    job = service.submit(**dict.fromkeys(names), webhook_url=None)
+    drawn = service.submit(seed=-1)
+
+    assert job["request"]["variations"] == 1
+    assert 0 <= drawn["request"]["seed"] <= MAX_SEED
+
+
+@pytest.mark.fault("C2")
+def test_an_error_text_points_to_the_right_field(service: Service) -> None:
+    """A field's foreign name leads to ours, and a wrong key is told by examples."""
+    wrong = {"prompt": "x", "caption": "y", "audio_duration": 3, "keyscale": "loud"}
+
+    errors = {
+        error["field"]: error["message"] for error in service.client.post("/v1/jobs", json=wrong).json()["errors"]
+    }
+
+    assert "'prompt'" in errors["caption"]
+    assert "'duration'" in errors["audio_duration"]
+    assert "'F# minor'" in errors["keyscale"]
+    assert "^" not in errors["keyscale"]
+
+
+@pytest.mark.fault("C2")
+@pytest.mark.parametrize(
+    ("foreign", "ours"),
+    [
+        ("tags", "prompt"),
+        ("audioDuration", "duration"),
+        ("target_duration", "duration"),
+        ("inferenceSteps", "steps"),
+        ("batchSize", "variations"),
+        ("timeSignature", "timesignature"),
+        ("audio-format", "format"),
+        ("modelName", "model"),
+        ("lyrcs", "lyrics"),
+        ("Prompt", "prompt"),
+    ],
+)
+def test_another_services_name_or_a_slip_leads_to_the_field_that_is_meant(
+    service: Service, foreign: str, ours: str
+) -> None:
+    """A name in another service's spelling, or with a letter missing, is answered with our name for it."""
+    answer = service.client.post("/v1/jobs", json={"prompt": "x", foreign: "y"})
+
+    [error] = answer.json()["errors"]
+    assert error["message"].endswith((f"here it is called {ours!r}", f"did you mean {ours!r}?"))
+
+
+@pytest.mark.fault("C2")
+@pytest.mark.parametrize("name", ["mood", "speed", "timesteps", "instrumental", "negative_prompt"])
+def test_a_name_that_means_something_else_is_not_taken_for_one_of_ours(service: Service, name: str) -> None:
+    """A name that only looks like one of ours gets the list of fields instead of a guess."""
+    answer = service.client.post("/v1/jobs", json={"prompt": "x", name: 1})
+
+    [error] = answer.json()["errors"]
+    assert "did you mean" not in error["message"]
+    assert "there are prompt, title, lyrics" in error["message"]
+
+
+@pytest.mark.fault("C2")
+@pytest.mark.parametrize("wrong", [5, 4.5, "5/4", True, []])
+def test_a_wrong_time_signature_is_told_how_it_is_written(service: Service, wrong: Any) -> None:
+    """The message never asks for what was given, and 4.0 is the number 4."""
+    answer = service.client.post("/v1/jobs", json={"prompt": "x", "timesignature": wrong})
+    whole = service.submit(timesignature=4.0)
+
+    [error] = answer.json()["errors"]
+    assert "also written '2/4', '3/4', '4/4' or '6/8'" in error["message"]
+    assert whole["request"]["timesignature"] == "4"
+
+
+@pytest.mark.fault("C4")
+def test_the_variants_defaults_are_the_originals() -> None:
+    """Base and sft play with shift 1, guidance counts noise levels, and an instrumental is told as in training."""
+    base = settings(MusicRequest(prompt="x"), "base")
+    early = settings(MusicRequest(prompt="x", cfg_interval_start=0.75), "sft")
+
+    assert (base["shift"], base["num_inference_steps"]) == (1.0, 50)
+    assert (early["cfg_interval_start"], early["cfg_interval_end"]) == (0.0, 0.25)
+    assert settings(MusicRequest(prompt="x"), "turbo")["shift"] == 3.0
+    assert words(MusicRequest(prompt="x")) == ("[Instrumental]", "unknown")
+    assert words(MusicRequest(prompt="x", lyrics="la la", vocal_language="de")) == ("la la", "de")
+
+
+@pytest.mark.fault("C9")
+def test_seeds_stay_in_range_and_line_ends_do_not_matter(service: Service) -> None:
+    """The seed after the largest is 0, CRLF is LF, and a blank prompt is refused."""
+    assert seeds(MusicRequest(prompt="x", seed=MAX_SEED, variations=2)) == [MAX_SEED, 0]
+    assert service.submit(lyrics="one\r\ntwo\rthree")["request"]["lyrics"] == "one\ntwo\nthree"
+    assert service.client.post("/v1/jobs", json={"prompt": " \t\n"}).status_code == 422
+
+
+@pytest.mark.fault("B7")
+def test_an_error_is_bounded_whatever_the_body(service: Service) -> None:
+    """Forty thousand unknown fields are answered in a few kilobytes, at about the price of reading them."""
+    fields = {"prompt": "x"} | {f"field{number}": 1 for number in range(40_000)}
+    body = json.dumps(fields)
+
+    def read() -> None:
+        with pytest.raises(ValidationError) as caught:
+            MusicRequest.model_validate_json(body)
+        caught.value.errors()
+
+    def send() -> httpx.Response:
+        return service.client.post("/v1/jobs", content=body, headers={"content-type": "application/json"})
+
+    answer = send()
+
+    assert answer.status_code == 422
+    assert len(answer.content) < 20_000
+    assert "40000 in all" in answer.json()["detail"]
+    assert quickest_s(send) < 15 * quickest_s(read)  # 2 here; 60 when a near name was looked for to each of them
+
+
+@pytest.mark.fault("B7")
+@pytest.mark.parametrize("field", ["keyscale", "timesignature", "bpm", "format", "vocal_language", "seed"])
+def test_a_huge_value_costs_no_more_than_its_reading(service: Service, field: str) -> None:
+    """Half a megabyte of spaces in a field is refused in about the time that half a megabyte of prompt is."""
+    spaces = " " * 500_000
+
+    def send(body: dict[str, str]) -> httpx.Response:
+        return service.client.post("/v1/jobs", json=body)
+
+    prompt_s = quickest_s(lambda: send({"prompt": spaces}))
+    field_s = quickest_s(lambda: send({"prompt": "x", field: f"C{spaces}x"}))
+    answer = send({"prompt": "x", field: f"C{spaces}x"})
+
+    assert answer.status_code == 422
+    assert len(answer.content) < 5_000
+    assert field_s < 50 * prompt_s
+
+
+@pytest.mark.fault("C7")
+def test_head_is_answered_wherever_there_is_get(service: Service) -> None:
+    """HEAD on probes and routes is GET without a body."""
+    for path in ("/ping", "/healthz", "/readyz", "/v1/health", "/v1/jobs", "/v1/models", "/docs"):
+        answer = service.client.head(path)
+        assert (path, answer.status_code, answer.content) == (path, 200, b"")
+
+
+@pytest.mark.fault("C7")
+def test_ranges_are_as_the_standard_says(service: Service) -> None:
+    """A range over the whole file is 206, and one outside it names the size."""
+    job = service.ended(service.submit()["id"])
+    url = job["audio"][0]["url"]
+    size = job["audio"][0]["bytes"]
+
+    whole = service.client.get(url, headers={"range": "bytes=0-"})
+    outside = service.client.get(url, headers={"range": f"bytes={size}-"})
+
+    assert (whole.status_code, whole.headers["content-range"]) == (206, f"bytes 0-{size - 1}/{size}")
+    assert (outside.status_code, outside.headers["content-range"]) == (416, f"bytes */{size}")
+
+
+@pytest.mark.fault("C7")
+@pytest.mark.parametrize("prefer", ["respond-async, wait=30", 'Wait = "30"', "handling=lenient;x, WAIT=30"])
+def test_the_preference_to_wait_is_read_in_every_spelling(service: Service, prefer: str) -> None:
+    """Among others, quoted, with spaces, in any case."""
+    answer = service.client.post("/v1/jobs", json={"prompt": "x", "duration": 1}, headers={"prefer": prefer})
+
+    assert answer.headers["preference-applied"] == "wait=30"
+
+
+@pytest.mark.fault("C7")
+def test_a_compressed_body_is_refused_by_name(service: Service) -> None:
+    """It is no malformed JSON: the answer says what is read."""
+    headers = {"content-encoding": "gzip", "content-type": "application/json"}
+
+    answer = service.client.post("/v1/jobs", content=b"\x1f\x8b", headers=headers)
+
+    assert (answer.status_code, answer.headers["accept-encoding"]) == (415, "identity")
+
+
+@pytest.mark.fault("B1", "B2")
+def test_beyond_loopback_no_key_opens_nothing(tmp_path: Path) -> None:
+    """Without any key, and after the last one was revoked, everything but the probes is a 401 that says how to make one."""
+    with running(tmp_path, keys_needed=True) as service:
+        closed = service.client.get("/v1/jobs")
+        key = service.store.keys.create("studio")
+        headers = {"Authorization": f"Bearer {key}"}
+        eventually(lambda: service.client.get("/v1/jobs", headers=headers).status_code == 200)
+        service.store.keys.revoke("studio")
+        eventually(lambda: service.client.get("/v1/jobs", headers=headers).status_code == 401)
+
+        assert (closed.status_code, "sophia keys create" in closed.json()["detail"]) == (401, True)
+        assert service.client.get("/v1/jobs").status_code == 401
+        assert service.client.get("/ping").status_code == 200
+        assert service.client.get("/healthz").status_code == 200
+
+
+@pytest.mark.fault("B11", "E18")
+def test_nobody_is_told_the_databases_address(tmp_path: Path) -> None:
+    """The cause is told in words, without host, user or password."""
+    store = Store("postgresql://sophia:hunter2@db.internal.invalid:1/music")
+
+    with pytest.raises(StoreUnavailable) as told:
+        store.backlog.counts()
+
+    for secret in ("hunter2", "db.internal", "sophia", "music"):
+        assert secret not in told.value.message
+    store.close()
+
+
+@pytest.mark.fault("E18")
+def test_a_password_that_is_not_encoded_is_refused_without_being_shown() -> None:
+    """An @ in a password would make the driver look up, and name, what comes after it."""
+    with pytest.raises(ConfigurationError, match="%40") as told:
+        Store("postgresql://me:hunter@2secret@127.0.0.1/x")
+
+    assert "2secret" not in told.value.message
+
+
+@pytest.mark.fault("A8")
+def test_a_caller_who_leaves_during_the_insert_leaves_no_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The insert goes on to its end, and its job is cancelled."""
+    with running(tmp_path, workers=0) as service:
+        inserting = threading.Event()
+        left = threading.Event()
+        insert = JobStore.submit
+
+        def slow(*arguments: Any, **named: Any) -> Any:
+            inserting.set()
+            left.wait(30)
+            return insert(*arguments, **named)
+
+        monkeypatch.setattr(JobStore, "submit", slow)
+        leaving = threading.Thread(target=_leave, args=(service.url, inserting))
+        leaving.start()
+        leaving.join()
+        left.set()
+
+        [job] = eventually(lambda: service.client.get("/v1/jobs").json()["jobs"])
+        assert eventually(lambda: service.job(job["id"])["state"] == "cancelled")
+
+
+def _leave(url: str, inserting: threading.Event) -> None:
+    """Ask for a song, and hang up while its job is being inserted."""
+    address = httpx.URL(url)
+    body = b'{"prompt": "x"}'
+    head = (
+        f"POST /v1/music HTTP/1.1\r\nHost: {address.host}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    with socket.create_connection((address.host, address.port or 80)) as connection:
+        connection.sendall(head.encode() + body)
+        assert inserting.wait(30)

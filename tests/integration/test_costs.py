@@ -1,0 +1,80 @@
+"""The accounts of device time and songs, on both databases."""
+
+import pytest
+
+from serve_app.processes import Process
+from serve_app.store import Store, WorkerRow
+from serve_app.store.tables import device_hours, owner_hours
+from tests.support.queue import claim, finish, submit
+
+
+def worker(name: str, model: str = "m") -> WorkerRow:
+    return WorkerRow(id=name, model=model, node="n", process=Process.this(), device="cuda", phase="idle")
+
+
+def test_device_time_adds_up_by_use_and_costs_its_price(store: Store) -> None:
+    """Two workers of a model, one of another; each hour of a device costs what its worker said."""
+    store.costs.held(worker("a"), {"loading": 60, "idle": 30}, 2.0)
+    store.costs.held(worker("a"), {"idle": 30, "generating": 3600}, 2.0)
+    store.costs.held(worker("b"), {"generating": 1800}, 1.0)
+    store.costs.held(worker("c", "other"), {"idle": 5}, 1.0)
+    use = store.costs.accounts(1)["m"].use
+    assert (use.loading_s, use.idle_s, use.generating_s, use.total_s) == (60, 60, 5400, 5520)
+    assert use.cost == pytest.approx(2.0 * 3720 / 3600 + 0.5)
+    assert use.generating_cost == pytest.approx(2.5)
+    assert store.costs.workers(1)["m", "n", "b"].cost == pytest.approx(0.5)
+    assert set(store.costs.accounts(1)) == {"m", "other"}
+
+
+def test_songs_and_wasted_attempts_are_on_their_owners_accounts(store: Store) -> None:
+    """A finished job, an attempt that gave no song, another key: each on its own account, and the job has the sum of both."""
+    submit(store, owner="studio", duration=30.0, variations=2)
+    lost = claim(store)
+    store.jobs.charge(lost, 3.0)
+    finish(store, lost, gpu_s=5.0)
+    submit(store, owner="label", duration=10.0)
+    store.jobs.charge(claim(store), 2.0)
+    label, studio = store.costs.owners(1)
+    assert (studio.owner, studio.songs, studio.audio_s, studio.gpu_s, studio.wasted_s) == ("studio", 2, 60.0, 5.0, 3.0)
+    assert (label.owner, label.songs, label.gpu_s, label.wasted_s) == ("label", 0, 0.0, 2.0)
+    assert store.jobs.get(lost.id).gpu_s == 8.0
+
+
+def test_a_song_costs_its_part_of_loading_and_idling_and_deleting_it_gives_nothing_back(store: Store) -> None:
+    """Money per song is all money by all songs; what is lost to loading, idling and attempts without a song adds up to the rest."""
+    store.costs.held(worker("a"), {"loading": 100, "idle": 200, "generating": 700}, 3.6)
+    job = submit(store)
+    _ = submit(store)
+    finish(store, claim(store), gpu_s=300.0)
+    finish(store, claim(store), gpu_s=330.0)
+    store.jobs.delete(job.id)
+    account = store.costs.accounts(1)["m"]
+    assert account.songs == 2
+    assert account.per_song == pytest.approx(0.5)
+    assert account.use.loading_cost == pytest.approx(0.1)
+    assert account.no_song_cost == pytest.approx(0.07)
+
+
+def test_nothing_is_published_and_nothing_counted_when_the_claim_is_gone(store: Store) -> None:
+    """A worker that was given up for dead finishes: no song is on the account."""
+    submit(store)
+    stale = claim(store)
+    store.jobs.abandon("w")
+    assert not finish(store, stale)
+    assert store.costs.owners(1) == []
+
+
+def test_hours_are_a_window_and_old_ones_are_forgotten(store: Store) -> None:
+    """What was spent five hours ago is in the last six hours, not in the last five, and gone when it is too old to keep."""
+    store.costs.held(worker("a"), {"idle": 10}, 1.0)
+    submit(store)
+    finish(store, claim(store))
+    with store.database.write() as connection:
+        for table in (device_hours, owner_hours):
+            connection.execute(table.update().values(hour=table.c.hour - 5))
+    assert store.costs.accounts(5) == {}
+    assert store.costs.accounts(6)["m"].songs == 1
+    store.costs.forget(older_s=6 * 3600)
+    assert store.costs.accounts(6)["m"].songs == 1
+    store.costs.forget(older_s=4 * 3600)
+    assert (store.costs.accounts(6), store.costs.owners(6)) == ({}, [])

@@ -1,0 +1,249 @@
+"""Whose audio store it is: nothing is removed from one that is not proven to be this database's own."""
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from serve_app.artifacts import Artifacts
+from serve_app.background import custody, janitor
+from serve_app.background.janitor import Janitor, audit
+from serve_app.config import RetentionArgs
+from serve_app.errors import ConfigurationError
+from serve_app.jobs import Job, new_id
+from serve_app.music import MusicRequest
+from serve_app.ops.cli import main
+from serve_app.store import Store
+from tests.support.buckets import s3
+from tests.support.helpers import eventually
+from tests.support.running import running, simulated
+
+DAY = 86_400.0
+KEPT = RetentionArgs(orphans_s=0)
+
+
+@pytest.fixture
+def artifacts(tmp_path: Path) -> Artifacts:
+    """An empty folder of audio."""
+    return Artifacts((tmp_path / "audio").as_uri())
+
+
+def always() -> bool:
+    return True
+
+
+def keys(artifacts: Artifacts) -> set[str]:
+    return {file.key for file in artifacts.list()}
+
+
+def strangers(artifacts: Artifacts, count: int) -> set[str]:
+    """The songs of another database."""
+    made = {f"{new_id()}/1/0.mp3" for _ in range(count)}
+    for key in made:
+        artifacts.put(key, b"song")
+    return made
+
+
+def song(store: Store, artifacts: Artifacts) -> Job:
+    store.jobs.submit(MusicRequest(prompt="piano", model="m", seed=1), owner="", deadline_s=600, max_attempts=3)
+    job = store.jobs.claim("w", "m", 60)
+    assert job is not None
+    key = f"{job.id}/1/0.mp3"
+    artifacts.put(key, b"song")
+    assert store.jobs.finish(job, audio=[{"key": key}], timing={"gpu_s": 1.0}, warnings=[])
+    return job
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A janitor that looks often, and comes back soon."""
+    monkeypatch.setattr(janitor, "_LOOK_S", 0.02)
+    monkeypatch.setattr(janitor, "REFUSED_EVERY_S", 0.05)
+
+
+@pytest.mark.fault("B3")
+def test_a_new_database_removes_nothing_from_another_ones_store(
+    store: Store, artifacts: Artifacts, tmp_path: Path, eager: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A janitor whose database knows none of the songs that it finds leaves all of them there, however old, and says so."""
+    songs = strangers(artifacts, 30)
+    for file in (tmp_path / "audio").rglob("*.mp3"):
+        os.utime(file, (time.time() - 2 * DAY, time.time() - 2 * DAY))
+    one = Janitor(store, artifacts, RetentionArgs())
+    one.start()
+    try:
+        refusal = eventually(store.installation.refusal)
+    finally:
+        one.close()
+
+    assert keys(artifacts) == songs
+    assert "30 of its 30 files belong to no job of this database" in refusal
+    assert refusal in caplog.text
+    assert artifacts.mark() is None
+
+
+@pytest.mark.fault("B3")
+def test_a_mark_of_another_database_keeps_the_janitor_away(
+    store: Store, artifacts: Artifacts, tmp_path: Path, eager: None
+) -> None:
+    """The first database marks the empty store; a second one deletes nothing there, not even what it knows."""
+    first = Store(f"sqlite:///{tmp_path / 'first.db'}")
+    first.migrate()
+    assert custody.claim(first, artifacts, 0.1, always) == ""
+    song(store, artifacts)
+    one = Janitor(store, artifacts, RetentionArgs(results_s=0, rows_s=0, orphans_s=0))
+    one.start()
+    try:
+        refusal = eventually(store.installation.refusal)
+    finally:
+        one.close()
+
+    assert "bears the mark of another database" in refusal
+    assert len(keys(artifacts)) == 1
+    assert artifacts.mark() == first.installation.id()
+    with pytest.raises(ConfigurationError, match="another database"):
+        janitor.sweep_confirmed(store, artifacts, KEPT)
+    first.close()
+
+
+@pytest.mark.fault("B3")
+@pytest.mark.parametrize(("known", "unknown", "adopted"), [(9, 1, True), (8, 2, False), (0, 1, False), (0, 0, True)])
+def test_an_unmarked_store_is_adopted_on_proof_only(
+    store: Store, artifacts: Artifacts, known: int, unknown: int, adopted: bool
+) -> None:
+    """An installation of an earlier version is marked by itself when its database knows nine files in ten of those there."""
+    for _ in range(known):
+        song(store, artifacts)
+    strangers(artifacts, unknown)
+
+    refusal = custody.claim(store, artifacts, 0.1, always)
+
+    assert (refusal == "") is adopted
+    assert artifacts.mark() == (store.installation.id() if adopted else None)
+
+
+@pytest.mark.fault("B3")
+def test_a_disk_that_is_not_mounted_costs_no_song_its_audio(store: Store, artifacts: Artifacts, tmp_path: Path) -> None:
+    """An empty folder where a dozen songs should lie is not taken for ours, nor with the first new song in it; on word it is."""
+    old = [song(store, artifacts) for _ in range(custody.FEW + 2)]
+    (tmp_path / "audio").rename(tmp_path / "not mounted")
+    elsewhere = Artifacts((tmp_path / "audio").as_uri())
+
+    empty = custody.claim(store, elsewhere, 0.1, always)
+    song(store, elsewhere)
+    with_one = custody.claim(store, elsewhere, 0.1, always)
+    unmarked = elsewhere.mark()
+    shutil.rmtree(tmp_path / "audio")
+    (tmp_path / "not mounted").rename(tmp_path / "audio")
+    mounted = custody.claim(store, artifacts, 0.1, always)
+
+    assert "this database knows 12 songs, of which 0 lie there" in empty
+    assert "this database knows 13 songs, of which 1 lie there" in with_one
+    assert unmarked is None
+    assert mounted == ""
+    assert artifacts.mark() == store.installation.id()
+    assert all(job.audio_gone_at is None for job in store.jobs.get_many([job.id for job in old]).values())
+
+
+@pytest.mark.fault("B3")
+def test_an_unfinished_count_proves_nothing(store: Store, artifacts: Artifacts) -> None:
+    """A janitor that is ended while it counts marks no store."""
+    song(store, artifacts)
+
+    assert custody.claim(store, artifacts, 0.1, lambda: False)
+
+    assert artifacts.mark() is None
+
+
+@pytest.mark.fault("B3")
+def test_more_orphans_than_the_share_stay_until_an_operator_says_so(
+    store: Store,
+    artifacts: Artifacts,
+    database_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In its own store, too, the janitor leaves many unknown files; `sophia artifacts sweep` counts and removes them on word."""
+    custody.claim(store, artifacts, 0.1, always)
+    ours = song(store, artifacts)
+    strangers(artifacts, custody.FEW + 1)
+    everything = keys(artifacts)
+    audit(store, artifacts, KEPT, always)
+    assert keys(artifacts) == everything
+    assert "removed none of the 11 files" in store.installation.refusal()
+    monkeypatch.setenv("SOPHIA_DATABASE_URL", database_url)
+    monkeypatch.setenv("SOPHIA_ARTIFACTS_URL", (tmp_path / "audio").as_uri())
+    monkeypatch.setenv("SOPHIA_RETENTION__ORPHANS_S", "0")
+    monkeypatch.chdir(tmp_path)
+
+    assert main(["artifacts", "sweep"]) == 0
+    assert "11 of 12 files" in capsys.readouterr().out
+    assert keys(artifacts) == everything
+
+    assert main(["artifacts", "sweep", "--confirm"]) == 0
+    assert keys(artifacts) == {f"{ours.id}/1/0.mp3"}
+    assert store.installation.refusal() == ""
+
+
+def test_few_orphans_go_by_themselves(store: Store, artifacts: Artifacts) -> None:
+    """What a crash left behind needs no operator, in however small a store."""
+    custody.claim(store, artifacts, 0.1, always)
+    strangers(artifacts, custody.FEW)
+    audit(store, artifacts, KEPT, always)
+    assert keys(artifacts) == set()
+    assert store.installation.refusal() == ""
+
+
+def test_a_sweep_never_removes_more_than_it_may(store: Store, artifacts: Artifacts) -> None:
+    """Files that become orphans between the count and the removal wait for the next count."""
+    strangers(artifacts, 5)
+    assert janitor.sweep_files(store, artifacts, -1, at_most=3) == 3
+    assert len(keys(artifacts)) == 2
+
+
+@pytest.mark.fault("B3")
+def test_health_tells_of_a_refusal_until_the_store_is_adopted(
+    tmp_path: Path, eager: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`/v1/health` says that nothing is deleted and why; after `sophia artifacts adopt` the janitor works again."""
+    strangers(Artifacts((tmp_path / "audio").as_uri()), 3)
+    with running(tmp_path, {"ace-step": simulated()}) as service:
+
+        def notices() -> str:
+            return "\n".join(service.client.get("/v1/health").json()["notices"])
+
+        eventually(lambda: "audio store bears no mark" in notices())
+        monkeypatch.setenv("SOPHIA_DATA_DIR", str(tmp_path))
+        monkeypatch.chdir(tmp_path)
+        assert main(["artifacts", "adopt"]) == 0
+        eventually(lambda: "audio store" not in notices())
+        assert service.artifacts.mark() == service.store.installation.id()
+
+
+@pytest.mark.parametrize("where", ["folder", "bucket"])
+def test_a_mark_is_there_once_and_no_listing_shows_it(tmp_path: Path, where: str) -> None:
+    """Of two databases that mark an empty store the first wins; only an operator's word replaces its mark."""
+    if where == "folder":
+        marked_once(Artifacts((tmp_path / "audio").as_uri()))
+        return
+    with s3():
+        marked_once(Artifacts("s3://music/songs"))
+
+
+def marked_once(artifacts: Artifacts) -> None:
+    assert artifacts.mark() is None
+    artifacts.set_mark("first")
+    artifacts.set_mark("second")
+    assert artifacts.mark() == "first"
+    assert list(artifacts.list()) == []
+    artifacts.set_mark("second", replace=True)
+    assert artifacts.mark() == "second"
+
+
+def test_a_mark_that_cannot_be_read_is_nobodys(tmp_path: Path, store: Store, artifacts: Artifacts) -> None:
+    """A damaged mark makes no store ours."""
+    (tmp_path / "audio" / ".sophia-store.json").write_text("{")
+    assert "another database" in custody.claim(store, artifacts, 0.1, always)

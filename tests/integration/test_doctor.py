@@ -1,0 +1,179 @@
+"""The doctor finds, before a deploy, what would stop it."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serve_app.config import AppArgs
+from serve_app.ops import doctor
+from tests.support.checkpoints import changed
+from tests.support.disks import fill, small_disk
+from tests.support.environments import bare, distribution, finding, without
+from tests.support.failure_codes import provoked
+from tests.support.hub import COMMIT, REPOSITORY, serving
+
+DOCTOR = """
+import sys
+from pathlib import Path
+from serve_app.ops import doctor
+from serve_app.config import AppArgs
+sys.exit(doctor.run(AppArgs(data_dir=Path(sys.argv[1]))))
+"""
+
+
+def _args(folder: Path, model: dict[str, Any] | None = None, **settings: Any) -> AppArgs:
+    models = {"m": {"source": "embedded", "device": "cpu"} | (model or {})}
+    return AppArgs.model_validate({"data_dir": folder / "data", "models": models, **settings})
+
+
+def _failures(args: AppArgs, **asked: Any) -> list[doctor.Finding]:
+    return [found for found in doctor.check(args, **asked) if found.code is not None]
+
+
+def test_a_healthy_machine_gets_a_line_a_check_and_exit_status_zero(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where all is well every check says so with what it found, loading and playing included."""
+    status = doctor.run(_args(tmp_path), http_host="127.0.0.1", load=True)
+
+    lines = capsys.readouterr().out.splitlines()
+    assert status == 0
+    assert [line[:4] for line in lines] == ["ok  "] * 8
+    assert re.search(r"torch 2\.13\.\d+.*, diffusers ", lines[0])
+    assert "SQLite answers; the first start makes its tables" in lines[1]
+    assert re.search(r"loaded on cpu and played in \d", lines[-1])
+
+
+def test_the_probe_leaves_nothing_in_the_audio_store(tmp_path: Path) -> None:
+    """What was written to see whether one can write is gone afterwards."""
+    assert not _failures(_args(tmp_path))
+
+    assert not [file for file in (tmp_path / "data" / "audio").rglob("*") if file.is_file()]
+
+
+def test_nothing_is_fetched_to_see_whether_it_could_be(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint that is not here yet is looked up, its size is told, and not a byte of it is fetched."""
+    with serving(checkpoint) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+
+        findings = list(doctor.check(_args(tmp_path, {"source": REPOSITORY, "revision": COMMIT})))
+
+    assert not [found for found in findings if found.code]
+    assert "0.01 GB are fetched at the first start" in findings[-1].message
+    assert hub.served.total() == 0
+
+
+@pytest.mark.parametrize(
+    ("check", "code", "words", "settings"),
+    [
+        ("database", "store_unavailable", "did not answer", {"database_url": "postgresql://sophia@127.0.0.1:1/sophia"}),
+        ("audio store", "configuration_error", "artifacts_url", {"artifacts_url": "file:///dev/null/audio"}),
+        ("m, device", "device_unavailable", "set device: cpu", {"model": {"device": "cuda"}}),
+        ("m, checkpoint", "missing_file", "there is no folder /nowhere", {"model": {"source": "/nowhere"}}),
+        ("m, checkpoint", "unknown_repository", "neither a repository id", {"model": {"source": "a/b/c"}}),
+    ],
+)
+def test_what_would_stop_a_deploy_is_found(
+    check: str, code: str, words: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    """A wrong setting is a finding with the code that the service would fail with, and the other checks go on."""
+    [found] = _failures(_args(tmp_path, **settings))
+
+    assert (found.check, found.code) == (check, code)
+    assert words in found.message
+    assert str(found).startswith(f"FAIL {code}: {check}: ")
+    provoked(code, f"doctor: {check}", found.message, "doctor")
+
+
+def test_listening_to_everybody_without_keys_is_found(tmp_path: Path) -> None:
+    """An address beyond loopback without any API key is what the service refuses to start on."""
+    [found] = _failures(_args(tmp_path), http_host="0.0.0.0")  # noqa: S104 - only looked at
+
+    assert found.code == "auth_not_configured"
+    provoked(found.code, "doctor: beyond loopback without keys", found.message, "doctor")
+
+
+def test_a_full_disk_is_found(tmp_path: Path) -> None:
+    """A data folder on a disk without room is found by the disk check, and by those that write there."""
+    with small_disk(tmp_path / "disk", megabytes=4) as disk:
+        fill(disk)
+
+        found = {found.check: found.code for found in _failures(_args(disk))}
+
+    assert found["disk"] == "disk_full"
+    assert found["audio store"] in ("configuration_error", "artifacts_unavailable")
+
+
+def test_weights_that_give_no_music_are_found_only_by_playing(checkpoint: Path, tmp_path: Path) -> None:
+    """A checkpoint of NaN passes the quick checks; `load` plays on it and says what is wrong."""
+    folder = changed(checkpoint, tmp_path / "nan", "vae", lambda t: t["decoder.conv2.weight_g"].fill(np.nan))
+    args = _args(tmp_path, {"source": str(folder)})
+
+    assert not _failures(args)
+    [found] = _failures(args, load=True)
+    assert (found.check, found.code) == ("m, load", "self_test_failed")
+
+
+def test_a_truncated_checkpoint_is_found(checkpoint: Path, tmp_path: Path) -> None:
+    """A weight file that was cut is found without loading."""
+    copy = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
+    with (copy / "vae" / "diffusion_pytorch_model.safetensors").open("r+b") as file:
+        file.truncate(1000)
+
+    [found] = _failures(_args(tmp_path, {"source": str(copy)}))
+
+    assert (found.check, found.code) == ("m, checkpoint", "corrupt_file")
+
+
+def test_a_database_of_a_newer_sophia_is_found(tmp_path: Path) -> None:
+    """Tables that a newer version has changed are not taken for current ones."""
+    from serve_app.store import Store
+
+    args = _args(tmp_path)
+    store = Store(args.resolved_database_url)
+    store.migrate()
+    assert not _failures(args)
+    with store.database.write() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    store.close()
+
+    [found] = _failures(args)
+
+    assert (found.check, found.code) == ("database", "database_too_new")
+    assert "Run that version" in found.message
+
+
+def test_a_missing_package_is_found(tmp_path: Path) -> None:
+    """A required package that is not installed is named with its command, and the exit status is 1."""
+    ran = _doctor(bare(), finding(without("lameenc", tmp_path / "site")), tmp_path)
+
+    assert ran.returncode == 1
+    assert re.search(
+        r"^FAIL package_missing: packages: lameenc is not installed.* pip install 'lameenc", ran.stdout, re.M
+    )
+
+
+def test_a_package_that_is_too_old_is_found(tmp_path: Path) -> None:
+    """An installed version that pyproject.toml excludes is named with what is needed."""
+    distribution(tmp_path / "site", "lameenc", "0.1")
+
+    ran = _doctor([sys.executable], finding(tmp_path / "site"), tmp_path)
+
+    assert ran.returncode == 1
+    [line] = [line for line in ran.stdout.splitlines() if line.startswith("FAIL")]
+    assert line.startswith("FAIL package_mismatch: packages: lameenc 0.1 is installed; Sophia needs lameenc>=1.9")
+    provoked("package_mismatch", "doctor: a package that is too old", line.partition("packages: ")[2], "doctor")
+
+
+def _doctor(python: list[str], environment: dict[str, str], folder: Path) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [*python, "-c", DOCTOR, str(folder / "data")], env=environment, capture_output=True, text=True, timeout=200
+    )

@@ -1,0 +1,34 @@
+"""schemathesis, all its checks on, against the running API."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.paths import ROOT
+from tests.support.running import running, simulated
+
+EXAMPLES = 12
+
+
+@pytest.mark.timeout(600)
+def test_nothing_that_schemathesis_sends_breaks_the_api(tmp_path: Path) -> None:
+    """No 5xx, every answer as the OpenAPI page says, valid requests accepted, invalid ones refused, keys asked for."""
+    with running(tmp_path, {"ace-step": simulated(step_s=0)}, workers=2, auth={"mode": "keys"}) as service:
+        command = [
+            str(Path(sys.executable).with_name("schemathesis")), "run", f"{service.url}/openapi.json",
+            "--checks", "all", "--max-examples", str(EXAMPLES), "--seed", "7",
+            "--request-timeout", "60", "--max-response-time", "60",
+            "--header", f"Authorization: Bearer {service.store.keys.create('fuzz')}",
+        ]  # fmt: skip
+        environment = {
+            **os.environ,
+            "SCHEMATHESIS_HOOKS": "tests.support.fuzz_hooks",
+            "PYTHONPATH": str(ROOT),
+        }
+        ran = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert ran.returncode == 0, ran.stdout[-6000:] + ran.stderr[-2000:]
+    print(next(line.strip() for line in ran.stdout.splitlines() if re.search(r"generated, \d+ passed", line)))

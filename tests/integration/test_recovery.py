@@ -1,0 +1,344 @@
+"""Nothing lost, nothing stuck: dead workers, limits, retries, failed loads and the breaker, on both databases."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from serve_app.api.reasons import CARD_LABEL, Node
+from serve_app.config import BreakerArgs
+from serve_app.errors import Conflict
+from serve_app.jobs import Status
+from serve_app.processes import Process
+from serve_app.store import Store
+from serve_app.store.tables import jobs, loads
+from tests.support.failure_codes import provoked
+from tests.support.helpers import eventually
+from tests.support.paths import ROOT
+from tests.support.queue import LEASE_S, claim, submit
+from tests.support.running import Service, running, simulated
+
+BREAKER = BreakerArgs(open_after=3, backoff_s=10, max_backoff_s=30)
+RUN_LIMIT_S = 3600.0
+
+WORKER = """
+import sys
+from serve_app.artifacts import Artifacts
+from serve_app.config import QueueArgs
+from serve_app.engine.simulated import SimulatedEngine
+from serve_app.store import Store
+from serve_app.worker.worker import Worker
+from tests.support.running import simulated
+store = Store(sys.argv[1])
+worker = Worker("m", SimulatedEngine("m", simulated(0.2)), store, Artifacts("memory://"), QueueArgs(lease_s=600))
+worker.start()
+worker._thread.join()
+"""
+
+
+# --- Death ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_worker_killed_in_the_middle_is_noticed_long_before_its_lease_is_over(
+    store: Store, database_url: str
+) -> None:
+    """A job of a worker that was killed (lease: ten minutes) is queued again as soon as its host looks."""
+    job = submit(store, steps=200)
+    root = str(ROOT)
+    process = subprocess.Popen([sys.executable, "-c", WORKER, database_url], env={**os.environ, "PYTHONPATH": root})
+    try:
+        eventually(lambda: (store.jobs.get(job.id).progress or {}).get("step", 0) >= 1)
+        store.bury()
+        assert store.jobs.get(job.id).status is Status.RUNNING
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    store.bury()
+    assert (store.jobs.get(job.id).status, store.jobs.get(job.id).attempt) == (Status.QUEUED, 1)
+    assert store.workers.seen() == []
+
+
+def test_a_process_is_known_by_its_birth_and_not_by_its_pid_alone() -> None:
+    """This process lives; one with its pid and another birth is dead; of another host's nothing is known."""
+    me = Process.this()
+    assert not me.is_dead
+    assert Process(me.host, me.pid, me.born - 1).is_dead
+    assert not Process("elsewhere", 1, 1).is_dead
+
+
+def test_after_the_database_was_away_leases_are_not_given_up_at_once(store: Store) -> None:
+    """A sweep that is told that nobody could be heard leaves the leases alone, and does the rest."""
+    submit(store)
+    running = claim(store, lease_s=0.0)
+    submit(store, deadline_s=0.0)
+    assert store.jobs.sweep(RUN_LIMIT_S, give_up_leases=False) == 1
+    assert store.jobs.get(running.id).status is Status.RUNNING
+
+
+# --- Limits and retries -----------------------------------------------------------------------------------------------
+
+
+def test_a_run_beyond_its_limit_fails_and_says_which_limit(store: Store) -> None:
+    """The run limit is not the deadline: the job has failed, by name."""
+    submit(store)
+    job = claim(store)
+    with store.database.write() as connection:
+        connection.execute(jobs.update().where(jobs.c.id == job.id).values(started_at=job.created_at - 100))
+    assert store.jobs.sweep(run_limit_s=50) == 1
+    ended = store.jobs.get(job.id)
+    assert ended.error is not None
+    assert (ended.status, ended.error["code"]) == (Status.FAILED, "run_limit_exceeded")
+    provoked("run_limit_exceeded", "one attempt runs longer than `queue.run_limit_s`", ended.error["message"])
+
+
+def test_an_expired_job_says_that_it_was_its_deadline(store: Store) -> None:
+    """Past its deadline a job is expired, with the deadline's code."""
+    job = submit(store, deadline_s=0.0)
+    store.jobs.sweep(RUN_LIMIT_S)
+    ended = store.jobs.get(job.id)
+    assert ended.error is not None
+    assert (ended.status, ended.error["code"]) == (Status.EXPIRED, "deadline_exceeded")
+    provoked("deadline_exceeded", "a job does not end in its `deadline_s`", ended.error["message"])
+
+
+def test_a_retried_job_has_its_deadline_and_attempts_anew(store: Store) -> None:
+    """What failed, expired or was cancelled runs again under the same id; what has succeeded does not."""
+    job = submit(store, deadline_s=0.0)
+    store.jobs.sweep(RUN_LIMIT_S)
+    with store.database.write() as connection:
+        moments = {"created_at": job.created_at - 600, "deadline_at": job.created_at}
+        connection.execute(jobs.update().where(jobs.c.id == job.id).values(moments))
+    again = store.jobs.retry(job.id, max_attempts=3)
+    assert (again.status, again.error, again.id) == (Status.QUEUED, None, job.id)
+    assert again.deadline_at - again.created_at == pytest.approx(600)
+    assert again.max_attempts == again.attempt + 3
+    with pytest.raises(Conflict, match="queued"):
+        store.jobs.retry(job.id, max_attempts=3)
+    running = claim(store)
+    store.jobs.finish(running, audio=[], timing={"gpu_s": 1.0}, warnings=[])
+    with pytest.raises(Conflict, match="succeeded"):
+        store.jobs.retry(job.id, max_attempts=3)
+
+
+def test_a_requeued_job_starts_before_those_that_came_later(store: Store) -> None:
+    """Who has lost a worker has waited already."""
+    first = submit(store, owner="a")
+    for _ in range(3):
+        submit(store, owner="b")
+    lost = claim(store)
+    assert lost.id == first.id
+    store.jobs.abandon("w")
+    assert claim(store).id == first.id
+
+
+def test_an_owner_who_asks_for_much_does_not_keep_another_waiting(store: Store) -> None:
+    """After forty jobs of one owner, another's two jobs start among the first five."""
+    for _ in range(40):
+        submit(store, owner="greedy")
+    modest = {submit(store, owner="modest").id for _ in range(2)}
+    assert modest <= {claim(store).id for _ in range(5)}
+
+
+# --- Loads and the breaker --------------------------------------------------------------------------------------------
+
+
+def fail(store: Store, code: str = "missing_file", host: str | None = None, deployment: str = "d") -> None:
+    process = Process.this() if host is None else Process(host, 1, 1)
+    load = store.load_attempts.begin("m", deployment, process)
+    store.load_attempts.failed(load, code, "vae is missing.", "load")
+
+
+def test_the_same_failure_again_and_again_opens_the_breaker(store: Store) -> None:
+    """Three equal failures of one host open it; it tells cause, count and phase."""
+    for _ in range(2):
+        fail(store, host="a")
+    assert not store.load_attempts.breaker("m", "d", BREAKER).is_open
+    fail(store, host="a")
+    found = store.load_attempts.breaker("m", "d", BREAKER)
+    assert found.is_open
+    assert (found.runs, found.code, found.message, found.phase) == (3, "missing_file", "vae is missing.", "load")
+    assert found.since is not None
+
+
+def test_a_success_a_new_deployment_and_an_operator_close_it(store: Store) -> None:
+    """Each of the three begins the count anew."""
+    for _ in range(3):
+        fail(store)
+    assert not store.load_attempts.breaker("m", "another build", BREAKER).is_open
+    store.load_attempts.succeeded(store.load_attempts.begin("m", "d", Process.this()))
+    assert store.load_attempts.breaker("m", "d", BREAKER).runs == 0
+    for _ in range(3):
+        fail(store)
+    assert store.load_attempts.breaker("m", "d", BREAKER).is_open
+    assert store.load_attempts.reset("m") >= 3
+    assert store.load_attempts.breaker("m", "d", BREAKER).runs == 0
+
+
+def test_different_failures_do_not_open_it(store: Store) -> None:
+    """Three failures of three kinds are no pattern yet."""
+    for code in ("missing_file", "disk_full", "hub_unreachable"):
+        fail(store, code)
+    assert not store.load_attempts.breaker("m", "d", BREAKER).is_open
+
+
+def test_a_node_pauses_longer_after_each_of_its_failures(store: Store) -> None:
+    """The pause doubles on the node that fails, up to its bound; another node need not wait."""
+    kinds_of_failure = ("a", "b", "c", "d")  # four of them, so that the breaker stays closed
+    for code, whole_s in zip(kinds_of_failure, (10, 20, 30, 30), strict=True):
+        began = time.time()
+        fail(store, code, host="bad")
+        left_s = store.load_attempts.breaker("m", "d", BREAKER, "bad").retry_in_s
+        assert left_s - 0.1 <= whole_s <= left_s + (time.time() - began) + 0.1
+    assert store.load_attempts.breaker("m", "d", BREAKER, "good").retry_in_s == 0
+
+
+def test_a_process_that_dies_while_loading_has_failed(store: Store) -> None:
+    """A load whose process is gone counts as load_crashed; one that is under way does not."""
+    me = Process.this()
+    store.load_attempts.begin("m", "d", Process(me.host, me.pid, me.born - 1))
+    store.load_attempts.begin("m", "d", me)
+    assert store.load_attempts.bury() == 1
+    found = store.load_attempts.breaker("m", "d", BREAKER)
+    assert found.code == "load_crashed"
+    provoked("load_crashed", "the process dies while it loads", found.message, found.phase)
+
+
+def test_the_start_up_time_is_measured(store: Store) -> None:
+    """The mean of the last loads that worked; failures do not count."""
+    assert store.load_attempts.startup_s("m") is None
+    began = time.time()
+    load = store.load_attempts.begin("m", "d", Process.this())
+    with store.database.write() as connection:
+        connection.execute(loads.update().values(began_at=loads.c.began_at - 40))
+    store.load_attempts.succeeded(load)
+    passed_s = time.time() - began
+    fail(store)
+    found_s = store.load_attempts.startup_s("m")
+    assert found_s is not None
+    assert 40 - 0.1 <= found_s <= 40 + passed_s + 0.1
+
+
+# --- What those who wait are told -------------------------------------------------------------------------------------
+
+
+def test_an_open_breaker_is_told_to_whoever_waits(tmp_path: Path) -> None:
+    """The job, readyz and health say what cannot be loaded, since when, how often, and how to go on."""
+    with running(tmp_path, workers=0) as service:
+        for _ in range(3):
+            load = service.store.load_attempts.begin("ace-step", "", Process.this())
+            service.store.load_attempts.failed(
+                load, "missing_file", "vae/config.json is missing: fetch it again.", "load"
+            )
+        waiting = service.job(service.submit()["id"])["waiting_for"]
+        assert waiting.startswith("the model cannot be loaded: vae/config.json is missing: fetch it again. Since 20")
+        assert "3 attempts; not retrying until a changed configuration" in waiting
+        ready = service.client.get("/readyz")
+        assert (ready.status_code, "cannot be loaded" in ready.json()["reason"]) == (503, True)
+        breaker = service.client.get("/v1/health").json()["breakers"]["ace-step"]
+        assert (breaker["open"], breaker["load_runs"], breaker["error"]["code"]) == (True, 3, "missing_file")
+
+
+def test_a_starting_worker_is_told_with_its_progress(tmp_path: Path) -> None:
+    """While a worker downloads, those who wait hear how far it is, and when it does not move, that it hangs."""
+    with running(tmp_path, workers=0, queue={"lease_s": 60}, breaker={"hang_s": 1}) as service:
+        report(service, phase="download", detail="downloading 41 % of 6.3 GB", progress=0.41)
+        job = service.submit()["id"]
+        assert service.job(job)["waiting_for"] == "workers are starting: downloading 41 % of 6.3 GB"
+        hung = eventually(lambda: found if "hung" in (found := service.job(job)["waiting_for"]) else None)
+        assert "no progress for" in hung
+        report(service, phase="download", detail="downloading 42 % of 6.3 GB", progress=0.42)
+        assert service.job(job)["waiting_for"] == "workers are starting: downloading 42 % of 6.3 GB"
+
+
+def report(service: Service, **values: object) -> None:
+    from serve_app.store import WorkerRow
+
+    row = {"id": "w", "model": "ace-step", "node": "n", "process": Process.this(), "device": "", **values}
+    service.store.workers.report(WorkerRow(**row))  # type: ignore[arg-type]
+
+
+def test_a_card_that_the_cluster_lacks_is_named(tmp_path: Path) -> None:
+    """A pinned model on a cluster without its card says which card it wants and what there is."""
+    label = {"ray.io/accelerator-type": "GeForce-RTX-4090"}
+    models = {"ace-step": simulated(device="cuda", label_selector=label)}
+    nodes = [_node({}, GPU=0), _node({"ray.io/accelerator-type": "NVIDIA-A100"}, GPU=8)]
+    with running(tmp_path, models, workers=0, cluster=lambda: nodes) as service:
+        waiting = service.job(service.submit()["id"])["waiting_for"]
+        assert waiting.startswith(
+            "no node has a GPU named GeForce-RTX-4090; the cluster has 2 nodes, 1 with NVIDIA-A100."
+        )
+        nodes.append(_node(label, GPU=1))
+        assert service.job(service.submit()["id"])["waiting_for"] == "no worker of this model is running yet"
+        nodes[-1].free["GPU"] = 0  # Ray has given it to a worker that is still importing
+        assert service.job(service.submit()["id"])["waiting_for"].startswith("a GPU that fits is taken by a process")
+        report(service, phase="draining", node="node")
+        assert service.job(service.submit()["id"])["waiting_for"].startswith("the only node that fits is full")
+        nodes[-1].total["CPU"] = 0.1
+        assert service.job(service.submit()["id"])["waiting_for"].endswith("has the 0.5 CPUs that a worker reserves")
+
+
+def test_a_worker_without_room_for_its_cpus_says_so(tmp_path: Path) -> None:
+    """On a cluster whose nodes have fewer CPUs than a worker reserves, the job and health say how many it takes."""
+    with running(tmp_path, {"m": simulated(num_cpus=4)}, workers=0, cluster=lambda: [_node({}, CPU=2)]) as service:
+        told = "none of the cluster's 1 nodes has the 4 CPUs that a worker reserves"
+        assert service.job(service.submit()["id"])["waiting_for"] == told
+        scale = service.client.get("/v1/health").json()["scale"]["m"]
+        assert (scale["pending"], scale["pending_for"]) == (1, told)
+
+
+def _node(labels: dict[str, str], **resources: float) -> Node:
+    total = {"CPU": 8.0, **resources}
+    return Node("node", labels, total, dict(total))
+
+
+@pytest.mark.parametrize(
+    ("selector", "said"),
+    [
+        ({}, "no node has a GPU;"),
+        ({CARD_LABEL: ["RTX-4090", "RTX-5090"]}, "no node has a GPU named RTX-4090 or RTX-5090;"),
+        ({CARD_LABEL: "!in(A100, H100)"}, "no node has a GPU other than A100 or H100;"),
+        ({"zone": "!a", CARD_LABEL: "L4"}, "no node has a GPU named L4 on a node with zone other than a;"),
+    ],
+)
+def test_the_nodes_that_would_do_are_told_in_words(tmp_path: Path, selector: dict[str, object], said: str) -> None:
+    """Whatever the selector's form, people read what is missing in words, not in Ray's notation."""
+    models = {"ace-step": simulated(device="cuda", label_selector=selector)}
+    nodes = [_node({}, GPU=0), _node({CARD_LABEL: "A100", "zone": "b"}, GPU=8 * bool(selector))]
+    with running(tmp_path, models, workers=0, cluster=lambda: nodes) as service:
+        waiting = service.job(service.submit()["id"])["waiting_for"]
+    assert waiting.startswith(said)
+
+
+def test_a_job_is_retried_over_http(tmp_path: Path) -> None:
+    """POST …/retry runs a cancelled job again; a job that has succeeded is left alone."""
+    with running(tmp_path) as service:
+        job = service.submit(steps=200, model="ace-step")["id"]
+        service.client.post(f"/v1/jobs/{job}/cancel")
+        again = service.client.post(f"/v1/jobs/{job}/retry")
+        assert (again.status_code, again.json()["state"]) == (200, "queued")
+        assert service.ended(job)["state"] == "succeeded"
+        refused = service.client.post(f"/v1/jobs/{job}/retry")
+        assert (refused.status_code, refused.json()["code"]) == (409, "conflict")
+
+
+def test_a_job_of_a_dead_worker_is_finished_by_the_next(tmp_path: Path) -> None:
+    """The API notices a killed worker of its host within seconds, and another worker plays the job to its end."""
+    with running(tmp_path, {"m": simulated(0.02)}, workers=0, queue={"lease_s": 600}) as service:
+        job = service.submit(steps=60)["id"]
+        root = str(ROOT)
+        command = [sys.executable, "-c", WORKER, service.args.resolved_database_url]
+        doomed = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": root})
+        try:
+            eventually(lambda: service.job(job)["state"] == "running")
+        finally:
+            doomed.send_signal(signal.SIGKILL)
+            doomed.wait()
+        killed = time.monotonic()
+        eventually(lambda: service.job(job)["state"] == "queued")
+        print(f"a killed worker was noticed after {time.monotonic() - killed:.2f} s, with a lease of 600 s")
+        assert service.store.jobs.get(job).attempt == 1
+        assert claim(service.store, "other", "m", LEASE_S).attempt == 2

@@ -1,0 +1,284 @@
+"""Background work: whatever it meets, it goes on, and while it does not get on somebody is told."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from fastapi.testclient import TestClient
+
+from serve_app import supervision
+from serve_app.api.application import create_api
+from serve_app.api.watch import JobWatcher
+from serve_app.artifacts import Artifacts
+from serve_app.config import AppArgs
+from serve_app.errors import DatabaseTooNew, LoadError
+from serve_app.store import Store, revisions
+from serve_app.supervision import Supervisor, WorkThread
+from serve_app.worker.deployment import _migrate
+from tests.support.helpers import eventually
+from tests.support.running import running, simulated
+
+NEWER = "9999"
+
+
+@contextmanager
+def migrated_by_a_newer_version(store: Store) -> Iterator[Callable[[], None]]:
+    """The database's revision is one that this version does not know, until the function that is given is called or the end."""
+    with store.database.read() as connection:
+        [ours] = revisions.current(connection)
+
+    def set_revision(revision: str) -> None:
+        with store.database.write() as connection:
+            connection.execute(sa.text("update alembic_version set version_num = :revision"), {"revision": revision})
+
+    set_revision(NEWER)
+    yield lambda: set_revision(ours)
+    set_revision(ours)
+
+
+class Broken(Exception):
+    """An error that no part of Sophia foresees."""
+
+
+# --- Any work ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.fault("B10")
+def test_work_goes_on_after_an_error_that_nobody_foresaw(caplog: pytest.LogCaptureFixture) -> None:
+    """A failing step is told at once, tried again and logged with one traceback; when it works nothing is told any more."""
+    supervisor = Supervisor()
+    broken = threading.Event()
+    broken.set()
+    steps: list[float] = []
+
+    def step() -> None:
+        steps.append(time.monotonic())
+        if broken.is_set():
+            raise Broken("secret detail")
+        time.sleep(0.01)
+
+    work = WorkThread(supervisor, "sweeper", step, pause_s=0.01)
+    with caplog.at_level(logging.INFO, "ray.serve.sophia"):
+        work.start()
+        eventually(lambda: len(steps) > 5)
+        [problem] = supervisor.problems()
+        broken.clear()
+        eventually(lambda: not supervisor.problems())
+    work.close()
+
+    assert "sweeper" in problem
+    assert "Broken" in problem
+    assert "secret" not in problem
+    failures = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(failures) == 1
+    assert failures[0].exc_info is not None
+    assert steps[5] - steps[4] > steps[1] - steps[0]  # it backs off
+
+
+@pytest.mark.fault("B10")
+def test_work_that_fails_for_long_is_logged_once_a_minute(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failure that lasts neither fills the log nor falls silent."""
+    monkeypatch.setattr(supervision, "TELL_EVERY_S", 0.3)
+    work = supervision.Work(Supervisor(), "sweeper")
+    began = time.monotonic()
+    with caplog.at_level(logging.WARNING, "ray.serve.sophia"):
+        while time.monotonic() < began + 1:
+            work.failed(Broken())
+            time.sleep(0.005)
+
+    assert 2 <= len(caplog.records) <= 5
+    assert len([record for record in caplog.records if record.exc_info]) == 1
+
+
+@pytest.mark.fault("B10")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_has_ended_by_itself_is_told() -> None:
+    """Even what no thread outlives is seen by somebody."""
+    supervisor = Supervisor()
+
+    def step() -> None:
+        raise SystemExit
+
+    work = WorkThread(supervisor, "sweeper", step)
+    work.start()
+    eventually(lambda: not work.alive)
+
+    assert supervisor.problems() == ["sweeper has ended by itself; the log of the process says why"]
+
+
+# --- The API's and the worker's ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.fault("B10")
+@pytest.mark.parametrize(
+    ("part", "name", "task"),
+    [
+        ("jobs", "sweep", "sweeper"),
+        ("leases", "take", "janitor"),
+        ("webhooks", "claim", "webhooks"),
+        ("jobs", "get_many", "job watcher"),
+    ],
+)
+def test_each_task_of_the_api_goes_on_and_is_in_health_while_it_fails(
+    part: str, name: str, task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of a kind that no task expects ends none of them: health names it, and is well again when it passes."""
+    monkeypatch.setattr("serve_app.background.janitor._LOOK_S", 0.1)
+    broken = threading.Event()
+    broken.set()
+    kind = type(getattr(Store(f"sqlite:///{tmp_path / 'other.db'}"), part))
+    real = getattr(kind, name)
+
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        if broken.is_set():
+            raise Broken
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(kind, name, fails)
+    with running(tmp_path, {"m": simulated(step_s=0.05)}, webhook_secret="whsec_" + "A" * 43 + "=") as service:
+        job = service.submit(steps=200)
+        follower = threading.Thread(target=service.client.get, args=(f"/v1/jobs/{job['id']}/events",))
+        follower.start()
+
+        def told(expected: bool) -> dict[str, Any] | None:
+            health = dict(service.client.get("/v1/health").json())
+            return health if any(task in notice for notice in health["notices"]) is expected else None
+
+        failing = eventually(lambda: told(True))
+        broken.clear()
+        well = eventually(lambda: told(False))
+        assert service.client.post(f"/v1/jobs/{job['id']}/cancel").status_code == 200
+        follower.join()
+
+    assert (failing["status"], well["status"]) == ("degraded", "ok")
+
+
+@pytest.mark.fault("B10")
+def test_the_watch_of_revoked_keys_goes_on_and_is_in_health_while_it_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends the streams of revoked keys, so an error that it does not expect must not end it unseen."""
+    monkeypatch.setattr("serve_app.api.context.KEYS_FRESH_S", 0.1)
+    real = JobWatcher.keep_only
+    broken = threading.Event()
+    broken.set()
+
+    def fails(self: JobWatcher, owners: Any) -> None:
+        if broken.is_set():
+            raise Broken
+        real(self, owners)
+
+    monkeypatch.setattr(JobWatcher, "keep_only", fails)
+    with running(tmp_path, workers=0) as service:
+
+        def told() -> bool:
+            return "watch of revoked keys" in str(service.client.get("/v1/health").json()["notices"])
+
+        eventually(told)
+        broken.clear()
+        eventually(lambda: not told())
+
+
+@pytest.mark.fault("B10")
+def test_a_worker_goes_on_and_says_so_while_it_cannot_ask_for_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of a kind that a worker does not expect costs no loaded model: its row tells it, and it plays afterwards."""
+    broken = threading.Event()
+    with running(tmp_path) as service:
+        kind = type(service.store.jobs)
+        real = kind.claim
+
+        def fails(*args: Any, **kwargs: Any) -> Any:
+            if broken.is_set():
+                raise Broken
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(kind, "claim", fails)
+        broken.set()
+
+        def error() -> Any:
+            [row] = service.client.get("/v1/health").json()["workers"]
+            return row["error"]
+
+        told = eventually(lambda: error(), 60)
+        broken.clear()
+        ended = service.ended(service.submit()["id"])
+
+    assert "Broken" in told["message"]
+    assert ended["state"] == "succeeded"
+
+
+# --- A database of a newer version ------------------------------------------------------------------------------------
+
+
+@pytest.mark.fault("B10")
+def test_a_service_on_a_newer_database_refuses_in_words_until_it_fits(database_url: str, tmp_path: Path) -> None:
+    """Nothing is promised on tables that mean something else: 503 with the cause, no 202; the right database heals it."""
+    args = AppArgs.model_validate({"data_dir": tmp_path, "database_url": database_url, "models": {"m": simulated()}})
+    operator = Store(database_url)
+    operator.migrate()
+    api = create_api(args, Store(database_url), Artifacts(args.resolved_artifacts_url), "test")
+    with migrated_by_a_newer_version(operator) as restore, TestClient(api, base_url="http://127.0.0.1") as client:
+        submitted = client.post("/v1/jobs", json={"prompt": "x"})
+        ready = client.get("/readyz")
+
+        assert (submitted.status_code, submitted.json()["code"]) == (503, "database_too_new")
+        assert NEWER in submitted.json()["detail"]
+        assert "restore the backup" in submitted.json()["detail"]
+        assert (ready.status_code, NEWER in ready.json()["reason"]) == (503, True)
+        assert client.get("/ping").status_code == 200
+        restore()
+        eventually(lambda: client.post("/v1/jobs", json={"prompt": "x"}).status_code == 202)
+    assert operator.backlog.counts()["queued"] == 1
+    operator.close()
+
+
+@pytest.mark.fault("B10")
+def test_a_worker_neither_claims_nor_ends_on_a_newer_database(database_url: str) -> None:
+    """It waits where it can do no harm, and can be ended while it waits."""
+    operator = Store(database_url)
+    operator.migrate()
+    newcomer = Store(database_url)
+    ending = threading.Event()
+    outcome: list[Exception] = []
+
+    def start() -> None:
+        try:
+            _migrate(newcomer, ending)
+        except LoadError as error:
+            outcome.append(error)
+
+    with migrated_by_a_newer_version(operator):
+        starting = threading.Thread(target=start)
+        starting.start()
+        [problem] = eventually(newcomer.supervisor.problems)
+        with pytest.raises(DatabaseTooNew):
+            newcomer.jobs.claim("w", "m", 60)
+        ending.set()
+        starting.join()
+
+    assert NEWER in problem
+    assert "Ended while it waited" in str(outcome[0])
+    operator.close()
+    newcomer.close()
+
+
+@pytest.mark.fault("B10")
+def test_a_running_service_tells_of_a_newer_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While an update is under way the old processes go on, and say that they cannot be started again."""
+    monkeypatch.setattr("serve_app.background.sweeper.TELL_EVERY_S", 0.1)
+    with running(tmp_path) as service:
+        service.ended(service.submit()["id"])
+        with migrated_by_a_newer_version(service.store):
+            eventually(lambda: any(NEWER in notice for notice in service.client.get("/v1/health").json()["notices"]))
+            assert service.ended(service.submit()["id"])["state"] == "succeeded"
+        eventually(lambda: service.client.get("/v1/health").json()["status"] == "ok")

@@ -1,0 +1,130 @@
+"""A PostgreSQL that goes silent without closing anything: no answer hangs, and all goes on when the wire is whole."""
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from serve_app.config import DatabaseArgs
+from serve_app.errors import StoreUnavailable
+from serve_app.store import Store, notifications
+from serve_app.store.database import MIGRATION_LOCK
+from tests.support.helpers import eventually
+from tests.support.running import running, simulated
+from tests.support.wires import Wire, wire
+
+LIMITS = DatabaseArgs(connect_s=2, statement_s=1, silent_s=1)
+
+
+@pytest.fixture
+def wired(postgresql_url: str) -> Iterator[tuple[Wire, str]]:
+    """A wire to an empty PostgreSQL database, and its address through it."""
+    with wire(postgresql_url) as found:
+        yield found
+
+
+def _unavailable(ask: Callable[[], object]) -> bool:
+    try:
+        ask()
+    except StoreUnavailable:
+        return True
+    return False
+
+
+@pytest.mark.fault("B5", "E10")
+def test_a_statement_under_way_is_given_up_when_the_server_goes_silent(wired: tuple[Wire, str]) -> None:
+    """Whoever waits for an answer, and whoever asks next, is told that the database is away; it is there again at once after."""
+    line, url = wired
+    store = Store(url, LIMITS)
+    store.migrate()
+    under_way = threading.Event()
+
+    def ask() -> None:
+        with store.database.read() as connection:
+            connection.exec_driver_sql("SELECT 1")
+            under_way.set()
+            connection.exec_driver_sql("SELECT pg_sleep(0.5)")
+
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(_unavailable, ask)
+        under_way.wait()
+        line.cut()
+        assert first.result(30)
+        assert _unavailable(store.backlog.counts)
+        line.mend()
+
+    assert store.backlog.counts()["queued"] == 0
+    store.close()
+
+
+@pytest.mark.fault("B5")
+def test_every_request_is_answered_while_the_database_is_silent(wired: tuple[Wire, str], tmp_path: Path) -> None:
+    """Forty requests at once, on connections old and new, each get a 503 before the wire is mended."""
+    line, url = wired
+    with running(tmp_path, workers=0, database_url=url, database=LIMITS.model_dump()) as service:
+        service.submit()
+        line.cut()
+        with ThreadPoolExecutor(40) as pool:
+            answers = list(pool.map(lambda _: service.client.get("/v1/jobs", timeout=30), range(40)))
+        ready = service.client.get("/readyz", timeout=30)
+        line.mend()
+
+        assert {answer.status_code for answer in answers} == {503}
+        assert (ready.status_code, "no answer in time" in ready.json()["reason"]) == (503, True)
+        eventually(lambda: service.client.get("/v1/jobs").status_code == 200)
+
+
+@pytest.mark.fault("B5", "E10")
+def test_a_song_is_published_soon_after_its_connections_were_lost(wired: tuple[Wire, str], tmp_path: Path) -> None:
+    """A failover drops the open connections without a word: the running song is published over new ones, in its first attempt."""
+    line, url = wired
+    models = {"m": simulated(step_s=0.1)}
+    with running(tmp_path, models, database_url=url, database=LIMITS.model_dump(), queue={"lease_s": 60}) as service:
+        job = service.submit(steps=20)
+        eventually(lambda: service.job(job["id"])["state"] == "running")
+        line.cut()
+        line.mend(forget=True)
+
+        assert eventually(lambda: service.client.get(f"/v1/jobs/{job['id']}").status_code == 200)
+        ended = service.ended(job["id"])
+
+    assert (ended["state"], ended["attempt"]) == ("succeeded", 1)
+
+
+@pytest.mark.fault("B5")
+def test_who_listens_hears_again_after_its_connection_was_lost(
+    wired: tuple[Wire, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A listener sends nothing, so no TCP timeout ends its wait: it asks now and then whether anybody is there."""
+    monkeypatch.setattr(notifications, "CHECK_S", 0.5)
+    line, url = wired
+    store = Store(url, LIMITS)
+    store.migrate()
+    store.notifications.wait("queued", store.notifications.count("queued"), 20)
+    seen = store.notifications.count("revoked")
+
+    line.cut()
+    line.mend(forget=True)
+
+    assert store.notifications.wait("revoked", seen, 30)  # it counts the gap as a change
+    seen = store.notifications.count("ended")
+    with store.database.write("ended"):
+        pass
+    assert store.notifications.wait("ended", seen, 30)
+    store.close()
+
+
+def test_a_migration_may_wait_longer_than_a_statement(postgresql_url: str) -> None:
+    """A process that starts while another makes a large index waits for it, however long it takes."""
+    store = Store(postgresql_url, LIMITS)
+    with psycopg.connect(postgresql_url) as other, ThreadPoolExecutor(1) as pool:
+        other.execute("SELECT pg_advisory_xact_lock(%s)", [MIGRATION_LOCK])
+        migration = pool.submit(store.migrate)
+        other.execute("SELECT pg_sleep(%s)", [LIMITS.answer_s + 1])
+        other.commit()
+        migration.result(30)
+    assert store.backlog.counts()["queued"] == 0
+    store.close()

@@ -1,0 +1,102 @@
+"""The list of metrics, as Ray exports it."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import httpx
+import pytest
+import ray
+from ray import serve
+
+from serve_app import metrics
+from tests.support.helpers import eventually
+
+
+@serve.deployment(ray_actor_options={"num_cpus": 0.1})
+class Teller:
+    """Tells every metric once, from inside a replica."""
+
+    def __init__(self) -> None:
+        board = metrics.Board()
+        workers = [
+            metrics.Seen("m", "load", 5.0),
+            metrics.Seen("m", "load", 7.0),
+            metrics.Seen("m", "failed", 1.0, "disk_full"),
+        ]
+        board.tell(metrics.queue({"queued": 2}, 3.0))
+        board.tell(metrics.fleet([metrics.Seen("m", "download", 1.0)], {}))
+        board.tell(metrics.fleet(workers, {"m": 4}, {"m": True}))
+        metrics.Board().tell(metrics.paused({"m": True}))
+        metrics.Board().tell(metrics.storage("full"))
+        metrics.job_started("m", 2.0)
+        metrics.step("m", 0.02)
+        metrics.song_published("m", "studio", {"generate_s": 2.0, "encode_s": 0.2, "gpu_s": 1.9}, 30.0)
+        metrics.job_ended("m", "failed", "bad_audio")
+        metrics.phase_ended("m", "load", 3.0)
+        metrics.device_time("m", "idle", 1800.0, price_per_hour=0.5)
+        metrics.background("sweeper", 1)
+        metrics.device_memory("m", 1, 2)
+
+
+@pytest.fixture(scope="module")
+def exported() -> Iterator[str]:
+    """What Prometheus gets from a one-node cluster on which every metric was told."""
+    often = {"metrics_report_interval_ms": 1000}
+    ray.init("local", num_cpus=1, include_dashboard=True, log_to_driver=False, _system_config=often)
+    try:
+        serve.start(proxy_location="Disabled")
+        serve.run(Teller.bind(), name="teller", route_prefix=None)
+        url = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
+        yield eventually(
+            lambda: text if "sophia_device_memory_bytes" in (text := httpx.get(url).text) else "", 60, every=0.5
+        )
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+@pytest.mark.ray
+def test_ray_exports_each_metric_under_its_name_with_its_tags(exported: str) -> None:
+    """Every exported name of the list is there, with the metric's own tags and the deployment's."""
+    lines = exported.splitlines()
+    for metric in metrics.METRICS:
+        for name in metric.exported:
+            found = [line for line in lines if line.startswith(f"{name}{{")]
+            assert found, name
+            assert all(f'{tag}="' in line for line in found for tag in (*metric.tags, "deployment", "replica"))
+
+
+@pytest.mark.ray
+def test_figures_arrive_as_they_were_told(exported: str) -> None:
+    """Gauges, counters and money have the values that were told; a phase that every worker has left is 0, not what it was."""
+
+    def value(name: str, *tags: str) -> float:
+        found = [
+            line
+            for line in exported.splitlines()
+            if line.startswith(f"ray_{name}{{") and all(tag in line for tag in tags)
+        ]
+        assert len(found) == 1, found
+        return float(found[0].rpartition(" ")[2])
+
+    assert value("sophia_workers", 'phase="load"') == 2
+    assert value("sophia_workers", 'phase="download"') == 0
+    assert value("sophia_starting_seconds", 'phase="load"') == 7
+    assert value("sophia_load_failures", 'code="disk_full"') == 1
+    assert value("sophia_breaker_open") == 1
+    assert value("sophia_paused") == 1
+    assert value("sophia_audio_seconds_total") == 30
+    assert value("sophia_cost_total", 'use="idle"') == pytest.approx(0.25)
+
+
+def test_outside_ray_nothing_is_made() -> None:
+    """A plain program may call them all: no metric comes into being, and Serve's metrics are not even imported."""
+    program = """
+import sys
+from serve_app import metrics
+metrics.step("m", 0.1)
+metrics.Board().tell(metrics.queue({"queued": 1}, None))
+sys.exit(metrics._made.cache_info().currsize + ("ray.serve.metrics" in sys.modules))
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

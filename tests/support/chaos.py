@@ -1,0 +1,260 @@
+"""Break everything while songs are made, and count what was lost. `make chaos` runs the long form on both databases.
+
+A real Ray cluster, a real HTTP client. While jobs are submitted, workers, API processes, Serve's controller and proxy, and the
+database server are killed with SIGKILL, at random from a printed seed; a bad host comes, the disk fills, the whole machine stands
+still, and workers are ended while they load (`tests/support/chaos_events.py`). Then all is asserted from outside.
+
+Usage: python -m tests.support.chaos [--jobs 200] [--events 40] [--seed N]
+    [--engine simulated|embedded] [--database sqlite|postgresql]
+"""
+
+import argparse
+import io
+import os
+import random
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import soundfile
+
+from tests.support.chaos_client import submit, until_answered
+from tests.support.chaos_events import LEASE_S, LOADING_MODEL, Events, disk
+from tests.support.databases import private_postgresql
+from tests.support.helpers import eventually
+
+# Read by Serve's processes: a dead proxy is noticed after 3 checks of 1 s instead of 10 s.
+os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "1")
+os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S", "1")
+
+SECONDS = 1.0  # of each song
+
+
+@dataclass
+class Plan:
+    """How much to break."""
+
+    jobs: int = 200
+    events: int = 40
+    seed: int = 0
+    engine: str = "simulated"
+    database: str = "sqlite"
+    workers: int = 3
+    pause_s: tuple[float, float] = (0.3, 2.0)
+
+
+@dataclass
+class Outcome:
+    """What came of it."""
+
+    accepted: list[str] = field(default_factory=list)
+    events: Counter[str] = field(default_factory=Counter)
+    recoveries_s: list[float] = field(default_factory=list)
+    states: Counter[str] = field(default_factory=Counter)
+    lost: list[str] = field(default_factory=list)
+    duplicates: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+    orphans: list[str] = field(default_factory=list)
+    lost_attempts: list[str] = field(default_factory=list)
+    """Jobs that a pause of the whole machine took from a worker that lived."""
+    opened: list[str] = field(default_factory=list)
+    """Breakers that are open, and loads that were booked as failures though they were ended on purpose."""
+    attempts: int = 0
+
+    def __str__(self) -> str:
+        longest = f"{max(self.recoveries_s):.1f} s" if self.recoveries_s else "none was running a job"
+        return (
+            f"jobs {len(self.accepted)} ({dict(self.states)}), attempts {self.attempts}; events {dict(self.events)}; "
+            f"lost {len(self.lost)}, duplicates {len(self.duplicates)}, broken files {len(self.broken)}, files without a job "
+            f"{len(self.orphans)}, attempts lost by a pause {len(self.lost_attempts)}, breakers opened {len(self.opened)}; "
+            f"longest recovery of a killed worker's job: {longest}"
+        )
+
+
+def run(plan: Plan, folder: Path, weights: Path | None = None) -> Outcome:
+    """Run one plan on a cluster of its own; raises AssertionError when something was lost."""
+    print(f"chaos: {plan}", flush=True)
+    outcome = Outcome()
+    with ExitStack() as stack:
+        stack.enter_context(disk(folder / "audio"))
+        server = stack.enter_context(private_postgresql() if plan.database == "postgresql" else nullcontext())
+        url = server.get_uri() if server else None
+        client = stack.enter_context(_sophia(plan, folder, url, weights))
+        store = _store(folder, url)
+        stack.callback(store.close)
+        submitter = threading.Thread(target=_submit_all, args=(plan, client, outcome))
+        submitter.start()
+        events = Events(random.Random(plan.seed), folder, client, store, server)
+        events.happen(plan.events, plan.pause_s)
+        submitter.join()
+        _settle(client, outcome)
+        _examine(client, folder, store, outcome, events)
+    print(f"chaos: {outcome}", flush=True)
+    assert len(outcome.accepted) == plan.jobs
+    assert outcome.states == {"succeeded": plan.jobs}, outcome.states
+    assert [outcome.lost, outcome.duplicates, outcome.broken, outcome.orphans] == [[], [], [], []]
+    assert [outcome.lost_attempts, outcome.opened] == [[], []]
+    return outcome
+
+
+# --- The service ------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _sophia(plan: Plan, folder: Path, database_url: str | None, weights: Path | None) -> Iterator[httpx.Client]:
+    import ray
+    from ray import serve
+
+    from serve_app.app import build
+    from serve_app.config import AppArgs
+    from tests.support.helpers import free_port
+
+    if weights is not None:
+        (folder / "weights").symlink_to(weights)
+    model: dict[str, Any] = {"source": plan.engine, "device": "cpu", "num_cpus": 0.1}
+    loading = model | {"source": "simulated", "simulated": {"load_s": 60}}
+    loading["scaling"] = {"min_workers": 0, "max_workers": 1, "idle_s": 1, "target_wait_s": 1}
+    model["scaling"] = {"min_workers": plan.workers, "max_workers": plan.workers}
+    settings: dict[str, Any] = {
+        "data_dir": folder,
+        "models": {"m": model | {"simulated": {"step_s": 0.05}}, LOADING_MODEL: loading},
+        "api": {"replicas": 2},
+        # attempts are plenty: with a kill each second, three unlucky ones in a row prove nothing
+        "queue": {"lease_s": LEASE_S, "max_attempts": 50},
+    }
+    port = free_port()
+    ray.init("local", num_cpus=8, include_dashboard=False, log_to_driver=bool(os.environ.get("SOPHIA_TEST_LOGS")))
+    try:
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        args = AppArgs.model_validate(settings | ({"database_url": database_url} if database_url else {}))
+        serve.run(build(args), name="sophia", route_prefix="/")
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=15) as client:
+            yield client
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+def _store(folder: Path, url: str | None) -> Any:
+    from serve_app.store import Store
+
+    return Store(url or f"sqlite:///{folder / 'sophia.db'}")
+
+
+def _submit_all(plan: Plan, client: httpx.Client, outcome: Outcome) -> None:
+    """Each job until it is accepted, with one Idempotency-Key for all its tries, as a careful client does."""
+    for seed in range(plan.jobs):
+        body = {
+            "prompt": "x",
+            "duration": SECONDS,
+            "seed": seed,
+            "steps": 1 if plan.engine == "embedded" else 8,
+            "format": "flac",
+        }
+        outcome.accepted.append(submit(client, body))
+
+
+# --- The examination --------------------------------------------------------------------------------------------------
+
+
+def _settle(client: httpx.Client, outcome: Outcome) -> None:
+    for job in outcome.accepted:
+        path = f"/v1/jobs/{job}"
+        eventually(
+            lambda path=path: (
+                until_answered(lambda: client.get(path), (200,)).json()["state"] not in ("queued", "running")
+            ),
+            300,
+        )  # type: ignore[misc]
+
+
+def _examine(client: httpx.Client, folder: Path, store: Any, outcome: Outcome, events: Events) -> None:
+    outcome.events = events.counts
+    outcome.recoveries_s = events.recoveries_s
+    outcome.lost_attempts = events.lost_attempts
+    outcome.opened = _opened(client, store)
+    listed = Counter(job["id"] for job in _all_jobs(client))
+    known = {*outcome.accepted, *events.cancelled}
+    outcome.duplicates += [job for job, count in listed.items() if count > 1 or job not in known]
+    outcome.lost += [job for job in outcome.accepted if job not in listed]
+    for job_id in outcome.accepted:
+        job = until_answered(lambda job_id=job_id: client.get(f"/v1/jobs/{job_id}"), (200,)).json()  # type: ignore[misc]
+        outcome.states[job["state"]] += 1
+        outcome.attempts += job["attempt"]
+        if job["state"] == "succeeded" and not _is_playable(client, job):
+            outcome.broken.append(job_id)
+    outcome.orphans += _files_without_a_job(folder, store)
+
+
+def _opened(client: httpx.Client, store: Any) -> list[str]:
+    from serve_app.store.tables import loads
+
+    def booked() -> list[Any]:
+        with store.database.read() as connection:
+            return list(connection.execute(loads.select().where(loads.c.model == LOADING_MODEL)))
+
+    eventually(lambda: all(row.ended_at is not None for row in booked()), 120)
+    breakers = until_answered(lambda: client.get("/v1/health"), (200,)).json()["breakers"]
+    return [name for name, breaker in breakers.items() if breaker["open"]] + [row.code for row in booked() if row.code]
+
+
+def _all_jobs(client: httpx.Client) -> Iterator[dict[str, Any]]:
+    cursor = ""
+    while True:
+        page = until_answered(lambda cursor=cursor: client.get(f"/v1/jobs?limit=100{cursor}"), (200,)).json()  # type: ignore[misc]
+        yield from page["jobs"]
+        if page["next_cursor"] is None:
+            return
+        cursor = f"&cursor={page['next_cursor']}"
+
+
+def _is_playable(client: httpx.Client, job: dict[str, Any]) -> bool:
+    if len(job["audio"]) != 1:
+        return False
+    body = until_answered(lambda: client.get(job["audio"][0]["url"]), (200,)).content
+    samples, rate = soundfile.read(io.BytesIO(body))
+    return bool(rate == 48_000 and len(samples) == SECONDS * rate and abs(samples).max() > 0)
+
+
+def _files_without_a_job(folder: Path, store: Any) -> list[str]:
+    """Files that no job names, after the janitor has been."""
+    from serve_app.artifacts import Artifacts
+    from serve_app.background.janitor import sweep_files
+
+    artifacts = Artifacts((folder / "audio").as_uri())
+    sweep_files(store, artifacts, grace_s=0)
+    named = {file["key"] for job in _every_row(store) for file in job.audio}
+    return [file.key for file in artifacts.list() if file.key not in named]
+
+
+def _every_row(store: Any) -> Iterator[Any]:
+    before = None
+    while page := store.jobs.page(before=before, limit=200):
+        yield from page
+        before = page[-1].id
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--jobs", type=int, default=200)
+    parser.add_argument("--events", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=int(time.time()) % 100_000)
+    parser.add_argument("--engine", choices=["simulated", "embedded"], default="simulated")
+    parser.add_argument("--database", choices=["sqlite", "postgresql"], default="sqlite")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="sophia-chaos-") as folder:
+        run(Plan(**vars(given)), Path(folder))
+    print("1 passed, 0 failed")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

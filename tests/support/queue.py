@@ -1,0 +1,28 @@
+"""A job's moves in the store, as tests of the queue make them."""
+
+from serve_app.jobs import Job
+from serve_app.music import MusicRequest
+from serve_app.store import Store
+from serve_app.store.tables import jobs
+
+LEASE_S = 60.0
+
+
+def submit(store: Store, owner: str = "", deadline_s: float = 600, max_attempts: int = 3, **fields: object) -> Job:
+    request = MusicRequest.model_validate({"prompt": "piano", "model": "m", "seed": 1, "duration": 10.0, **fields})
+    return store.jobs.submit(request, owner=owner, deadline_s=deadline_s, max_attempts=max_attempts)[0]
+
+
+def claim(store: Store, worker: str = "w", model: str = "m", lease_s: float = LEASE_S) -> Job:
+    job = store.jobs.claim(worker, model, lease_s)
+    assert job is not None
+    return job
+
+
+def finish(store: Store, job: Job, gpu_s: float = 1.0) -> bool:
+    return store.jobs.finish(job, audio=[{"key": "k"}], timing={"gpu_s": gpu_s}, warnings=[])
+
+
+def lose_lease(store: Store, job: Job) -> None:
+    with store.database.write() as connection:
+        connection.execute(jobs.update().where(jobs.c.id == job.id).values(lease_until=0))

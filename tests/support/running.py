@@ -1,0 +1,123 @@
+"""Sophia without Ray: a real HTTP server, database and artifact folder, and workers in threads of the test's process."""
+
+import atexit
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+
+from serve_app.api.application import create_api
+from serve_app.artifacts import Artifacts
+from serve_app.audio import Encoders
+from serve_app.config import AppArgs, ModelArgs
+from serve_app.engine.protocol import Engine
+from serve_app.engine.simulated import SimulatedEngine
+from serve_app.ray_adapters.cluster import Node
+from serve_app.store import Store
+from serve_app.worker.worker import Worker
+from tests.support.helpers import eventually
+
+
+@cache
+def shared_encoders() -> Encoders:
+    """One pool for all workers of the tests' process: starting one for each would take most of a test's time."""
+    encoders = Encoders(2)
+    atexit.register(encoders.close)
+    return encoders
+
+
+@dataclass
+class Service:
+    """A running Sophia and a client for it."""
+
+    client: httpx.Client
+    url: str
+    args: AppArgs
+    store: Store
+    artifacts: Artifacts
+
+    def submit(self, **fields: Any) -> dict[str, Any]:
+        answer = self.client.post("/v1/jobs", json={"prompt": "piano", "duration": 2, "format": "flac", **fields})
+        assert answer.status_code == 202, answer.text
+        return dict(answer.json())
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        answer = self.client.get(f"/v1/jobs/{job_id}")
+        assert answer.status_code == 200, answer.text
+        return dict(answer.json())
+
+    def ended(self, job_id: str) -> dict[str, Any]:
+        return eventually(lambda: job if (job := self.job(job_id))["state"] not in ("queued", "running") else None)
+
+
+def simulated(step_s: float = 0.01, workers: int = 1, **fields: Any) -> ModelArgs:
+    """A model of the simulated engine, with a fixed number of workers."""
+    fields["scaling"] = {"min_workers": workers, "max_workers": max(workers, 1)}
+    return ModelArgs.model_validate({"source": "simulated", "simulated": {"step_s": step_s}, **fields})
+
+
+@contextmanager
+def running(
+    folder: Path,
+    models: dict[str, ModelArgs] | None = None,
+    engine: Engine | None = None,
+    workers: int = 1,
+    cluster: Callable[[], list[Node]] | None = None,
+    keys_needed: bool = False,
+    migrate: bool = True,
+    **settings: Any,
+) -> Iterator[Service]:
+    """A service whose first model has `workers` workers; `engine` instead of a simulated one where it is given."""
+    args = AppArgs.model_validate({"data_dir": folder, "models": models or {"ace-step": simulated()}, **settings})
+    name = next(iter(args.models))
+    with ExitStack() as stack:
+        store = Store(args.resolved_database_url, args.database)
+        stack.callback(store.close)
+        if migrate:
+            store.migrate()
+        artifacts = Artifacts(args.resolved_artifacts_url)
+        for _ in range(workers):
+            model = args.models[name]
+            engine_of_it = engine or SimulatedEngine(name, model)
+            worker = Worker(
+                name,
+                engine_of_it,
+                store,
+                artifacts,
+                args.queue,
+                price_per_hour=model.price_per_hour,
+                encoding=args.encoding,
+                encoders=shared_encoders(),
+            )
+            worker.start()
+            stack.callback(worker.drain)
+        app = create_api(
+            args,
+            Store(args.resolved_database_url, args.database),
+            artifacts,
+            "test",
+            cluster=cluster,
+            keys_needed=keys_needed,
+        )
+        url = stack.enter_context(_http_server(app))
+        client = stack.enter_context(httpx.Client(base_url=url, timeout=60))
+        yield Service(client, url, args, store, artifacts)
+
+
+@contextmanager
+def _http_server(app: Any) -> Iterator[str]:
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        eventually(lambda: server.started)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()

@@ -1,9 +1,0 @@
-"""The table of failure codes is complete."""
-
-from tests import failure_codes
-
-
-def test_every_code_of_errors_py_has_a_row_and_advice():
-    """docs/FAILURES.md lists each code that an error class has, and no other, with what to do."""
-    assert {row.code for row in failure_codes.rows()} == failure_codes.kinds().keys()
-    assert failure_codes.ADVICE.keys() == failure_codes.kinds().keys()

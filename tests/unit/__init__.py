@@ -1,0 +1,1 @@
+"""Tests without a server, a database server or a model: `make unit`."""

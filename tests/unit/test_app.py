@@ -1,0 +1,33 @@
+"""How the application is put together."""
+
+from pathlib import Path
+
+from serve_app.app import _workers
+from serve_app.config import AppArgs
+
+
+def test_a_worker_has_a_gpu_of_its_own_unless_told_to_share(tmp_path: Path) -> None:
+    """One deployment a model: a whole GPU of the card that the model names, or the part that its settings say; on the CPU none."""
+    models = {
+        "pinned": {"device": "cuda", "label_selector": {"ray.io/accelerator-type": ["L4", "L40S"]}},
+        "sharing": {"device": "cuda", "num_gpus": 0.5, "num_cpus": 2},
+        "slow": {"device": "cpu"},
+    }
+    args = AppArgs.model_validate({"data_dir": tmp_path, "models": models})
+    options = {name: _workers(name, args, "d").ray_actor_options for name in models}
+    assert options["pinned"] == {
+        "num_cpus": 0.5,
+        "num_gpus": 1,
+        "label_selector": {"ray.io/accelerator-type": "in(L4,L40S)"},
+    }
+    assert options["sharing"] == {"num_cpus": 2, "num_gpus": 0.5}
+    assert options["slow"] == {"num_cpus": 0.5}
+
+
+def test_the_policys_arguments_hold_no_secret(tmp_path: Path) -> None:
+    """Serve logs and shows them: the database's address, with its password, is not among them."""
+    url = "postgresql://sophia:hunter2@db/sophia"
+    args = AppArgs.model_validate({"data_dir": tmp_path, "database_url": url, "models": {"m": {"device": "cpu"}}})
+    shown = repr(_workers("m", args, "d")._deployment_config.autoscaling_config.policy.policy_kwargs)
+    assert "database-url-d" in shown
+    assert "hunter2" not in shown

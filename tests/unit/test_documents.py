@@ -1,0 +1,39 @@
+"""What the documents say beside what the code does, where they have disagreed before."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.support.paths import ROOT
+
+DOCUMENTS = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_the_list_of_layers_is_the_import_contracts() -> None:
+    """ARCHITECTURE.md shows the layers that lint-imports checks, in their order."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
+    (shown,) = re.findall(r"^```\n(app \| .*?)^```", (ROOT / "ARCHITECTURE.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert " ".join(shown.split()) == " > ".join(layers).replace("serve_app.", "")
+
+
+@pytest.mark.fault("E22")
+def test_a_deploy_that_closes_the_breaker_is_said_to_be_a_changed_one() -> None:
+    """Serve ignores an unchanged deploy, so that whoever names `sophia reset` beside a deploy says that it must differ."""
+    found = 0
+    for path in [*DOCUMENTS, *(ROOT / "serve_app").rglob("*.py")]:
+        text = " ".join(path.read_text().split())
+        for reset in re.finditer("sophia reset", text):
+            around = text[max(0, reset.start() - 200) : reset.end() + 200]
+            assert "deploy" not in around or re.search(r"chang|differs", around), f"{path}: {around}"
+            found += "deploy" in around
+    assert found
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(path: Path) -> None:
+    """Each link to a file of ours names one that is there."""
+    for link in re.findall(r"\]\((?!https?://|#)([^)#]+)", path.read_text()):
+        assert (path.parent / link).exists(), link

@@ -1,0 +1,80 @@
+"""No query of the queue reads the whole table of jobs: a million finished ones must cost it nothing."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from serve_app.config import BreakerArgs, ScalingArgs
+from serve_app.jobs import Job
+from serve_app.scaling.observation import StoreFleet
+from serve_app.store import Beat, Store
+from tests.support.queue import claim, finish, submit
+
+
+def _page(*states: str, owner: str | None = None) -> Callable[[Store, Job], Any]:
+    return lambda store, _: store.jobs.page(states=states, owner=owner)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        pytest.param(lambda store, _: submit(store), id="submit"),
+        pytest.param(lambda store, _: store.jobs.claim("w", "m", 10), id="claim"),
+        pytest.param(lambda store, job: store.jobs.heartbeat([Beat(job.id, 1, "w", {})], 10), id="heartbeat"),
+        pytest.param(lambda store, job: store.jobs.lost([Beat(job.id, 1, "w")]), id="lost"),
+        pytest.param(lambda store, job: finish(store, job), id="finish"),
+        pytest.param(lambda store, job: store.jobs.cancel(job.id), id="cancel"),
+        pytest.param(lambda store, _: store.jobs.abandon("w"), id="abandon"),
+        pytest.param(lambda store, _: store.jobs.sweep(0), id="sweep"),
+        pytest.param(lambda store, _: store.backlog.places(store.jobs.page(states=["queued"])), id="places"),
+        pytest.param(lambda store, _: store.backlog.oldest_wait_s(), id="oldest wait"),
+        pytest.param(lambda store, _: store.backlog.counts(), id="counts"),
+        pytest.param(lambda store, _: store.backlog.speed("m"), id="speed"),
+        pytest.param(
+            lambda store, _: StoreFleet(store, "m", "d", ScalingArgs(), BreakerArgs()).observe(), id="observe"
+        ),
+        pytest.param(_page("queued"), id="queued jobs"),
+        pytest.param(_page("failed"), id="failed jobs"),
+        pytest.param(_page("queued", "running", owner="me"), id="an owner's queued jobs"),
+        pytest.param(lambda store, _: store.retention.ended_long_ago(60, 100), id="ended long ago"),
+        pytest.param(lambda store, _: store.retention.with_old_audio(60, 100), id="old audio"),
+    ],
+)
+def test_a_query_finds_its_jobs_by_an_index(tmp_path: Path, ask: Callable[[Store, Job], Any]) -> None:
+    """Each statement that it makes is explained: none scans the table."""
+    store = Store(f"sqlite:///{tmp_path / 'jobs.db'}")
+    store.migrate()
+    submit(store)
+    submit(store)
+    job = claim(store)
+    plans = _plans_of(store)
+    ask(store, job)
+    store.close()
+    assert plans
+    whole = ("SCAN jobs", "SCAN jobs USING INDEX sqlite_autoindex_jobs_1")
+    assert [plan for plan in plans if plan in whole] == []
+
+
+def test_an_owners_ended_jobs_are_found_among_the_owners(tmp_path: Path) -> None:
+    """Not among everybody's jobs of that state."""
+    store = Store(f"sqlite:///{tmp_path / 'jobs.db'}")
+    store.migrate()
+    plans = _plans_of(store)
+    store.jobs.page(states=["succeeded"], owner="me")
+    store.close()
+    assert plans == ["SEARCH jobs USING INDEX jobs_by_owner (owner=?)"]
+
+
+def _plans_of(store: Store) -> list[str]:
+    """The steps of every statement about jobs from now on, as SQLite explains them."""
+    plans: list[str] = []
+
+    @sa.event.listens_for(store.database.engine, "before_cursor_execute")
+    def explain(connection: sa.Connection, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        if "jobs" in statement and statement.startswith(("SELECT", "UPDATE", "DELETE", "INSERT")):
+            plans.extend(row[3] for row in cursor.execute(f"EXPLAIN QUERY PLAN {statement}", parameters).fetchall())
+
+    return plans
