@@ -163,7 +163,7 @@ def test_same_song_gives_the_same_bytes_in_another_process_at_another_time() -> 
     while int(time.time()) == second:  # float WAV would hold the time in whole seconds
         time.sleep(0.01)
 
-    program = "from tests import test_audio; print(*test_audio.fingerprints())"
+    program = "from tests.integration import test_audio; print(*test_audio.fingerprints())"
     there = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
 
     assert there.stdout.split() == here
