@@ -160,6 +160,7 @@ class Sender:
         self._under_way = Receivers(self._args.per_receiver, self._args.per_owner)
         self._room = threading.Semaphore(AT_ONCE)
         self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="webhook")
+        self._ended = store.notifications.waiter("ended")
         self._thread = WorkThread(store.supervisor, "webhooks", self._step)
 
     def start(self) -> None:
@@ -169,12 +170,12 @@ class Sender:
     def close(self) -> None:
         """End after the attempts under way, which takes `timeout_s` at most."""
         self._thread.ended.set()
-        self._store.notifications.notify("ended")
+        self._ended.wake()
         self._thread.join()
         self._pool.shutdown()
 
     def _step(self) -> None:
-        seen = self._store.notifications.count("ended")
+        seen = self._ended.count()
         if not self._room.acquire(timeout=_LOOK_S):
             return
         begun = False
@@ -184,7 +185,7 @@ class Sender:
             if not begun:
                 self._room.release()
         if not begun:
-            self._store.notifications.wait("ended", seen, _LOOK_S)
+            self._ended.wait(seen, _LOOK_S)
 
     def _begin(self) -> bool:
         """Start one attempt; it gives its room back. False when none is due."""
@@ -212,7 +213,7 @@ class Sender:
         finally:
             self._under_way.end(delivery)
             self._room.release()
-            self._store.notifications.notify("ended")
+            self._ended.wake()
 
     def _attempt(self, delivery: Delivery) -> _Outcome:
         job = self._store.jobs.get(delivery.job)

@@ -1,7 +1,7 @@
-"""Learning of a change at once, without polling cost.
+"""Wakes threads as soon as the database changes, without polling the tables.
 
-SQLite: `PRAGMA data_version` on a connection of its own changes when another connection commits; it takes no lock and a few
-microseconds (sqlite.org/pragma.html#pragma_data_version). PostgreSQL: LISTEN, woken by the NOTIFY of every write.
+SQLite: `PRAGMA data_version` on a connection of its own changes when another connection commits. It takes no lock and a few
+microseconds (sqlite.org/pragma.html#pragma_data_version). PostgreSQL: LISTEN, and a NOTIFY in every transaction that names a topic.
 """
 
 import sqlite3
@@ -15,19 +15,23 @@ from serve_app.store.postgresql import Connection
 from serve_app.supervision import Supervisor, WorkThread
 
 POLL_S: Final = 0.01
+"""Seconds between two reads of SQLite's `data_version`."""
+
 RECONNECT_S: Final = 1.0
 
 POOLED_S: Final = 1.0
-"""How often waiters look by themselves where PostgreSQL's notifications do not arrive."""
+"""Seconds between two wake-ups behind a pooler, which does not deliver PostgreSQL's notifications."""
 
 CHECK_S: Final = 10.0
-"""PostgreSQL is asked so often whether it still holds the connection that listens."""
+"""Seconds between two checks that PostgreSQL still holds the listening connection."""
 
 
 class Notifications:
-    """A counter for each topic that grows when something happened, and a way to wait for it. One thread watches.
+    """Counts the announcements of each topic by any process, and lets threads wait for the next one.
 
-    SQLite does not say what has changed, so there every change counts for every topic.
+    One background thread watches the database; it starts with the first `count` or `wait`. SQLite does not say what changed,
+    so there every commit counts as an announcement of every topic. A thread must expect wake-ups without a change: after each
+    (re)connection every topic counts as announced, since an earlier announcement may have been missed.
     """
 
     def __init__(self, database: Database, supervisor: Supervisor) -> None:
@@ -39,27 +43,22 @@ class Notifications:
         self._closed = self._thread.ended
 
     def count(self, topic: Topic) -> int:
-        """Read it *before* looking at the database, then wait with it: no change between the two is missed."""
+        """How often the topic has been announced. Read it *before* the database, then pass it to `wait`: no change is missed."""
         self._start()
         return self._counts[topic]
 
     def wait(self, topic: Topic, seen: int, timeout: float) -> bool:
-        """Block until the topic's counter has passed `seen` or `timeout` seconds are over; whether it has passed."""
-        self._start()
-        with self._condition:
-            return self._condition.wait_for(lambda: self._counts[topic] > seen or self._closed.is_set(), timeout)
+        """Block until the topic's count exceeds `seen`, or for `timeout` seconds. False after a timeout."""
+        return self._wait_for(lambda: self._counts[topic] > seen, timeout)
 
-    def notify(self, *topics: Topic) -> None:
-        """Wake the waiters of this process; of every topic when none is named."""
-        with self._condition:
-            for topic in topics or self._counts:
-                self._counts[topic] += 1
-            self._condition.notify_all()
+    def waiter(self, topic: Topic) -> "Waiter":
+        """A wait for a topic that other threads of this process can end."""
+        return Waiter(self, topic)
 
     def close(self) -> None:
-        """Stop watching; waiters return."""
+        """Stop watching. Every wait returns."""
         self._closed.set()
-        self.notify()
+        self._announce()
         self._thread.join()
 
     def _start(self) -> None:
@@ -67,45 +66,92 @@ class Notifications:
             if not self._thread.started:
                 self._thread.start()
 
+    def _wait_for(self, condition: Callable[[], bool], timeout: float) -> bool:
+        self._start()
+        with self._condition:
+            return self._condition.wait_for(lambda: condition() or self._closed.is_set(), timeout)
+
+    def _wake_all(self) -> None:
+        """Make every waiting thread test its condition again."""
+        with self._condition:
+            self._condition.notify_all()
+
+    def _announce(self, *topics: Topic) -> None:
+        """Count an announcement of the topics, or of every topic when none is named."""
+        with self._condition:
+            for topic in topics or self._counts:
+                self._counts[topic] += 1
+            self._condition.notify_all()
+
     def _watch(self, watch: Callable[[], None]) -> None:
         try:
             with self._database.unavailable_as_ours():
                 watch()
         finally:
-            self.notify()  # what happens until the next look is not seen
+            self._announce()  # changes until the next connection are missed
 
-    def _sees(self) -> None:
+    def _connected(self) -> None:
         self._thread.went_well()
-        self.notify()  # what was committed before was not seen
+        self._announce()  # changes before the connection were missed
 
     def _watch_sqlite(self) -> None:
         connection = sqlite3.connect(str(self._database.url.database), isolation_level=None)
         try:
             seen = None
-            self._sees()
+            self._connected()
             while not self._closed.wait(POLL_S):
                 version = connection.execute("PRAGMA data_version").fetchone()
                 if version != seen:
                     seen = version
-                    self.notify()
+                    self._announce()
         finally:
             connection.close()
 
     def _watch_postgresql(self) -> None:
         with self._database.listen() as connection:
             if not self._database.is_pooled:
-                self._hear(connection)
-        self._sees()
-        while not self._closed.wait(POOLED_S):  # nothing is heard through a pooler
-            self.notify()
+                self._listen(connection)
+        self._connected()
+        while not self._closed.wait(POOLED_S):
+            self._announce()
 
-    def _hear(self, connection: Connection) -> None:
-        silent_s = self._database.limits.silent_s
-        self._sees()
+    def _listen(self, connection: Connection) -> None:
+        self._connected()
         checked_at = time.monotonic()
         while not self._closed.is_set():
             for notice in connection.notifies(timeout=0.2, stop_after=1):
-                self.notify(cast(Topic, notice.payload))
-            if time.monotonic() > checked_at + CHECK_S:  # a listener sends nothing, and so never learns of a dead peer
-                connection.check(silent_s)
+                self._announce(cast(Topic, notice.payload))
+            if time.monotonic() > checked_at + CHECK_S:  # a listener sends nothing, so TCP does not detect a dead peer
+                connection.check(self._database.limits.silent_s)
                 checked_at = time.monotonic()
+
+
+class Waiter:
+    """One thread's wait for a topic, which other threads of the same process can end with `wake`.
+
+    A wake-up is local: it reaches no other waiter and no other process, and does not count as an announcement.
+    """
+
+    def __init__(self, notifications: Notifications, topic: Topic) -> None:
+        self._notifications = notifications
+        self._topic = topic
+        self._woken = threading.Event()
+
+    def count(self) -> int:
+        """As `Notifications.count`."""
+        return self._notifications.count(self._topic)
+
+    def wait(self, seen: int, timeout: float) -> bool:
+        """Block until the topic's count exceeds `seen`, `wake` is called, or for `timeout` seconds. False after a timeout.
+
+        A wake-up that came before the wait ends it at once.
+        """
+        counts = self._notifications._counts
+        ended = self._notifications._wait_for(lambda: counts[self._topic] > seen or self._woken.is_set(), timeout)
+        self._woken.clear()
+        return ended
+
+    def wake(self) -> None:
+        """End the current wait, or the next one when none is under way."""
+        self._woken.set()
+        self._notifications._wake_all()

@@ -38,6 +38,7 @@ class Heartbeat:
         self._looked_at = -1
         self.claims: dict[tuple[str, int], Claim] = {}
         self._row_changed = threading.Event()
+        self._revoked = store.notifications.waiter("revoked")
         self._due = 0.0
         self._thread = WorkThread(store.supervisor, "heartbeat", self._step, _RETRY_S, longest_pause_s=_RETRY_S)
         self._done = self._thread.ended
@@ -56,7 +57,7 @@ class Heartbeat:
     def close(self, last_word: Callable[[], None]) -> None:
         """Stop, and say a last word to the store if it listens."""
         self._done.set()
-        self._store.notifications.notify("revoked")
+        self._revoked.wake()
         self._thread.join()
         self._spoke(self._tell_device_time)
         self._spoke(last_word)
@@ -68,7 +69,7 @@ class Heartbeat:
         self.row = replace(self.row, **values)
         self._device.goes_into(use_of(self.row))
         self._row_changed.set()
-        self._store.notifications.notify("revoked")  # the thread may be in a long sleep
+        self._revoked.wake()  # the thread may be in a long sleep
 
     def report(self, phase: str, progress: float | None, detail: str) -> None:
         """Tell a start-up phase, its progress (0 to 1) and words."""
@@ -90,7 +91,7 @@ class Heartbeat:
             raise
 
     def _step(self) -> None:
-        seen = self._store.notifications.count("revoked")
+        seen = self._revoked.count()
         claims = list(self.claims.values())
         full = self._row_changed.is_set() or time.monotonic() >= self._due
         self._due = time.monotonic() + self._lease_s / 4 if full else self._due
@@ -102,7 +103,7 @@ class Heartbeat:
         self._looked_at = seen
         # Under way, look again soon for progress to tell; idle, wake for the next sign of life.
         idle_s = max(self._due - time.monotonic(), PROGRESS_S)
-        self._store.notifications.wait("revoked", seen, PROGRESS_S if claims else idle_s)
+        self._revoked.wait(seen, PROGRESS_S if claims else idle_s)
         self._done.wait(LOOK_S)  # on SQLite our own heartbeat is a change, too
 
     def _beat(self, full: bool, seen: int, claims: Sequence[Claim]) -> None:

@@ -79,6 +79,7 @@ class Worker:
         self._outage = LogThrottle()
         self._thread = WorkThread(store.supervisor, "generate", self._step, _RETRY_S)
         self._stopping = self._thread.ended
+        self._queued = store.notifications.waiter("queued")
         self._room = Room(encoding.audio_in_hand_s)
         self._encoders = encoders or Encoders(encoding.processes or default_processes())
         self._own_encoders = encoders is None
@@ -148,7 +149,7 @@ class Worker:
     def drain(self) -> None:
         """Take no more jobs, end those in hand, publish them, leave. Returns when all that is done."""
         self._stopping.set()
-        self._store.notifications.notify("queued")
+        self._queued.wake()
         if self._thread.started:
             self._heart.say(phase="draining", detail="ending the job in hand" if self._heart.claims else "ending")
             self._thread.join()
@@ -161,13 +162,13 @@ class Worker:
     # --- Generating -------------------------------------------------------------------------------------------------
 
     def _step(self) -> None:
-        seen = self._store.notifications.count("queued")
+        seen = self._queued.count()
         if not self._may_claim():
             self._stopping.wait(_RETRY_S)
             return
         job = self._store.jobs.claim(self.id, self.model, self._queue.lease_s)
         if job is None:
-            self._store.notifications.wait("queued", seen, timeout=_RETRY_S)
+            self._queued.wait(seen, timeout=_RETRY_S)
         else:
             self._run(job)
 
