@@ -22,7 +22,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from serve_app.config import BreakerArgs, ScalingArgs
-from serve_app.jobs import Job
+from serve_app.jobs import Job, StoredAudio
 from serve_app.music import MusicRequest
 from serve_app.scaling.observation import StoreFleet
 from serve_app.store import Beat, Store
@@ -51,8 +51,13 @@ def submit(store: Store, owner: str) -> Job:
     return store.jobs.submit(request, owner=owner, deadline_s=3600, max_attempts=3)[0]
 
 
+AUDIO: Final = StoredAudio(
+    key="k", format="flac", seconds=30.0, sample_rate=48_000, channels=2, bytes=4, sha256="0", seed=1
+)
+
+
 def finish(store: Store, job: Job) -> bool:
-    return store.jobs.finish(job, audio=[{"key": "k"}], timing=TIMING, warnings=[])
+    return store.jobs.finish(job, audio=[AUDIO], timing=TIMING, warnings=[])
 
 
 def cycle(store: Store, name: str) -> Callable[[], int]:

@@ -17,11 +17,12 @@ import os
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, Self
 
-from serve_app.music import MusicRequest
+from serve_app.errors import SophiaError
+from serve_app.music import Format, MusicRequest
 
 
 class Status(StrEnum):
@@ -36,8 +37,37 @@ class Status(StrEnum):
 
     @property
     def final(self) -> bool:
-        """Whether nothing happens to the job any more unless someone asks for it."""
+        """Whether the job has ended. Only a client's retry can move it from here."""
         return self not in (Status.QUEUED, Status.RUNNING)
+
+
+class WorkerPhase(StrEnum):
+    """What a worker is doing. A start passes through the first five phases in this order."""
+
+    STARTING = "starting"
+    PREFLIGHT = "preflight"
+    DOWNLOAD = "download"
+    LOAD = "load"
+    WARM_UP = "warm_up"
+    IDLE = "idle"
+    GENERATING = "generating"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+    @property
+    def is_starting(self) -> bool:
+        """Whether the worker is still loading its model, without an error so far."""
+        return self in _STARTING_PHASES
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the worker can generate."""
+        return self in (WorkerPhase.IDLE, WorkerPhase.GENERATING)
+
+
+_STARTING_PHASES: Final = frozenset(
+    {WorkerPhase.STARTING, WorkerPhase.PREFLIGHT, WorkerPhase.DOWNLOAD, WorkerPhase.LOAD, WorkerPhase.WARM_UP}
+)
 
 
 MOVES: Final[Mapping[Status, frozenset[Status]]] = {
@@ -56,6 +86,56 @@ MOVES: Final[Mapping[Status, frozenset[Status]]] = {
 def origins(target: Status) -> tuple[Status, ...]:
     """The states from which a job may move to `target`."""
     return tuple(state for state in Status if target in MOVES[state])
+
+
+@dataclass(frozen=True, slots=True)
+class StoredAudio:
+    """One finished file in the audio store. Its fields, in this order, are the JSON that the database holds."""
+
+    key: str
+    """The file's name in the audio store."""
+    format: Format
+    seconds: float
+    sample_rate: int
+    """In Hz."""
+    channels: int
+    bytes: int
+    """Size of the file."""
+    sha256: str
+    """Of the file, in hex."""
+    seed: int
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """The file as the database holds it. Ignores keys that this version does not know."""
+        return cls(**{name: values[name] for name in cls.__match_args__})
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON for the database."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class JobFailure:
+    """Why the last attempt of a job gave no song. Its fields are the JSON that the database holds."""
+
+    code: str
+    """The stable code of an error in `errors.py`."""
+    message: str
+
+    @classmethod
+    def from_error(cls, error: SophiaError) -> Self:
+        """The failure that an error leads to."""
+        return cls(error.code, error.message)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """The failure as the database holds it. Ignores keys that this version does not know."""
+        return cls(values["code"], values["message"])
+
+    def to_json(self) -> dict[str, str]:
+        """The JSON for the database."""
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +162,10 @@ class Job:
     worker: str | None = None
     progress: Mapping[str, Any] | None = None
     warnings: tuple[str, ...] = ()
-    audio: tuple[Mapping[str, Any], ...] = ()
+    audio: tuple[StoredAudio, ...] = ()
     timing: Mapping[str, float] | None = None
-    error: Mapping[str, str] | None = None
+    error: JobFailure | None = None
+    """Kept while the job waits for its next attempt, so a queued job may have one."""
     idempotency_key: str | None = None
     fingerprint: str | None = field(default=None, repr=False)
     audio_gone_at: float | None = None

@@ -16,6 +16,8 @@ from typing import Any, Final, Literal
 
 import ray
 
+from serve_app.jobs import WorkerPhase
+
 Kind = Literal["counter", "gauge", "histogram"]
 Use = Literal["loading", "idle", "generating"]
 """What a worker's device time went into."""
@@ -45,9 +47,6 @@ class Metric:
         getattr(_made(self), method)(value, tags)
 
 
-STARTING_PHASES: Final = ("starting", "preflight", "download", "load", "warm_up")
-"""The phases of a worker that cannot generate yet."""
-
 Figures = Mapping[tuple[Metric, tuple[str, ...]], float]
 """Gauges to set: a metric and the values of its tags, in their order."""
 
@@ -57,7 +56,7 @@ class Seen:
     """One worker as an API process sees it: `phase_s` is how long it has been in its phase, `code` its last error's."""
 
     model: str
-    phase: str
+    phase: WorkerPhase
     phase_s: float
     code: str = "none"
 
@@ -174,12 +173,12 @@ def fleet(
     """The workers as they are now; for each model how many are wanted, and whether its crash breaker is open."""
     figures: dict[tuple[Metric, tuple[str, ...]], float] = {}
     for seen in workers:
-        in_phase = (WORKERS, (seen.model, seen.phase))
+        in_phase = (WORKERS, (seen.model, seen.phase.value))
         figures[in_phase] = figures.get(in_phase, 0) + 1
-        if seen.phase in STARTING_PHASES:
-            slowest = (STARTING, (seen.model, seen.phase))
+        if seen.phase.is_starting:
+            slowest = (STARTING, (seen.model, seen.phase.value))
             figures[slowest] = max(figures.get(slowest, 0.0), seen.phase_s)
-        if seen.phase == "failed":
+        if seen.phase is WorkerPhase.FAILED:
             failed = (LOAD_FAILED, (seen.model, seen.code))
             figures[failed] = figures.get(failed, 0) + 1
     figures |= {(WANTED, (model,)): count for model, count in wanted.items()}
@@ -221,9 +220,9 @@ def song_published(model: str, owner: str, timing: Mapping[str, float], audio_s:
     AUDIO.record(audio_s, model=model)
 
 
-def phase_ended(model: str, phase: str, seconds: float) -> None:
+def phase_ended(model: str, phase: WorkerPhase, seconds: float) -> None:
     """A start-up phase of a worker took so long."""
-    PHASE.record(seconds, model=model, phase=phase)
+    PHASE.record(seconds, model=model, phase=phase.value)
 
 
 def device_time(model: str, use: Use, seconds: float, price_per_hour: float = 0.0) -> None:

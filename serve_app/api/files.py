@@ -40,15 +40,15 @@ async def answer_file(request: Request, parts: Context, job: Job, index: int) ->
     if index >= len(job.audio):
         raise NotFound(f"Job {job.id} has {len(job.audio)} file(s), numbered from 0; there is no {index}")
     file = job.audio[index]
-    etag = f'"{file["sha256"]}"'
-    size = int(file["bytes"])
+    etag = f'"{file.sha256}"'
+    size = file.bytes
     headers = {
         "ETag": etag,
         "Accept-Ranges": "bytes",
         "Cache-Control": "private, max-age=31536000, immutable",
-        "Content-Disposition": content_disposition(job, file["seed"], file["format"]),
+        "Content-Disposition": content_disposition(job, file.seed, file.format),
         "Content-Location": f"/v1/jobs/{job.id}/audio/{index}",
-        "X-Seed": str(file["seed"]),
+        "X-Seed": str(file.seed),
     }
     if _matches(request.headers.get("if-none-match"), etag):
         return Response(status_code=304, headers=headers)
@@ -58,10 +58,10 @@ async def answer_file(request: Request, parts: Context, job: Job, index: int) ->
     headers["Content-Length"] = str(end - start)
     if part:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
-    media_type = MEDIA_TYPES[file["format"]]
+    media_type = MEDIA_TYPES[file.format]
     if request.method == "HEAD":
         return Response(status_code=206 if part else 200, headers=headers, media_type=media_type)
-    chunks = parts.artifacts.stream(file["key"], start, end)
+    chunks = parts.artifacts.stream(file.key, start, end)
     first = await anext(chunks)  # a file that is gone is an answer of its own, not a body that breaks off
     room = parts.limits.downloads.under_way(job.owner, end - start, headers["Content-Location"])
     return FileStream(_joined(first, chunks), room, 206 if part else 200, headers, media_type)

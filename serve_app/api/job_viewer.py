@@ -97,7 +97,7 @@ def _links(job: str) -> JobLinks:
 
 
 def _file(job: Job, index: int) -> AudioFile:
-    return AudioFile.model_validate({**job.audio[index], "url": f"/v1/jobs/{job.id}/audio/{index}"})
+    return AudioFile.model_validate({**job.audio[index].to_json(), "url": f"/v1/jobs/{job.id}/audio/{index}"})
 
 
 def _delivery(delivery: Delivery) -> WebhookView:
@@ -114,5 +114,6 @@ def _delivery(delivery: Delivery) -> WebhookView:
 
 def _error(job: Job) -> JobError | None:
     """A job that is tried again keeps its last error for those who look at the store; its client sees the outcome only."""
-    shown = job.error and job.status in (Status.FAILED, Status.EXPIRED)
-    return JobError.model_validate(job.error) if shown else None
+    if job.error is None or job.status not in (Status.FAILED, Status.EXPIRED):
+        return None
+    return JobError(code=job.error.code, message=job.error.message)

@@ -296,7 +296,7 @@ def job_routes(args: AppArgs) -> APIRouter:
 
         def forget() -> None:
             job = parts.store.jobs.delete(str(job_id), owner)
-            parts.artifacts.delete([file["key"] for file in job.audio])
+            parts.artifacts.delete([file.key for file in job.audio])
 
         await parts.work.run(forget)  # one call, so that a caller who leaves does not leave the files behind
 
@@ -399,7 +399,7 @@ def _succeeded(job: Job | None) -> Job:
         case Status.EXPIRED:
             raise errors.DeadlineExceeded(f"Job {job.id} did not end before its deadline")
         case Status.FAILED:
-            raise errors.GenerationError(f"Job {job.id} failed: {(job.error or {}).get('message')}")
+            raise errors.GenerationError(f"Job {job.id} failed: {job.error.message if job.error else None}")
         case _:
             raise errors.Conflict(f"Job {job.id} has no audio: it is {job.status}")
 

@@ -7,14 +7,13 @@ from typing import Final
 from serve_app.api.context import Context
 from serve_app.config import ModelArgs
 from serve_app.errors import DeviceLost
-from serve_app.metrics import STARTING_PHASES
 from serve_app.ray_adapters.cluster import Node
 from serve_app.ray_adapters.label_selectors import Selector
 from serve_app.store import Breaker, WorkerRow
 from serve_app.store.decisions import Decision
 from serve_app.store.pauses import Pause
 from serve_app.store.places import FAR
-from serve_app.store.workers import READY_PHASES, cannot_store
+from serve_app.store.workers import cannot_store
 
 CARD_LABEL: Final = "ray.io/accelerator-type"
 
@@ -27,12 +26,12 @@ def living(parts: Context) -> list[WorkerRow]:
 
 def is_ready(worker: WorkerRow) -> bool:
     """Whether it can generate."""
-    return worker.phase in READY_PHASES and not cannot_store(worker)
+    return worker.phase.is_ready and not cannot_store(worker)
 
 
 def is_coming(worker: WorkerRow) -> bool:
     """Whether it is on its way to being ready."""
-    return worker.phase in STARTING_PHASES
+    return worker.phase.is_starting
 
 
 def breaker_of(parts: Context, model: str) -> Breaker:

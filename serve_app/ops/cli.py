@@ -177,7 +177,7 @@ def _revoke_key(given: argparse.Namespace, args: AppArgs) -> int:
 
 def _list_jobs(given: argparse.Namespace, args: AppArgs) -> int:
     for job in _store(args).jobs.page(states=given.state, limit=given.limit):
-        reason = f"\t{job.error['code']}" if job.error else ""
+        reason = f"\t{job.error.code}" if job.error else ""
         print(f"{job.id}\t{job.status}\t{_shown(job.created_at)}\t{job.model}\t{job.request.prompt[:40]!r}{reason}")
     return 0
 

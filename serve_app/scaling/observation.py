@@ -10,13 +10,13 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from serve_app.config import BreakerArgs, DatabaseArgs, ScalingArgs
-from serve_app.jobs import Status
+from serve_app.jobs import Status, WorkerPhase
 from serve_app.ray_adapters import ray_kv
 from serve_app.scaling.policy import WINDOW_S, WINDOWS, Observation
 from serve_app.store import Breaker, Store, WorkerRow
 from serve_app.store.database import now, statement_time
 from serve_app.store.tables import jobs, loads, shares, state_is, workers
-from serve_app.store.workers import READY_PHASES, cannot_store
+from serve_app.store.workers import cannot_store
 
 _RECENT = 1000  # loads; more workers than that do not come up within one start-up of each other
 _MEASURED_STARTUPS = 20
@@ -89,7 +89,7 @@ class StoreFleet:
         speed = self._store.backlog.speed(self._model) or self._bounds.work_prior
         share = self._share()
         ours = [row for row in self._store.workers.seen(_ALIVE_S) if self._is_ours(row)]
-        draining = [row.id for row in ours if row.phase == "draining"]
+        draining = [row.id for row in ours if row.phase is WorkerPhase.DRAINING]
         with self._store.database.read() as connection:
             self._startups.ready(ready := connection.execute(self._ready()).all())
             startup_s = self._startup_s()
@@ -97,9 +97,9 @@ class StoreFleet:
             running = connection.execute(self._running(draining)).all()
             arrivals = self._arrivals(connection, speed, share)
             idle_s = 0.0 if queued or running else connection.execute(self._last_end()).scalar()
-        ready_now = sum(row.phase in READY_PHASES for row in ours)
+        ready_now = sum(row.phase.is_ready for row in ours)
         breaker = self._store.load_attempts.breaker(self._model, self._deployment, self._breaker)
-        others = any(row.phase not in ("failed", "draining") for row in ours)
+        others = any(row.phase not in (WorkerPhase.FAILED, WorkerPhase.DRAINING) for row in ours)
         one_host = bool(breaker.hosts) and not breaker.everywhere and (others or not breaker.is_open)
         self._takes_jobs = one_host or not breaker.is_open
         return Observation(
@@ -115,7 +115,7 @@ class StoreFleet:
             paused=self._paused(),
             unstored=_unstored(ours),
             ready_now=ready_now,
-            stuck=sum(row.phase == "failed" for row in ours) if one_host else 0,
+            stuck=sum(row.phase is WorkerPhase.FAILED for row in ours) if one_host else 0,
             clusters=share.clusters,
         )
 
@@ -256,5 +256,5 @@ class Startups:
 
 
 def _unstored(workers: list[WorkerRow]) -> str | None:
-    refused = [row.error for row in workers if row.error and row.phase in READY_PHASES and cannot_store(row)]
+    refused = [row.error for row in workers if row.error and row.phase.is_ready and cannot_store(row)]
     return str(refused[0]["public"]) if refused else None

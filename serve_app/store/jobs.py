@@ -26,7 +26,7 @@ from serve_app.errors import (
     SophiaError,
     WorkerLost,
 )
-from serve_app.jobs import Job, Status, new_id, origins
+from serve_app.jobs import Job, JobFailure, Status, StoredAudio, new_id, origins
 from serve_app.music import MusicRequest
 from serve_app.store.costs import played, wasted
 from serve_app.store.database import Database, Topic, alone, now
@@ -276,7 +276,7 @@ class JobStore:
         self,
         job: Job,
         *,
-        audio: Sequence[Mapping[str, Any]],
+        audio: Sequence[StoredAudio],
         timing: Mapping[str, float],
         warnings: Sequence[str],
     ) -> bool:
@@ -290,7 +290,7 @@ class JobStore:
                 tally,
                 Status.SUCCEEDED,
                 *_claim(job.id, job.attempt, job.worker),
-                audio=[dict(file) for file in audio],
+                audio=[file.to_json() for file in audio],
                 timing=dict(timing),
                 warnings=list(warnings),
                 gpu_s=jobs.c.gpu_s + timing["gpu_s"],
@@ -326,9 +326,9 @@ class JobStore:
         uncounted = isinstance(error, DeviceLost) and job.attempt < _MOST_LOST_DEVICES
         again = uncounted or (error.retryable and job.attempt < job.max_attempts)
         most = jobs.c.max_attempts + int(uncounted)
-        repeated = uncounted and (job.error or {}).get("code") == DeviceLost.code
+        repeated = uncounted and job.error is not None and job.error.code == DeviceLost.code
         place = _behind_others(job) if repeated else {}
-        reason = {"code": error.code, "message": error.message}
+        reason = _reason(error)
         with self._moving("queued" if again else "ended") as (connection, tally):
             if again:
                 moved = self._move(
@@ -482,7 +482,7 @@ def _unclaimed() -> dict[str, Any]:
 
 
 def _reason(error: SophiaError) -> dict[str, str]:
-    return {"code": error.code, "message": error.message}
+    return JobFailure.from_error(error).to_json()
 
 
 def _job(row: Any) -> Job:
@@ -505,9 +505,9 @@ def _job(row: Any) -> Job:
         worker=row.worker,
         progress=row.progress,
         warnings=tuple(row.warnings or ()),
-        audio=tuple(row.audio or ()),
+        audio=tuple(StoredAudio.from_json(file) for file in row.audio or ()),
         timing=row.timing,
-        error=row.error,
+        error=JobFailure.from_json(row.error) if row.error else None,
         idempotency_key=row.idempotency_key,
         fingerprint=row.fingerprint,
         audio_gone_at=row.audio_gone_at,

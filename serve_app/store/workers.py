@@ -6,12 +6,10 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from serve_app.errors import ArtifactsUnavailable
+from serve_app.jobs import WorkerPhase
 from serve_app.processes import Process
 from serve_app.store.database import Database, now
 from serve_app.store.tables import workers
-
-READY_PHASES: Final = ("idle", "generating")
-"""The phases of a worker that can generate."""
 
 FORGET_AFTER_S: Final = 600
 """A worker that said nothing for so long is no longer listed."""
@@ -26,7 +24,7 @@ class WorkerRow:
     node: str
     process: Process
     device: str
-    phase: str
+    phase: WorkerPhase
     progress: float | None = None
     detail: str = ""
     error: dict[str, Any] | None = None
@@ -95,7 +93,7 @@ class WorkerStore:
 
     def dead(self) -> list[WorkerRow]:
         """The workers whose process has ended on this host without a word."""
-        return [row for row in self.seen() if row.phase != "failed" and row.process.is_dead]
+        return [row for row in self.seen() if row.phase is not WorkerPhase.FAILED and row.process.is_dead]
 
 
 _TOLD: Final = ("id", "model", "node", "cluster", "device", "phase", "progress", "detail")
@@ -109,4 +107,5 @@ def _values(row: WorkerRow) -> dict[str, Any]:
 
 def _row(values: dict[str, Any]) -> WorkerRow:
     process = Process(values.pop("host"), values.pop("pid"), values.pop("born"))
-    return WorkerRow(**values, process=process)
+    phase = WorkerPhase(values.pop("phase"))
+    return WorkerRow(**values, process=process, phase=phase)

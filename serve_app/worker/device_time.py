@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 
 from serve_app import metrics
+from serve_app.jobs import WorkerPhase
 from serve_app.store import WorkerRow
 
 
@@ -49,6 +50,6 @@ class DeviceTime:
 
 def use_of(row: WorkerRow) -> metrics.Use:
     """What the device of such a worker is for at this moment. Failing to load, and waiting to try again, is loading."""
-    if row.phase in metrics.STARTING_PHASES or row.phase == "failed":
+    if row.phase.is_starting or row.phase is WorkerPhase.FAILED:
         return "loading"
     return "generating" if row.job else "idle"

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from serve_app import metrics
 from serve_app.errors import SophiaError, StoreUnavailable
+from serve_app.jobs import WorkerPhase
 from serve_app.store import Store, WorkerRow
 from serve_app.supervision import WorkThread
 from serve_app.worker.claims import Claim
@@ -75,10 +76,10 @@ class Heartbeat:
         """Tell a start-up phase, its progress (0 to 1) and words."""
         if phase != self.row.phase:
             logger.info("worker %s of %s: %s: %s", self.row.id, self.row.model, phase, detail)
-        self.say(phase=phase, progress=progress, detail=detail)
+        self.say(phase=WorkerPhase(phase), progress=progress, detail=detail)
 
-    def _phase_ends(self, phase: str, following: str) -> None:
-        if phase in metrics.STARTING_PHASES and following != "failed":
+    def _phase_ends(self, phase: WorkerPhase, following: WorkerPhase) -> None:
+        if phase.is_starting and following is not WorkerPhase.FAILED:
             metrics.phase_ended(self.row.model, phase, time.monotonic() - self._phase_at)
         self._phase_at = time.monotonic()
 

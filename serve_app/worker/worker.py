@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from serve_app import metrics
 from serve_app.artifacts import Artifacts
@@ -26,7 +26,7 @@ from serve_app.errors import (
     Stopped,
     StoreUnavailable,
 )
-from serve_app.jobs import Job, artifact_folder, new_id
+from serve_app.jobs import Job, StoredAudio, WorkerPhase, artifact_folder, new_id
 from serve_app.log_throttle import LogThrottle
 from serve_app.music import SAMPLE_RATE, SELF_TEST
 from serve_app.processes import Process
@@ -71,7 +71,7 @@ class Worker:
         self._queue = queue
         process = Process.this()
         row = WorkerRow(
-            id=new_id(), model=model, node=node, cluster=cluster, process=process, device="", phase="starting"
+            id=new_id(), model=model, node=node, cluster=cluster, process=process, device="", phase=WorkerPhase.STARTING
         )
         self._heart = Heartbeat(store, row, queue.lease_s, price_per_hour)
         self._storing = Storing(row.id, artifacts, SONGS_WAITING)
@@ -126,7 +126,7 @@ class Worker:
         except Exception as error:
             raise self._failed(error) from error
         self._heart.say(
-            phase="idle", detail="ready", progress=None, device=facts.device, facts=asdict(facts), error=None
+            phase=WorkerPhase.IDLE, detail="ready", progress=None, device=facts.device, facts=asdict(facts), error=None
         )
         logger.info("worker %s of %s is ready on %s", self.id, self.model, facts.device)
         self._encoders.warm_up()
@@ -137,21 +137,25 @@ class Worker:
         logger.exception("worker %s cannot load %s (phase %s)", self.id, self.model, self.failed_in)
         ours = error if isinstance(error, LoadError) else LoadError(f"{type(error).__name__}: {error}")
         reason = {"code": ours.code, "message": ours.message, "phase": self.failed_in}
-        self._heart.say(phase="failed", detail=f"failed in phase {self.failed_in}", progress=None, error=reason)
+        self._heart.say(
+            phase=WorkerPhase.FAILED, detail=f"failed in phase {self.failed_in}", progress=None, error=reason
+        )
         return ours
 
     def waits(self, why: str) -> None:
         """Say why it does not load now."""
         if self._heart.row.detail.partition(":")[2] != why.partition(":")[2]:
             logger.warning("worker %s of %s: %s", self.id, self.model, why)
-        self._heart.say(phase="failed", detail=why, progress=None)
+        self._heart.say(phase=WorkerPhase.FAILED, detail=why, progress=None)
 
     def drain(self) -> None:
         """Take no more jobs, end those in hand, publish them, leave. Returns when all that is done."""
         self._stopping.set()
         self._queued.wake()
         if self._thread.started:
-            self._heart.say(phase="draining", detail="ending the job in hand" if self._heart.claims else "ending")
+            self._heart.say(
+                phase=WorkerPhase.DRAINING, detail="ending the job in hand" if self._heart.claims else "ending"
+            )
             self._thread.join()
         self._encoding.shutdown(wait=True)
         self._publishing.shutdown(wait=True)
@@ -184,7 +188,7 @@ class Worker:
         claim = Claim(job)
         self._heart.claims[claim.key] = claim
         metrics.job_started(self.model, (job.started_at or job.created_at) - job.created_at)
-        self._heart.say(phase="generating", detail=f"attempt {job.attempt}", job=job.id)
+        self._heart.say(phase=WorkerPhase.GENERATING, detail=f"attempt {job.attempt}", job=job.id)
         try:
             self._generate(claim)
         except Stopped:
@@ -198,7 +202,7 @@ class Worker:
             if isinstance(judged, DeviceLost):  # no later job could run here: Serve will see that the thread has ended
                 self._stopping.set()
                 self._heart.say(
-                    phase="failed",
+                    phase=WorkerPhase.FAILED,
                     detail=f"takes no more jobs: {judged.message}",
                     error={"code": judged.code, "message": judged.message},
                     job=None,
@@ -207,7 +211,7 @@ class Worker:
             self._charge(job, claim.gpu_s)
             self._give_up(claim, judged)
         if not self._stopping.is_set():
-            self._heart.say(phase="idle", job=None, **self._storing.account())
+            self._heart.say(phase=WorkerPhase.IDLE, job=None, **self._storing.account())
 
     def _play_self_test(self) -> None:
         for song in self._engine.generate(SELF_TEST, lambda stage, step, steps: None, lambda: False):
@@ -215,7 +219,7 @@ class Worker:
 
     def _generate(self, claim: Claim) -> None:
         warnings = self._engine.warnings(claim.job.request)
-        files: list[Future[dict[str, Any]]] = []
+        files: list[Future[tuple[StoredAudio, float]]] = []
         for song in self._engine.generate(claim.job.request, claim.on_step, claim.gone.is_set):
             waiting = time.monotonic()
             seconds = len(song.samples) / SAMPLE_RATE
@@ -232,14 +236,14 @@ class Worker:
 
     # --- Publishing, beside the next generation ---------------------------------------------------------------------
 
-    def _store_song(self, claim: Claim, songs: list[Song], index: int) -> dict[str, Any]:
+    def _store_song(self, claim: Claim, songs: list[Song], index: int) -> tuple[StoredAudio, float]:
         seconds = len(songs[0].samples) / SAMPLE_RATE
         try:
             return self._stored(claim, songs, index, seconds)
         finally:
             self._room.give_back(seconds)
 
-    def _stored(self, claim: Claim, songs: list[Song], index: int, seconds: float) -> dict[str, Any]:
+    def _stored(self, claim: Claim, songs: list[Song], index: int, seconds: float) -> tuple[StoredAudio, float]:
         began = time.monotonic()
         job = claim.job
         seed = songs[0].seed
@@ -247,17 +251,17 @@ class Worker:
         data = self._encode(job, songs.pop())
         key = f"{job.id}/{artifact_folder(job.attempt, job.worker)}/{index}.{job.request.format}"
         self._storing.put(claim, key, data)
-        return {
-            "key": key,
-            "format": job.request.format,
-            "seconds": seconds,
-            "sample_rate": SAMPLE_RATE,
-            "channels": 2,
-            "bytes": len(data),
-            "sha256": hashlib.sha256(data).hexdigest(),
-            "seed": seed,
-            "encode_s": time.monotonic() - began,
-        }
+        stored = StoredAudio(
+            key=key,
+            format=job.request.format,
+            seconds=seconds,
+            sample_rate=SAMPLE_RATE,
+            channels=2,
+            bytes=len(data),
+            sha256=hashlib.sha256(data).hexdigest(),
+            seed=seed,
+        )
+        return stored, time.monotonic() - began
 
     def _encode(self, job: Job, song: Song) -> memoryview:
         asked = job.request
@@ -278,18 +282,19 @@ class Worker:
     def _publish(
         self,
         claim: Claim,
-        files: Sequence[Future[dict[str, Any]]],
+        files: Sequence[Future[tuple[StoredAudio, float]]],
         warnings: Sequence[str],
         total_s: float,
         gpu_s: float,
     ) -> None:
         job = claim.job
         try:
-            audio = [file.result() for file in files]
+            stored = [file.result() for file in files]
+            audio = [file for file, _ in stored]
             timing = {
                 "queued_s": round((job.started_at or job.created_at) - job.created_at, 3),
                 "generate_s": round(total_s, 3),
-                "encode_s": round(sum(file.pop("encode_s") for file in audio), 3),
+                "encode_s": round(sum(encode_s for _, encode_s in stored), 3),
                 "gpu_s": round(gpu_s, 3),
             }
             published = self._finish(claim, audio, timing, warnings)
@@ -297,7 +302,7 @@ class Worker:
             logger.info("job %s %s in %.2f s", job.id, outcome, total_s, extra={"job": job.id})
             if published:
                 self._device.worked()
-                metrics.song_published(self.model, job.owner, timing, sum(file["seconds"] for file in audio))
+                metrics.song_published(self.model, job.owner, timing, sum(file.seconds for file in audio))
             else:
                 self._charge(job, gpu_s)
         except Stopped:
@@ -311,7 +316,7 @@ class Worker:
             self._heart.claims.pop(claim.key, None)
 
     def _finish(
-        self, claim: Claim, audio: Sequence[dict[str, Any]], timing: dict[str, float], warnings: Sequence[str]
+        self, claim: Claim, audio: Sequence[StoredAudio], timing: dict[str, float], warnings: Sequence[str]
     ) -> bool:
         """Publish; whether the song is published. Raises Stopped when the claim was taken away meanwhile."""
 

@@ -209,7 +209,7 @@ def test_cancelling_a_running_job_frees_the_worker_within_one_step(tmp_path: Pat
 def test_a_deleted_job_is_gone_with_its_audio(service: Service) -> None:
     """204, then 404 for the job and its file, which has left the store."""
     job = service.ended(service.submit()["id"])
-    key = service.store.jobs.get(job["id"]).audio[0]["key"]
+    key = service.store.jobs.get(job["id"]).audio[0].key
     assert service.artifacts.size(key) > 0
     assert service.client.delete(f"/v1/jobs/{job['id']}").status_code == 204
     assert service.client.get(f"/v1/jobs/{job['id']}").status_code == 404

@@ -16,6 +16,7 @@ from serve_app.audio import Song
 from serve_app.background import sweeper
 from serve_app.engine.simulated import SimulatedEngine
 from serve_app.errors import BadAudio, DeviceLost, OutOfDeviceMemory
+from serve_app.jobs import JobFailure
 from serve_app.music import MusicRequest
 from serve_app.processes import Process
 from serve_app.store import Store
@@ -145,7 +146,7 @@ def test_an_attempt_that_a_device_ended_is_not_counted_for_ever(store: Store) ->
         store.jobs.fail(held, DeviceLost("gone"))
 
     assert attempts == 5
-    assert store.jobs.get(job.id).error == {"code": "device_lost", "message": "gone"}
+    assert store.jobs.get(job.id).error == JobFailure("device_lost", "gone")
 
 
 @pytest.mark.fault("A9")

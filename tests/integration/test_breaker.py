@@ -9,6 +9,7 @@ import pytest
 
 from serve_app.config import AppArgs, BreakerArgs, ScalingArgs
 from serve_app.errors import StoreUnavailable
+from serve_app.jobs import WorkerPhase
 from serve_app.ops import cli
 from serve_app.processes import Process
 from serve_app.scaling.observation import StoreFleet
@@ -34,7 +35,7 @@ def fail(store: Store, code: str, host: str, times: int = 3) -> None:
 
 
 def report(store: Store, name: str, phase: str) -> None:
-    row = WorkerRow(id=name, model="m", node="n", process=Process.this(), device="cpu", phase=phase)
+    row = WorkerRow(id=name, model="m", node="n", process=Process.this(), device="cpu", phase=WorkerPhase(phase))
     store.workers.report(row)
 
 

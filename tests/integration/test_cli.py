@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from serve_app.config import AppArgs
+from serve_app.jobs import WorkerPhase
 from serve_app.ops.cli import main
 from serve_app.processes import Process
 from serve_app.store import Store, WorkerRow
@@ -23,7 +24,9 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 def test_cost_tells_where_the_money_went(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     """By use, with the price of a song; by API key, whose shares are the whole; by worker."""
-    worker = WorkerRow(id="w1", model="m", node="10.0.0.7", process=Process.this(), device="cuda", phase="idle")
+    worker = WorkerRow(
+        id="w1", model="m", node="10.0.0.7", process=Process.this(), device="cuda", phase=WorkerPhase.IDLE
+    )
     store.costs.held(worker, {"loading": 360, "idle": 720, "generating": 2520}, 0.5)
     for owner, gpu_s in (("studio", 1500.0), ("label", 500.0)):
         submit(store, owner=owner, duration=60)

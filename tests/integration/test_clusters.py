@@ -7,6 +7,7 @@ import sqlalchemy as sa
 
 from serve_app.app import _scaling
 from serve_app.config import AppArgs, BreakerArgs, ScalingArgs
+from serve_app.jobs import WorkerPhase
 from serve_app.processes import Process
 from serve_app.ray_adapters.cluster import Node
 from serve_app.scaling import observation as fleets
@@ -40,7 +41,9 @@ def live(*clusters: StoreFleet) -> None:
 
 
 def report(store: Store, name: str, cluster: str, phase: str = "idle") -> None:
-    row = WorkerRow(id=name, model="m", node="n", process=Process.this(), device="cpu", phase=phase, cluster=cluster)
+    row = WorkerRow(
+        id=name, model="m", node="n", process=Process.this(), device="cpu", phase=WorkerPhase(phase), cluster=cluster
+    )
     store.workers.report(row)
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from serve_app.jobs import WorkerPhase
 from serve_app.processes import Process
 from serve_app.store import Store, WorkerRow
 from serve_app.store.tables import device_hours, owner_hours
@@ -9,7 +10,7 @@ from tests.support.queue import claim, finish, submit
 
 
 def worker(name: str, model: str = "m") -> WorkerRow:
-    return WorkerRow(id=name, model=model, node="n", process=Process.this(), device="cuda", phase="idle")
+    return WorkerRow(id=name, model=model, node="n", process=Process.this(), device="cuda", phase=WorkerPhase.IDLE)
 
 
 def test_device_time_adds_up_by_use_and_costs_its_price(store: Store) -> None:

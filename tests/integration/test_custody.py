@@ -18,6 +18,7 @@ from serve_app.ops.cli import main
 from serve_app.store import Store
 from tests.support.buckets import s3
 from tests.support.helpers import eventually
+from tests.support.queue import stored_audio
 from tests.support.running import running, simulated
 
 DAY = 86_400.0
@@ -52,7 +53,7 @@ def song(store: Store, artifacts: Artifacts) -> Job:
     assert job is not None
     key = f"{job.id}/1/0.mp3"
     artifacts.put(key, b"song")
-    assert store.jobs.finish(job, audio=[{"key": key}], timing={"gpu_s": 1.0}, warnings=[])
+    assert store.jobs.finish(job, audio=[stored_audio(key)], timing={"gpu_s": 1.0}, warnings=[])
     return job
 
 

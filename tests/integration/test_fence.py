@@ -9,6 +9,7 @@ from serve_app.errors import GenerationError
 from serve_app.jobs import Job, artifact_folder
 from serve_app.music import MusicRequest
 from serve_app.store import Beat, Store
+from tests.support.queue import stored_audio
 
 LEASE_S = 60.0
 
@@ -22,7 +23,7 @@ def claimed(store: Store, worker: str = "worker-a") -> Job:
 
 
 def finish(store: Store, job: Job) -> bool:
-    return store.jobs.finish(job, audio=[{"key": "k"}], timing={"gpu_s": 1.0}, warnings=[])
+    return store.jobs.finish(job, audio=[stored_audio()], timing={"gpu_s": 1.0}, warnings=[])
 
 
 @pytest.mark.fault("A3")

@@ -5,6 +5,7 @@ import time
 import pytest
 
 from serve_app.config import BreakerArgs, ScalingArgs
+from serve_app.jobs import WorkerPhase
 from serve_app.processes import Process
 from serve_app.scaling.observation import StoreFleet
 from serve_app.scaling.policy import WINDOWS
@@ -62,7 +63,7 @@ def test_jobs_on_draining_workers_ask_for_nothing(fleet: StoreFleet, store: Stor
     """Their worker ends them and leaves."""
     submit(store)
     claim(store, "leaving")
-    row = WorkerRow(id="leaving", model="m", node="n", process=Process.this(), device="cpu", phase="draining")
+    row = WorkerRow(id="leaving", model="m", node="n", process=Process.this(), device="cpu", phase=WorkerPhase.DRAINING)
     store.workers.report(row)
     assert fleet.observe().running_jobs == 0
 

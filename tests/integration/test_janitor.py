@@ -23,6 +23,7 @@ from serve_app.store import Store
 from serve_app.store.database import now
 from serve_app.store.tables import jobs, leases
 from tests.support.helpers import eventually
+from tests.support.queue import stored_audio
 from tests.support.running import running, simulated
 
 DAY = 86_400.0
@@ -57,7 +58,7 @@ def song(store: Store, artifacts: Artifacts, files: int = 1, age_s: float = 0) -
     """A job that succeeded so many seconds ago, with its files."""
     job = claimed(store)
     keys = [put(artifacts, job, index=index) for index in range(files)]
-    assert store.jobs.finish(job, audio=[{"key": key} for key in keys], timing={"gpu_s": 1.0}, warnings=[])
+    assert store.jobs.finish(job, audio=[stored_audio(key) for key in keys], timing={"gpu_s": 1.0}, warnings=[])
     return aged(store, job, age_s)
 
 
@@ -73,7 +74,7 @@ def keys(artifacts: Artifacts) -> set[str]:
 
 
 def key_of(job: Job, index: int = 0) -> str:
-    return str(job.audio[index]["key"])
+    return job.audio[index].key
 
 
 # --- Retention --------------------------------------------------------------------------------------------------------
@@ -219,7 +220,7 @@ def test_files_of_the_attempt_under_way_are_never_removed(store: Store, artifact
 
     assert keys(artifacts) == {second}
     assert first != second
-    assert store.jobs.finish(again, audio=[{"key": second}], timing={"gpu_s": 1.0}, warnings=[])
+    assert store.jobs.finish(again, audio=[stored_audio(second)], timing={"gpu_s": 1.0}, warnings=[])
 
 
 def test_a_young_file_is_left_alone(store: Store, artifacts: Artifacts) -> None:
@@ -303,6 +304,7 @@ from serve_app.artifacts import Artifacts
 from serve_app.config import RetentionArgs
 from serve_app.background.janitor import audit, expire
 from serve_app.store import Store
+from tests.support.queue import stored_audio
 
 work, database, folder, pages = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
 asked = 0

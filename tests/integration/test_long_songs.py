@@ -69,16 +69,16 @@ def test_ten_minutes_in_every_format_in_bounded_memory(tmp_path: Path, cache: Pa
     for job in store.jobs.page():
         assert job.status == "succeeded", job.error
         (file,) = job.audio
-        path = tmp_path / "audio" / file["key"]
-        if file["format"] == "aac":  # which libsndfile cannot read
+        path = tmp_path / "audio" / file.key
+        if file.format == "aac":  # which libsndfile cannot read
             assert edit_list(path.read_bytes()) == (LENGTH_S * SAMPLE_RATE, 1024)
             continue
         with soundfile.SoundFile(path) as audio:
             assert (audio.samplerate, audio.channels) == (SAMPLE_RATE, 2)
             assert len(audio) == LENGTH_S * SAMPLE_RATE
             assert abs(audio.read(SAMPLE_RATE)).max() > 0.001
-        assert artifacts.size(file["key"]) == file["bytes"]
-        print(f"{file['format']}: {file['bytes'] / 1e6:.1f} MB, timing {job.timing}")
+        assert artifacts.size(file.key) == file.bytes
+        print(f"{file.format}: {file.bytes / 1e6:.1f} MB, timing {job.timing}")
     peak_gb = json.loads(ran.stdout.splitlines()[-1])
     print(f"peak memory of the worker {peak_gb['worker']:.2f} GB, of an encoder {peak_gb['encoder']:.2f} GB")
     assert peak_gb["worker"] < WORKER_GB

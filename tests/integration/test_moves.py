@@ -23,6 +23,7 @@ from serve_app.jobs import MOVES, Job, Status
 from serve_app.music import MusicRequest
 from serve_app.store import Beat, Store
 from serve_app.store.tables import jobs
+from tests.support.queue import stored_audio
 
 CLAIMERS = 4
 MAX_ATTEMPTS = 2
@@ -69,7 +70,9 @@ class Queue(RuleBasedStateMachine):
         if claim is None:
             return
         held = self._holds(claim)
-        done = self.store.jobs.finish(claim, audio=[{"attempt": claim.attempt}], timing={"gpu_s": 1.0}, warnings=[])
+        done = self.store.jobs.finish(
+            claim, audio=[stored_audio(seed=claim.attempt)], timing={"gpu_s": 1.0}, warnings=[]
+        )
         said_again = self.published.get(claim.id) == claim.attempt and claim.id not in self.deleted
         assert done == (held or said_again)
         if held:
@@ -157,7 +160,7 @@ class Queue(RuleBasedStateMachine):
                 assert job.attempt >= before.attempt
             assert bool(job.audio) == (job.status is Status.SUCCEEDED)
             if job.audio:
-                assert job.audio[0]["attempt"] == self.published[job.id] == job.attempt
+                assert job.audio[0].seed == self.published[job.id] == job.attempt
             assert (job.worker is not None) or job.status is not Status.RUNNING
         self.seen = found
 

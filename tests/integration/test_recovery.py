@@ -91,8 +91,8 @@ def test_a_run_beyond_its_limit_fails_and_says_which_limit(store: Store) -> None
     assert store.jobs.sweep(run_limit_s=50) == 1
     ended = store.jobs.get(job.id)
     assert ended.error is not None
-    assert (ended.status, ended.error["code"]) == (Status.FAILED, "run_limit_exceeded")
-    provoked("run_limit_exceeded", "one attempt runs longer than `queue.run_limit_s`", ended.error["message"])
+    assert (ended.status, ended.error.code) == (Status.FAILED, "run_limit_exceeded")
+    provoked("run_limit_exceeded", "one attempt runs longer than `queue.run_limit_s`", ended.error.message)
 
 
 def test_an_expired_job_says_that_it_was_its_deadline(store: Store) -> None:
@@ -101,8 +101,8 @@ def test_an_expired_job_says_that_it_was_its_deadline(store: Store) -> None:
     store.jobs.sweep(RUN_LIMIT_S)
     ended = store.jobs.get(job.id)
     assert ended.error is not None
-    assert (ended.status, ended.error["code"]) == (Status.EXPIRED, "deadline_exceeded")
-    provoked("deadline_exceeded", "a job does not end in its `deadline_s`", ended.error["message"])
+    assert (ended.status, ended.error.code) == (Status.EXPIRED, "deadline_exceeded")
+    provoked("deadline_exceeded", "a job does not end in its `deadline_s`", ended.error.message)
 
 
 def test_a_retried_job_has_its_deadline_and_attempts_anew(store: Store) -> None:

@@ -21,7 +21,7 @@ from serve_app.errors import (
     NotFound,
     StoreUnavailable,
 )
-from serve_app.jobs import Job, Status
+from serve_app.jobs import Job, JobFailure, Status, WorkerPhase
 from serve_app.music import MusicRequest
 from serve_app.processes import Process
 from serve_app.store import Beat, Store, WorkerRow
@@ -178,8 +178,8 @@ def test_a_job_is_not_tried_for_ever(store: Store) -> None:
     job = store.jobs.page()[0]
     assert (job.status, job.attempt) == (Status.FAILED, 2)
     assert job.error is not None
-    assert job.error["code"] == "worker_lost"
-    provoked("worker_lost", "the worker dies at each of the job's attempts", job.error["message"])
+    assert job.error.code == "worker_lost"
+    provoked("worker_lost", "the worker dies at each of the job's attempts", job.error.message)
 
 
 def test_a_retryable_error_is_tried_again_and_another_is_not(store: Store) -> None:
@@ -190,7 +190,7 @@ def test_a_retryable_error_is_tried_again_and_another_is_not(store: Store) -> No
     assert store.jobs.fail(claim(store), GenerationError("no use"))
     job = store.jobs.page()[0]
     assert job.status is Status.FAILED
-    assert job.error == {"code": "generation_failed", "message": "no use"}
+    assert job.error == JobFailure("generation_failed", "no use")
 
 
 def test_a_job_past_its_deadline_expires_queued_or_running(store: Store) -> None:
@@ -289,17 +289,23 @@ def test_what_waits_before_a_job_is_counted(store: Store) -> None:
 
 def test_a_workers_phase_keeps_its_beginning(store: Store) -> None:
     """`phase_since` moves with the phase only; a worker that leaves is off the list."""
-    row = WorkerRow(id="w", model="m", node="n", process=Process.this(), device="cpu", phase="load", progress=0.1)
+    row = WorkerRow(
+        id="w", model="m", node="n", process=Process.this(), device="cpu", phase=WorkerPhase.LOAD, progress=0.1
+    )
     store.workers.report(row)
     (first,) = store.workers.seen()
     store.workers.report(
-        WorkerRow(id="w", model="m", node="n", process=Process.this(), device="cpu", phase="load", progress=0.9)
+        WorkerRow(
+            id="w", model="m", node="n", process=Process.this(), device="cpu", phase=WorkerPhase.LOAD, progress=0.9
+        )
     )
     (second,) = store.workers.seen()
     assert second.phase_since == first.phase_since
     assert second.progress == 0.9
     assert second.age_s < 60
-    store.workers.report(WorkerRow(id="w", model="m", node="n", process=Process.this(), device="cpu", phase="idle"))
+    store.workers.report(
+        WorkerRow(id="w", model="m", node="n", process=Process.this(), device="cpu", phase=WorkerPhase.IDLE)
+    )
     (third,) = store.workers.seen()
     assert third.phase_since > first.phase_since
     store.workers.forget("w")

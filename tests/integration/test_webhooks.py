@@ -37,6 +37,7 @@ from serve_app.store.migrations import versions
 from serve_app.store.tables import jobs, webhook_deliveries
 from serve_app.store.webhooks import Delivery
 from tests.support.helpers import eventually
+from tests.support.queue import stored_audio
 from tests.support.running import running, simulated
 
 SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
@@ -174,7 +175,7 @@ def claim(store: Store) -> Job:
 
 
 def finish(store: Store, job: Job) -> bool:
-    return store.jobs.finish(job, audio=[{"key": "k"}], timing={"gpu_s": 1.0}, warnings=[])
+    return store.jobs.finish(job, audio=[stored_audio()], timing={"gpu_s": 1.0}, warnings=[])
 
 
 def succeeded(store: Store, url: str | None, owner: str = "") -> Job:

@@ -17,7 +17,7 @@ from serve_app.config import QueueArgs
 from serve_app.engine.ace_step.engine import AceStepEngine
 from serve_app.engine.protocol import Engine
 from serve_app.engine.simulated import SimulatedEngine
-from serve_app.jobs import Job, Status
+from serve_app.jobs import Job, JobFailure, Status
 from serve_app.music import SELF_TEST, MusicRequest
 from serve_app.store import Store
 from serve_app.worker.worker import Worker
@@ -102,10 +102,10 @@ def test_a_worker_plays_the_real_pipeline_from_claim_to_file(bench: Bench, engin
     bench.start(engine)
     job = bench.ended(bench.submit(variations=2, duration=2.0, format="flac"))
     assert job.status is Status.SUCCEEDED, job.error
-    sounds = [soundfile.read(io.BytesIO(bench.artifacts.get(file["key"])))[0] for file in job.audio]
+    sounds = [soundfile.read(io.BytesIO(bench.artifacts.get(file.key)))[0] for file in job.audio]
     assert [sound.shape for sound in sounds] == [(96_000, 2)] * 2
     assert (sounds[0] != sounds[1]).any()
-    assert [file["seed"] for file in job.audio] == [1, 2]
+    assert [file.seed for file in job.audio] == [1, 2]
 
 
 def test_a_cut_prompt_is_told_in_the_jobs_warnings(bench: Bench, engine: AceStepEngine) -> None:
@@ -164,7 +164,7 @@ def test_an_unforeseen_failure_ends_the_job_and_not_the_worker(bench: Bench) -> 
     failed = bench.ended(bench.submit())
     good = bench.ended(bench.submit())
     assert failed.status is Status.FAILED
-    assert failed.error == {"code": "generation_failed", "message": "ZeroDivisionError: by zero"}
+    assert failed.error == JobFailure("generation_failed", "ZeroDivisionError: by zero")
     assert good.status is Status.SUCCEEDED
 
 

@@ -10,6 +10,7 @@ import ray
 from ray import serve
 
 from serve_app import metrics
+from serve_app.jobs import WorkerPhase
 from tests.support.helpers import eventually
 
 
@@ -20,12 +21,12 @@ class Teller:
     def __init__(self) -> None:
         board = metrics.Board()
         workers = [
-            metrics.Seen("m", "load", 5.0),
-            metrics.Seen("m", "load", 7.0),
-            metrics.Seen("m", "failed", 1.0, "disk_full"),
+            metrics.Seen("m", WorkerPhase.LOAD, 5.0),
+            metrics.Seen("m", WorkerPhase.LOAD, 7.0),
+            metrics.Seen("m", WorkerPhase.FAILED, 1.0, "disk_full"),
         ]
         board.tell(metrics.queue({"queued": 2}, 3.0))
-        board.tell(metrics.fleet([metrics.Seen("m", "download", 1.0)], {}))
+        board.tell(metrics.fleet([metrics.Seen("m", WorkerPhase.DOWNLOAD, 1.0)], {}))
         board.tell(metrics.fleet(workers, {"m": 4}, {"m": True}))
         metrics.Board().tell(metrics.paused({"m": True}))
         metrics.Board().tell(metrics.storage("full"))
@@ -33,7 +34,7 @@ class Teller:
         metrics.step("m", 0.02)
         metrics.song_published("m", "studio", {"generate_s": 2.0, "encode_s": 0.2, "gpu_s": 1.9}, 30.0)
         metrics.job_ended("m", "failed", "bad_audio")
-        metrics.phase_ended("m", "load", 3.0)
+        metrics.phase_ended("m", WorkerPhase.LOAD, 3.0)
         metrics.device_time("m", "idle", 1800.0, price_per_hour=0.5)
         metrics.background("sweeper", 1)
         metrics.device_memory("m", 1, 2)

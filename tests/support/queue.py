@@ -1,7 +1,7 @@
 """A job's moves in the store, as tests of the queue make them."""
 
-from serve_app.jobs import Job
-from serve_app.music import MusicRequest
+from serve_app.jobs import Job, StoredAudio
+from serve_app.music import SAMPLE_RATE, MusicRequest
 from serve_app.store import Store
 from serve_app.store.tables import jobs
 
@@ -19,8 +19,15 @@ def claim(store: Store, worker: str = "w", model: str = "m", lease_s: float = LE
     return job
 
 
+def stored_audio(key: str = "k", seed: int = 1) -> StoredAudio:
+    """What a worker publishes of one file."""
+    return StoredAudio(
+        key=key, format="flac", seconds=10.0, sample_rate=SAMPLE_RATE, channels=2, bytes=4, sha256="0" * 64, seed=seed
+    )
+
+
 def finish(store: Store, job: Job, gpu_s: float = 1.0) -> bool:
-    return store.jobs.finish(job, audio=[{"key": "k"}], timing={"gpu_s": gpu_s}, warnings=[])
+    return store.jobs.finish(job, audio=[stored_audio()], timing={"gpu_s": gpu_s}, warnings=[])
 
 
 def lose_lease(store: Store, job: Job) -> None:
