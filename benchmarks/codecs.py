@@ -81,10 +81,10 @@ def processor_s(format: Format, samples: npt.NDArray[np.float32]) -> float:
 
 def played(file: bytes) -> npt.NDArray[np.float32]:
     """What FFmpeg's libraries play."""
-    with av.open(io.BytesIO(file)) as container:
+    with av.open(io.BytesIO(file), "r") as container:
         resampler = av.AudioResampler(format="flt", layout="stereo")
         frames = [part.to_ndarray() for frame in container.decode(audio=0) for part in resampler.resample(frame)]
-    return np.concatenate(frames, axis=1).reshape(-1, 2)
+    return np.asarray(np.concatenate(frames, axis=1).reshape(-1, 2), np.float32)
 
 
 # --- A device at 200 times real time --------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ def others_s() -> float:
     """Processor seconds since the start that went to others than this process and the children that it has waited for."""
     times = psutil.cpu_times()
     ours = psutil.Process().cpu_times()
-    return sum(times) - times.idle - times.iowait - times.guest - times.guest_nice - sum(ours[:4])
+    return float(sum(times) - times.idle - times.iowait - times.guest - times.guest_nice - sum(ours[:4]))
 
 
 CASES: Final = {"mp3": ("mp3", SONG_S), "wav": ("wav", SONG_S), "files of a second": ("mp3", 1)}

@@ -312,7 +312,7 @@ _UNUSED: Final[dict[str, Any]] = dict.fromkeys(
 class Sophia:
     """The code that runs in Serve's controller. It has one setting: the wait that is accepted."""
 
-    idle_timeout_s = None
+    idle_timeout_s: float | None = None
 
     def __init__(self, target_wait_s: float) -> None:
         self._bounds = ScalingArgs(min_workers=0, max_workers=MOST_WORKERS, target_wait_s=target_wait_s, idle_s=IDLE_S)
@@ -358,7 +358,7 @@ class ServeDefault:
     It is given more than it has: jobs start without its router's pauses, and any worker takes any job.
     """
 
-    idle_timeout_s = None
+    idle_timeout_s: float | None = None
 
     def __init__(self, ongoing: float = 2, up_s: float = 30, down_s: float = 600, look_back_s: float = 30) -> None:
         self._config = AutoscalingConfig(
@@ -466,7 +466,7 @@ def settings(fine: bool) -> dict[str, list[Callable[[], Policy]]]:
     """The grid of each policy. The others have several times more points than we: their best is what we compare with."""
     idle_s: Sequence[float] = (5, 30, 60, 200, 600) if fine else (5, 60, 200)
     ratios: Sequence[float] = (1, 1.25, 1.5, 1.75, 2, 2.5, 3, 3.5, 4, 5, 6, 8, 10, 14)
-    ratios = ratios if fine else ratios[:9] + ratios[10:12]
+    ratios = ratios if fine else [*ratios[:9], *ratios[10:12]]
     delays_s: Sequence[float] = (1, 4, 8, 15, 30, 60, 120, 240, 400) if fine else (1, 4, 15, 60, 200)
     tuned = [(ratio, 0, down, 12) for ratio, down in product(ratios, (0, 20, 60, 200) if fine else (10, 60))]
     slow = [(ratio, 30, 600, 30) for ratio in ratios]

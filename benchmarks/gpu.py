@@ -255,7 +255,7 @@ class Bench:
                 list(self.engine.generate(_request(length_s), lambda *words: None, lambda: False))
                 torch.cuda.synchronize()
             wall_s = time.perf_counter() - began
-            events = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+            events = [event for event in profiler.events() if event.device_type.name == "CUDA"]
             kernels_s = sum(event.device_time for event in events) / 1e6
             found[f"{length_s} s"] = {
                 "with the profiler [s]": round(wall_s, 3),
@@ -347,7 +347,7 @@ def _request(length_s: int, variations: int = 1) -> MusicRequest:
 
 
 def _middle(seconds: Any) -> float:
-    return round(median(seconds), 3)
+    return round(float(median(seconds)), 3)
 
 
 def _table(found: Any) -> str:

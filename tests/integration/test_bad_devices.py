@@ -251,7 +251,7 @@ def test_a_real_pause_of_all_processes_costs_no_attempt(tmp_path: Path) -> None:
     try:
         assert api.stdout is not None
         url, database = api.stdout.readline().split()
-        machine.append(subprocess.Popen([sys.executable, "-c", WORKER, database, audio], env=environment))
+        machine.append(subprocess.Popen([sys.executable, "-c", WORKER, database, audio], env=environment, text=True))
         job = httpx.post(f"{url}/v1/jobs", json={"prompt": "x", "duration": 1, "steps": 50}, timeout=30).json()["id"]
         eventually(lambda: (_job(url, job)["progress"] or {}).get("step", 0) >= 5)
 

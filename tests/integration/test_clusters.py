@@ -163,8 +163,8 @@ def test_a_decision_that_stays_is_told_again(
 @pytest.mark.fault("A5", "A6")
 def test_health_shows_every_cluster(tmp_path: Path) -> None:
     """What all of them want is summed, each is listed, and a model that only another cluster has is not told to be gone."""
-    names = {"models": {"m": simulated()}, "cluster_name": "here"}
-    with running(tmp_path, workers=0, cluster=list[Node], **names) as service:
+    models = {"m": simulated()}
+    with running(tmp_path, models, workers=0, cluster=list[Node], cluster_name="here") as service:
         job = service.submit()["id"]
         report(service.store, "w", "there", "load")
         service.store.decisions.publish("m", 1, "work", "here")

@@ -337,7 +337,7 @@ def _play(
     **fields: Any,
 ) -> list[Song]:
     """A second of piano in two steps with seed 7, or what `fields` say instead."""
-    request = MusicRequest(**{"prompt": "piano", "duration": 1.0, "steps": 2, "seed": 7} | fields)
+    request = MusicRequest.model_validate({"prompt": "piano", "duration": 1.0, "steps": 2, "seed": 7} | fields)
     return list(engine.generate(request, on_step, stopped))
 
 

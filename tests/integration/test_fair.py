@@ -191,9 +191,16 @@ def test_the_migration_keeps_the_order_of_what_is_queued(database_url: str) -> N
     """What an earlier version queued is claimed in the order that it had; the shares are those of a recount."""
     store = Store(database_url)
     _migrate_to(store, "0008")
-    base = {"model": "m", "priority": 5, "audio_seconds": 60.0, "deadline_at": 4e9, "attempt": 0, "max_attempts": 3}
+    base: dict[str, object] = {
+        "model": "m",
+        "priority": 5,
+        "audio_seconds": 60.0,
+        "deadline_at": 4e9,
+        "attempt": 0,
+        "max_attempts": 3,
+    }
     request = '{"prompt": "piano", "model": "m", "seed": 1}'
-    rows = [
+    rows: list[dict[str, object]] = [
         {"id": "1", "owner": "a", "turn": 600.0, "state": "queued", "worker": None},
         {"id": "2", "owner": "b", "turn": 630.0, "state": "queued", "worker": None},
         {"id": "3", "owner": "a", "turn": 660.0, "state": "queued", "worker": None},

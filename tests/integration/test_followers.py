@@ -4,6 +4,7 @@ import json
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +68,16 @@ def test_a_watched_job_that_does_not_change_is_not_read(tmp_path: Path, monkeypa
         with following(service, watched.id) as events, following(service, other.id) as others:
             for step in range(1, 6):
                 beat(service.store, other, step)
-                eventually(lambda step=step: len(others) == (step + 1) * FOLLOWERS)
+                eventually(partial(has_length, others, (step + 1) * FOLLOWERS))
             assert len(events) == FOLLOWERS
             service.store.jobs.cancel(watched.id)
             service.store.jobs.cancel(other.id)
 
     assert read.count(watched.id) == 1  # its end
+
+
+def has_length(values: Sequence[object], length: int) -> bool:
+    return len(values) == length
 
 
 def claimed(store: Store) -> Job:

@@ -13,7 +13,8 @@ import sqlalchemy as sa
 
 from serve_app.artifacts import Artifacts
 from serve_app.background import custody, janitor
-from serve_app.background.janitor import PAGE, Janitor, audit, expire
+from serve_app.background.custody import PAGE
+from serve_app.background.janitor import Janitor, audit, expire
 from serve_app.config import RetentionArgs
 from serve_app.errors import GenerationError, NotFound
 from serve_app.jobs import Job, Status
@@ -336,7 +337,7 @@ def test_a_janitor_that_is_killed_half_way_is_made_good_by_the_next(
 
     run_and_kill(work, database_url, (tmp_path / "audio").as_uri(), pages)
     half_way = untrue(store, artifacts, made)
-    {"expire": expire, "audit": audit}[work](store, artifacts, KEPT, always)
+    (expire if work == "expire" else audit)(store, artifacts, KEPT, always)
 
     assert keys(artifacts) == {key_of(job) for job in (made[-1:] if work == "expire" else made[count // 2 :])}
     assert untrue(store, artifacts, made) == set()

@@ -51,7 +51,7 @@ def documents(path: str) -> list[dict[str, Any]]:
 
 
 def compose() -> dict[str, Any]:
-    return yaml.safe_load((CLUSTER / "compose.yaml").read_text())["services"]
+    return dict(yaml.safe_load((CLUSTER / "compose.yaml").read_text())["services"])
 
 
 @pytest.mark.fault("B12")
@@ -308,7 +308,7 @@ def join(folder: Path, python: str) -> subprocess.CompletedProcess[str]:
     program(folder / "ssh", f'echo "ssh $*" >> {folder}/done; case "$2" in python3*) sh -c "$2";; esac')
     program(folder / "rsync", f'echo "rsync $*" >> {folder}/done')
     environment = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"}
-    command = [ONPREM / "join.sh", "root@gpu7", "10.0.0.7"]
+    command = [str(ONPREM / "join.sh"), "root@gpu7", "10.0.0.7"]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 

@@ -4,6 +4,7 @@ import random
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -24,7 +25,7 @@ def submit_within(store: Store, owner: str, limits: QueueArgs, duration: float =
     return store.jobs.submit(request, owner=owner, deadline_s=600, max_attempts=3, limits=limits)[0]
 
 
-def counted(store: Store) -> dict[tuple[str, str, int], tuple[int, float]]:
+def counted(store: Store) -> dict[tuple[str, str, int], tuple[int, Any]]:
     """Jobs and seconds of audio in each share that has any, by a look at the jobs."""
     keys = (jobs.c.model, jobs.c.owner, jobs.c.rank)
     sums = (sa.func.count(), sa.func.sum(jobs.c.audio_seconds))

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.api.reasons import CARD_LABEL, Node
+from serve_app.api.reasons import CARD_LABEL
 from serve_app.config import BreakerArgs
 from serve_app.errors import Conflict
 from serve_app.jobs import Status
 from serve_app.processes import Process
+from serve_app.ray_adapters.cluster import Node
 from serve_app.store import Store
 from serve_app.store.tables import jobs, loads
 from tests.support.failure_codes import provoked

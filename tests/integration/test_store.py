@@ -339,7 +339,12 @@ def test_a_change_by_another_process_wakes_a_waiter(store: Store, database_url: 
         )  # the first sight of the database is a change
         woken = threading.Event()
         seen = store.notifications.count("queued")
-        waiter = threading.Thread(target=lambda: store.notifications.wait("queued", seen, 20) and woken.set())
+
+        def wait() -> None:
+            if store.notifications.wait("queued", seen, 20):
+                woken.set()
+
+        waiter = threading.Thread(target=wait)
         began = time.monotonic()
         waiter.start()
         submit(other)

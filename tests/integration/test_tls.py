@@ -151,7 +151,7 @@ def test_plain_http_only_shows_the_way(proxy: Proxy, service: Service) -> None:
 
 def test_caddy_cuts_no_long_answer_and_has_no_open_admin_port(caddy: str, tmp_path: Path) -> None:
     """Read as Caddy reads it, the file sets no limit on an answer, and idle connections end before Serve ends them."""
-    command = [caddy, "adapt", "--adapter", "caddyfile", "--config", CADDYFILE]
+    command = [caddy, "adapt", "--adapter", "caddyfile", "--config", str(CADDYFILE)]
     done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, timeout=60, check=True)
     config = json.loads(done.stdout)
     assert config["admin"] == {"disabled": True}

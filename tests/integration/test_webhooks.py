@@ -77,10 +77,10 @@ def receiving(tls: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> Ite
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
-            receiver.received.append(Received(self.path, dict(self.headers), body))
-            if receiver.hold:
-                receiver.hold.wait(60)
-            status, headers = receiver.answers.pop(0) if receiver.answers else (204, {})
+            here.received.append(Received(self.path, dict(self.headers), body))
+            if here.hold:
+                here.hold.wait(60)
+            status, headers = here.answers.pop(0) if here.answers else (204, {})
             self.send_response(status)
             for name, value in headers.items():
                 self.send_header(name, value)
@@ -94,14 +94,14 @@ def receiving(tls: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> Ite
     server = ThreadingHTTPServer((host, 0), Handler)
     if tls:
         server.socket = tls.wrap_socket(server.socket, server_side=True)
-    receiver = Receiver(server.server_address[1], host)
+    here = Receiver(server.server_port, host)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:
-        yield receiver
+        yield here
     finally:
-        if receiver.hold:
-            receiver.hold.set()
+        if here.hold:
+            here.hold.set()
         server.shutdown()
         thread.join()
         server.server_close()
@@ -902,7 +902,7 @@ def test_the_certificate_is_that_of_the_name(lite: Store, certificate: ssl.SSLCo
 
 def test_a_client_is_told_and_can_see_that_it_was(tmp_path: Path, receiver: Receiver) -> None:
     """A job submitted with webhook_url tells it the job's own view, and shows how the delivery went."""
-    settings = {"webhook_secret": SECRET, "webhooks": {"allow_private": True, "retries_s": [0.05]}}
+    settings: dict[str, Any] = {"webhook_secret": SECRET, "webhooks": {"allow_private": True, "retries_s": [0.05]}}
     receiver.answers = [(500, {})]
     with running(tmp_path, {"ace-step": simulated()}, **settings) as service:
         submitted = service.submit(webhook_url=receiver.url)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import soundfile
@@ -128,7 +129,7 @@ def test_a_model_that_cannot_be_loaded_says_why(bench: Bench) -> None:
     """The failure is raised, and stands in the worker's row with its code and phase."""
 
     class Broken(SimulatedEngine):
-        def load(self, report: Callable[[str, float | None, str], None]) -> object:
+        def load(self, report: Callable[[str, float | None, str], None]) -> NoReturn:
             report("load", 0.5, "halfway")
             raise errors.CorruptFile("model.safetensors is cut")
 

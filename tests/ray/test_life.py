@@ -221,7 +221,7 @@ def test_a_rollout_to_something_broken_leaves_the_good_worker_serving(
 ) -> None:
     """The new build's breaker opens, and the old build plays on: of two workers Serve replaces one at a time."""
     deploy(workers=2)
-    eventually(lambda: _get(cluster, "/v1/health")["scale"]["m"]["ready"] == 2, 60)
+    eventually(lambda: (_get(cluster, "/v1/health") or {"scale": {"m": {"ready": 0}}})["scale"]["m"]["ready"] == 2, 60)
     deploy(wait=False, workers=2, source=str(tmp_path / "missing"), device="cpu")
     eventually(
         lambda: (_get(cluster, "/v1/health") or {"breakers": {"m": {"open": False}}})["breakers"]["m"]["open"], 240

@@ -14,7 +14,6 @@ from serve_app.jobs import WorkerPhase
 from tests.support.helpers import eventually
 
 
-@serve.deployment(ray_actor_options={"num_cpus": 0.1})
 class Teller:
     """Tells every metric once, from inside a replica."""
 
@@ -47,7 +46,11 @@ def exported() -> Iterator[str]:
     ray.init("local", num_cpus=1, include_dashboard=True, log_to_driver=False, _system_config=often)
     try:
         serve.start(proxy_location="Disabled")
-        serve.run(Teller.bind(), name="teller", route_prefix=None)
+        serve.run(
+            serve.deployment(Teller).options(ray_actor_options={"num_cpus": 0.1}).bind(),
+            name="teller",
+            route_prefix=None,
+        )
         url = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
         yield eventually(
             lambda: text if "sophia_device_memory_bytes" in (text := httpx.get(url).text) else "", 60, every=0.5

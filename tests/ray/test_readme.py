@@ -22,7 +22,7 @@ from tests.support.paths import ROOT
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
-EXAMPLES = re.findall(r"```(bash|python)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+EXAMPLES: list[tuple[str, str]] = re.findall(r"```(bash|python)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 
 
 @dataclass(frozen=True)

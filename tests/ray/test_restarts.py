@@ -66,7 +66,7 @@ class Served:
         return str(httpx.get(f"{self.url}/v1/jobs/{job}", timeout=30).json()["state"])
 
     def children(self) -> list[psutil.Process]:
-        return psutil.Process(self.process.pid).children(recursive=True)
+        return list(psutil.Process(self.process.pid).children(recursive=True))
 
 
 def configure(folder: Path, port: int) -> None:
@@ -191,7 +191,9 @@ def _let_it_close_first(port: int) -> None:
 
 
 def _waiting(port: int) -> bool:
-    return any(seen.status == "TIME_WAIT" and seen.laddr.port == port for seen in psutil.net_connections("tcp"))
+    return any(
+        seen.status == "TIME_WAIT" and seen.laddr and seen.laddr.port == port for seen in psutil.net_connections("tcp")
+    )
 
 
 @pytest.mark.fault("C11")

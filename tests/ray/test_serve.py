@@ -6,6 +6,7 @@ import statistics
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def test_equal_jobs_on_two_workers_end_in_nearly_ideal_time(client: httpx.Client
     workers = 2
     body = {"prompt": "x", "model": "simulated", "duration": 1, "steps": steps, "format": "wav"}
     submitted = [client.post("/v1/jobs", json=body).json()["id"] for _ in range(jobs)]
-    ended = [eventually(lambda job=job: _ended(client, job), 120) for job in submitted]
+    ended = [eventually(partial(_ended, client, job), 120) for job in submitted]
     assert {job["state"] for job in ended} == {"succeeded"}
     moments = [(_seconds(job["started_at"]), _seconds(job["finished_at"])) for job in ended]
     makespan = max(end for _, end in moments) - min(begin for begin, _ in moments)

@@ -12,7 +12,6 @@ import argparse
 import io
 import os
 import random
-import sys
 import tempfile
 import threading
 import time
@@ -20,6 +19,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -167,13 +167,11 @@ def _submit_all(plan: Plan, client: httpx.Client, outcome: Outcome) -> None:
 
 def _settle(client: httpx.Client, outcome: Outcome) -> None:
     for job in outcome.accepted:
-        path = f"/v1/jobs/{job}"
-        eventually(
-            lambda path=path: (
-                until_answered(lambda: client.get(path), (200,)).json()["state"] not in ("queued", "running")
-            ),
-            300,
-        )  # type: ignore[misc]
+        eventually(partial(_has_ended, client, job), 300)
+
+
+def _has_ended(client: httpx.Client, job: str) -> bool:
+    return until_answered(lambda: client.get(f"/v1/jobs/{job}"), (200,)).json()["state"] not in ("queued", "running")
 
 
 def _examine(client: httpx.Client, folder: Path, store: Any, outcome: Outcome, events: Events) -> None:
@@ -186,7 +184,7 @@ def _examine(client: httpx.Client, folder: Path, store: Any, outcome: Outcome, e
     outcome.duplicates += [job for job, count in listed.items() if count > 1 or job not in known]
     outcome.lost += [job for job in outcome.accepted if job not in listed]
     for job_id in outcome.accepted:
-        job = until_answered(lambda job_id=job_id: client.get(f"/v1/jobs/{job_id}"), (200,)).json()  # type: ignore[misc]
+        job = until_answered(partial(client.get, f"/v1/jobs/{job_id}"), (200,)).json()
         outcome.states[job["state"]] += 1
         outcome.attempts += job["attempt"]
         if job["state"] == "succeeded" and not _is_playable(client, job):
@@ -257,4 +255,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

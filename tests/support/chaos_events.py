@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -147,11 +148,11 @@ class Events:
             for process in frozen:
                 _signal(process, signal.SIGCONT)
         for job in held:
-            eventually(lambda job=job: self._moved(job), 120)  # type: ignore[misc]
+            eventually(partial(self._moved, job), 120)
         self.lost_attempts += [job.id for job in held if self._attempt(job) > job.attempt]
 
     def _whole_machine(self) -> list[psutil.Process]:
-        machine = psutil.Process().children(recursive=True)
+        machine: list[psutil.Process] = psutil.Process().children(recursive=True)
         if self._server is not None:
             postmaster = psutil.Process(self._server.get_pid())
             machine += [process for process in [postmaster, *postmaster.children()] if process not in machine]

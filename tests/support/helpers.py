@@ -8,8 +8,8 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def eventually(condition: Callable[[], T], seconds: float = 60, every: float = 0.02) -> T:
-    """What `condition` gives once it is true; fails after `seconds`."""
+def eventually(condition: Callable[[], T | None], seconds: float = 60, every: float = 0.02) -> T:
+    """Calls `condition` until it returns a true value, and returns that value; fails after `seconds`."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, "it did not come true in time"

@@ -143,13 +143,15 @@ class _Handler(BaseHTTPRequestHandler):
             self._file(name)
             return
         self.send_response(302)
-        self.send_header("Location", f"http://localhost:{self.server.server_address[1]}/storage/{name}")
+        self.send_header("Location", f"{self.hub.endpoint.replace('127.0.0.1', 'localhost')}/storage/{name}")
         self.send_header("Content-Length", "0")
         self.end_headers()
 
     def _file(self, name: str) -> None:
         content = self.hub.sent(name)
-        start = int(re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "bytes=0-"))[1])
+        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "bytes=0-"))
+        assert asked is not None
+        start = int(asked[1])
         self.send_response(206 if "Range" in self.headers else 200)
         self.send_header("Content-Length", str(len(content) - start))
         self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")

@@ -46,10 +46,10 @@ def by_libsndfile(file: bytes) -> npt.NDArray[np.float32]:
 
 def by_pyav(file: bytes) -> npt.NDArray[np.float32]:
     """What FFmpeg's libraries play."""
-    with av.open(io.BytesIO(file)) as container:
+    with av.open(io.BytesIO(file), "r") as container:
         resampler = av.AudioResampler(format="flt", layout="stereo")
         frames = [part.to_ndarray() for frame in container.decode(audio=0) for part in resampler.resample(frame)]
-    return np.concatenate(frames, axis=1).reshape(-1, 2)
+    return np.asarray(np.concatenate(frames, axis=1).reshape(-1, 2), np.float32)
 
 
 def by_edit_list(file: bytes) -> npt.NDArray[np.float32]:
