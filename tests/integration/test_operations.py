@@ -11,7 +11,10 @@ import pytest
 import yaml
 
 from benchmarks import image_size
-from serve_app.ops import cli
+from serve_app import settings
+from serve_app.config import AppArgs
+from serve_app.errors import ConfigurationError
+from serve_app.ops.cli import main
 from tests.support.guide import BIN, BLOCKS, TEXT
 from tests.support.paths import ROOT
 from tests.support.running import Service, running, simulated
@@ -117,9 +120,17 @@ def test_files_that_commands_name_exist(block: str) -> None:
 @pytest.mark.parametrize(
     "command", re.findall(r"(?:^|-- |sophia )sophia ((?:--config|keys|jobs|cost).*)$", "\n".join(ALL), re.MULTILINE)
 )
-def test_sophias_own_commands_are_spelt_right(command: str) -> None:
-    """The command line's own parser takes each `sophia …`."""
-    assert cli._parser().parse_args(command.split()).run
+def test_sophias_own_commands_are_spelt_right(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command line accepts each `sophia …`: the command starts and reads the configuration."""
+
+    def stop(_: Path | None) -> AppArgs:
+        raise ConfigurationError("the command has started")
+
+    monkeypatch.setattr(settings, "load_args", stop)
+    assert main(command.split()) == 1
+    assert "the command has started" in capsys.readouterr().err
 
 
 def test_names_of_objects_and_alerts_exist() -> None:
