@@ -357,7 +357,7 @@ def many(store: Store, artifacts: Artifacts, folder: Path, count: int, age_s: fl
     with store.database.write() as connection:
         row = connection.execute(sa.select(jobs).where(jobs.c.id == first.id)).mappings().one()
         ids = [f"{first.id}-{n:04}" for n in range(count - 1)]
-        copies = [{**row, "id": job, "audio": [{"key": f"{job}/1/0.flac"}]} for job in ids]
+        copies = [{**row, "id": job, "audio": [stored_audio(f"{job}/1/0.flac").to_json()]} for job in ids]
         connection.execute(jobs.insert(), copies)
     write(folder, *(f"{job}/1/0.flac" for job in ids))
     return sorted([first, *store.jobs.get_many(ids).values()], key=lambda job: job.id)
