@@ -410,7 +410,7 @@ def load_cause(code: str) -> LoadCause:
     return next((kind.cause for kind in kinds if kind.code == code), "host")
 
 
-def load_codes_of_no_host() -> list[str]:
+def codes_not_caused_by_host() -> list[str]:
     """Codes of failed loads whose cause is not the host on which they failed."""
     return [kind.code for kind in LoadError.__subclasses__() if kind.cause != "host"]
 

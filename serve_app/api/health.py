@@ -308,7 +308,7 @@ def _notices(parts: Context, workers: list[WorkerRow]) -> list[str]:
     refusal = parts.store.installation.refusal()
     told = [f"No song can be stored. {failure.message}"] if failure else []
     told += [words for words in (refusal, parts.store.installation.held_back()) if words]
-    told += [parts.store.database.newer] if parts.store.database.newer else []
+    told += [parts.store.database.newer_schema] if parts.store.database.newer_schema else []
     told += [POOLER] if parts.store.database.is_pooled else []
     return [*told, *_noise(parts, workers)]
 

@@ -115,7 +115,7 @@ def claim(store: Store, artifacts: Artifacts, share: float, go_on: GoOn) -> str:
 def adopt(store: Store, artifacts: Artifacts) -> None:
     """Mark the audio store as this database's own, whatever lies there: an operator's word."""
     artifacts.set_mark(store.installation.id(), replace=True)
-    store.installation.refuse("")
+    store.installation.set_refusal("")
 
 
 def most_orphans(files: int, share: float) -> int:

@@ -76,14 +76,14 @@ class Janitor:
         forget_accounts(self._store, self._retention)
         if refusal:
             logger.warning("%s", refusal)
-            self._store.installation.refuse(refusal)
+            self._store.installation.set_refusal(refusal)
             self._rest(REFUSED_EVERY_S)
             return
         held_back = self._tidy()
         self._rest(HELD_BACK_EVERY_S if held_back else EXPIRE_EVERY_S)
 
     def _rest(self, seconds: float) -> None:
-        self._store.leases.rest(_JANITOR, self._id, 0 if self._thread.ended.is_set() else seconds)
+        self._store.leases.release(_JANITOR, self._id, 0 if self._thread.ended.is_set() else seconds)
 
     def _tidy(self) -> str:
         parts = (self._store, self._artifacts, self._retention, self._go_on)
@@ -92,7 +92,7 @@ class Janitor:
         if self._store.leases.take(_AUDIT, self._id, 0):
             audit(*parts)
             if self._go_on():
-                self._store.leases.rest(_AUDIT, self._id, AUDIT_EVERY_S)
+                self._store.leases.release(_AUDIT, self._id, AUDIT_EVERY_S)
         return held_back
 
 
@@ -126,7 +126,7 @@ def expire(
     if not go_on():
         return ""
     held_back = _held_back(store, retention)
-    store.installation.hold_back(held_back)
+    store.installation.set_held_back(held_back)
     if held_back:
         logger.warning("%s", held_back)
     return held_back
@@ -182,7 +182,7 @@ def audit(store: Store, artifacts: Artifacts, retention: RetentionArgs, go_on: G
     if counted is None:
         return
     refusal = custody.too_many(counted, retention)
-    store.installation.refuse(refusal)
+    store.installation.set_refusal(refusal)
     if refusal:
         logger.warning("%s", refusal)
     at_most = 0 if refusal else custody.most_orphans(counted.files, retention.orphans_share)
@@ -206,7 +206,7 @@ def sweep_confirmed(store: Store, artifacts: Artifacts, retention: RetentionArgs
     if refusal := custody.claim(store, artifacts, retention.orphans_share, _always):
         raise ConfigurationError(refusal)
     removed = sweep_files(store, artifacts, retention.orphans_s)
-    store.installation.refuse("")
+    store.installation.set_refusal("")
     return removed
 
 

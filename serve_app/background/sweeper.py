@@ -99,7 +99,7 @@ class Sweeper:
         self._asleep_s = 0.0
 
     def _sweep(self) -> None:
-        self._store.bury()
+        self._store.collect_dead_processes()
         self._allow_for_the_pause()
         if time.monotonic() < self._rests_until:
             return
@@ -118,7 +118,7 @@ class Sweeper:
         if time.monotonic() < self._told_at + TELL_EVERY_S:
             return
         self._told_at = time.monotonic()
-        self._store.database.look_for_newer()
+        self._store.database.check_for_newer_schema()
         models = self._args.models
         seen = [_seen(row) for row in self._store.workers.seen(self._queue.lease_s)]
         open_breakers = {

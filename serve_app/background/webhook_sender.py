@@ -203,7 +203,7 @@ class Sender:
         try:
             self._record(delivery, self._attempt(delivery))
         except _Busy as busy:
-            self._store.webhooks.put_off(delivery, busy.receiver, random.uniform(_BUSY_S, 2 * _BUSY_S))
+            self._store.webhooks.postpone(delivery, busy.receiver, random.uniform(_BUSY_S, 2 * _BUSY_S))
         except NotFound:
             logger.info("webhook %s: job %s was deleted", delivery.id, delivery.job)
         except StoreUnavailable as error:  # the lease brings it back

@@ -8,9 +8,9 @@ from typing import Final
 import sqlalchemy as sa
 
 from serve_app.jobs import Job, Status
-from serve_app.store.database import Database, keep_still, now
+from serve_app.store.database import Database, lock_table, now
 from serve_app.store.places import Place, places
-from serve_app.store.shares import Use, are_right, recount, use_of
+from serve_app.store.shares import Use, are_exact, recount, use_of
 from serve_app.store.tables import jobs, shares, state_is
 
 _MEASURED_JOBS: Final = 20  # how many finished jobs an estimate looks back on
@@ -66,11 +66,11 @@ class Backlog:
     def recount(self) -> bool:
         """Set the shares right if they are wrong, as after an earlier version has written to this database; whether they were."""
         with self._database.read() as connection:
-            if are_right(connection):
+            if are_exact(connection):
                 return False
         with self._database.write() as connection:
-            keep_still(connection, jobs)
-            wrong = not are_right(connection)
+            lock_table(connection, jobs)
+            wrong = not are_exact(connection)
             recount(connection)
         return wrong
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from serve_app.store.database import Database, add_up, this_hour
+from serve_app.store.database import Database, increment, this_hour
 from serve_app.store.tables import device_hours, owner_hours
 from serve_app.store.workers import WorkerRow
 
@@ -84,13 +84,13 @@ class CostStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def held(self, row: WorkerRow, seconds: Mapping[str, float], price_per_hour: float) -> None:
+    def add_device_time(self, row: WorkerRow, seconds: Mapping[str, float], price_per_hour: float) -> None:
         """Add the seconds for which a worker held its device, by use."""
         key = {"hour": this_hour(), "worker": row.id}
         fixed = {"model": row.model, "node": row.node, "price_per_hour": price_per_hour}
         amounts = {f"{use}_s": seconds.get(use, 0.0) for use in USES}
         with self._database.write(durable=False) as connection:
-            add_up(connection, device_hours, key | fixed, amounts)
+            increment(connection, device_hours, key | fixed, amounts)
 
     def accounts(self, hours: float) -> dict[str, Account]:
         """Every model's account over the last hours, the one under way included."""
@@ -142,10 +142,10 @@ class CostStore:
 def played(connection: sa.Connection, owner: str, model: str, *, songs: int, audio_s: float, gpu_s: float) -> None:
     """Put a finished job on its owner's account, in the transaction that publishes it."""
     amounts = {"songs": songs, "audio_s": audio_s, "gpu_s": gpu_s, "wasted_s": 0.0}
-    add_up(connection, owner_hours, {"hour": this_hour(), "owner": owner, "model": model}, amounts)
+    increment(connection, owner_hours, {"hour": this_hour(), "owner": owner, "model": model}, amounts)
 
 
 def wasted(connection: sa.Connection, owner: str, model: str, gpu_s: float) -> None:
     """Put an attempt that gave no song on its owner's account."""
     amounts = {"songs": 0, "audio_s": 0.0, "gpu_s": 0.0, "wasted_s": gpu_s}
-    add_up(connection, owner_hours, {"hour": this_hour(), "owner": owner, "model": model}, amounts)
+    increment(connection, owner_hours, {"hour": this_hour(), "owner": owner, "model": model}, amounts)

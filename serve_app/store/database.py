@@ -119,7 +119,7 @@ def _postgresql_hour(*_: Any, **__: Any) -> str:
     return "floor(extract(epoch from statement_timestamp()) / 3600)::bigint"
 
 
-def add_up(connection: sa.Connection, table: sa.Table, key: Mapping[str, Any], amounts: Mapping[str, float]) -> None:
+def increment(connection: sa.Connection, table: sa.Table, key: Mapping[str, Any], amounts: Mapping[str, float]) -> None:
     """Add `amounts` to the row whose primary key is in `key`, which is made when there is none; one statement, so that
     writers wait for each other instead of losing an amount."""
     sums = {name: table.c[name] + amount for name, amount in amounts.items()}
@@ -141,13 +141,13 @@ def upsert(
     connection.execute(statement.on_conflict_do_update(index_elements=table.primary_key.columns, set_=dict(there)))
 
 
-def alone(connection: sa.Connection, what: str) -> None:
+def lock(connection: sa.Connection, what: str) -> None:
     """Wait until no other transaction is alone with `what`, and be it until this one ends. On SQLite whoever writes is alone."""
     if connection.dialect.name != "sqlite":
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtextextended(what, 0))))
 
 
-def keep_still(connection: sa.Connection, table: sa.Table) -> None:
+def lock_table(connection: sa.Connection, table: sa.Table) -> None:
     """Let nobody else write to a table until this transaction ends. On SQLite nobody else writes anyway."""
     if connection.dialect.name != "sqlite":
         connection.exec_driver_sql(f"LOCK TABLE {table.name} IN SHARE ROW EXCLUSIVE MODE")
@@ -163,7 +163,7 @@ class Database:
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self._told_at = -math.inf
         self._is_known = False
-        self.newer = ""
+        self.newer_schema = ""
         """What to tell operators when a newer version has migrated the database under this process; empty otherwise."""
         self._connector = None if self.is_sqlite else postgresql.Connector(self.url, self.limits)
         self.engine = self._engine()
@@ -194,7 +194,7 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
         """A transaction that reads. Raises StoreUnavailable when the database is away, and DatabaseTooNew."""
-        with self.unavailable_as_ours(), self.engine.connect() as connection, connection.begin():
+        with self.translated_errors(), self.engine.connect() as connection, connection.begin():
             self._refuse_a_newer(connection)
             yield connection
 
@@ -204,7 +204,7 @@ class Database:
 
         `durable`: on disk before it returns, which is owed for whatever a client was promised. A heartbeat is not.
         """
-        with self.unavailable_as_ours(), self.engine.connect() as connection:
+        with self.translated_errors(), self.engine.connect() as connection:
             if self.is_sqlite:
                 cursor = connection.connection.cursor()
                 cursor.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
@@ -248,11 +248,11 @@ class Database:
         finally:
             raw.answer_s = self.limits.answer_s
 
-    def look_for_newer(self) -> None:
-        """Set `newer` when another process's version has migrated the database since this process began."""
+    def check_for_newer_schema(self) -> None:
+        """Set `newer_schema` when another process's version has migrated the database since this process began."""
         with self.read() as connection:
             unknown = revisions.unknown(connection)
-        self.newer = unknown and (
+        self.newer_schema = unknown and (
             f"a newer version of Sophia has migrated the database (revision {unknown}) while this process ran; "
             "it goes on, but cannot be started again: end the update"
         )
@@ -269,7 +269,7 @@ class Database:
         self._is_known = revisions.current(connection) != ()
 
     @contextmanager
-    def unavailable_as_ours(self) -> Iterator[None]:
+    def translated_errors(self) -> Iterator[None]:
         """The driver's errors become ours here. A constraint that is violated stays what it is: that is for the caller."""
         try:
             yield

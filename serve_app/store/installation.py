@@ -22,7 +22,7 @@ class InstallationStore:
         with self._database.read() as connection:
             return str(connection.execute(sa.select(installation.c.refusal)).scalar_one())
 
-    def refuse(self, reason: str) -> None:
+    def set_refusal(self, reason: str) -> None:
         """Keep the reason for `refusal`; an empty one says that there is none any more."""
         self._keep(installation.c.refusal, reason)
 
@@ -31,7 +31,7 @@ class InstallationStore:
         with self._database.read() as connection:
             return str(connection.execute(sa.select(installation.c.held_back)).scalar_one())
 
-    def hold_back(self, reason: str) -> None:
+    def set_held_back(self, reason: str) -> None:
         """Keep the words for `held_back`; empty ones say that nothing is any more."""
         self._keep(installation.c.held_back, reason)
 

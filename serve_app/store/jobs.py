@@ -29,7 +29,7 @@ from serve_app.errors import (
 from serve_app.jobs import Job, JobFailure, Status, StoredAudio, new_id, origins
 from serve_app.music import MusicRequest
 from serve_app.store.costs import played, wasted
-from serve_app.store.database import Database, Topic, alone, now
+from serve_app.store.database import Database, Topic, lock, now
 from serve_app.store.shares import OWN_ORDER, Tally, check_limits, in_turn, queued_in, rank_of
 from serve_app.store.tables import jobs, pauses, state_is
 from serve_app.store.webhooks import add_webhook_delivery, check_pending
@@ -235,7 +235,7 @@ class JobStore:
             if connection.execute(waiting.limit(1)).one_or_none() is None:
                 return None
         with self._moving() as (connection, tally):
-            alone(connection, f"the turns of {model}")
+            lock(connection, f"the turns of {model}")
             for share in in_turn(connection, model, most=_MOST_SHARES_TRIED):
                 first = waiting.where(*queued_in(share.key)).order_by(*OWN_ORDER).limit(1)
                 claimed = self._move(
@@ -433,7 +433,7 @@ def _behind_others(job: Job) -> dict[str, Any]:
 def _count_in(connection: sa.Connection, tally: Tally, job: Job, limits: QueueArgs | None) -> None:
     """Write a submission into its share at once, and see that it is within the limits."""
     if limits is not None:
-        alone(connection, f"the quota of {job.owner}")
+        lock(connection, f"the quota of {job.owner}")
         tally.write(connection)
         check_limits(connection, job.owner, limits)
         if job.request.webhook_url:

@@ -29,7 +29,7 @@ class LeaseStore:
             return False
         return True
 
-    def rest(self, name: str, holder: str, seconds: float) -> None:
+    def release(self, name: str, holder: str, seconds: float) -> None:
         """Give up a lease, and let nobody take it for some seconds."""
         mine = leases.update().where(leases.c.name == name, leases.c.holder == holder)
         with self._database.write(durable=False) as connection:

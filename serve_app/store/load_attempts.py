@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from serve_app.config import BreakerArgs
-from serve_app.errors import DeviceLost, LoadCrashed, load_cause, load_codes_of_no_host
+from serve_app.errors import DeviceLost, LoadCrashed, codes_not_caused_by_host, load_cause
 from serve_app.jobs import new_id
 from serve_app.processes import Process
 from serve_app.store.database import Database, now
@@ -82,7 +82,7 @@ class LoadAttemptStore:
         with self._database.write() as connection:
             self._fail(connection, load, code, message, phase)
 
-    def bury(self) -> int:
+    def fail_crashed(self) -> int:
         """Loads whose process died on this host have failed: `load_crashed`. How many."""
         with self._database.read() as connection:
             open_loads = connection.execute(sa.select(loads).where(loads.c.ended_at.is_(None))).all()
@@ -96,12 +96,12 @@ class LoadAttemptStore:
                         self._fail(connection, row.id, LoadCrashed.code, LoadCrashed().message, "load")
         return len(dead)
 
-    def ended(self, load: str) -> None:
+    def discard(self, load: str) -> None:
         """The load was ended on purpose, so it says nothing about the model."""
         with self._database.write(durable=False) as connection:
             connection.execute(loads.delete().where(loads.c.id == load, loads.c.ended_at.is_(None)))
 
-    def lost_device(self, model: str, deployment: str, process: Process, job: str, message: str) -> None:
+    def add_lost_device(self, model: str, deployment: str, process: Process, job: str, message: str) -> None:
         """A device of the process' host failed under a job. Told again of the same job, it counts once."""
         host = process.host
         where = {"model": model, "deployment": deployment, "host": host, "pid": process.pid, "born": process.born}
@@ -110,7 +110,7 @@ class LoadAttemptStore:
         with suppress(IntegrityError), self._database.write() as connection:
             connection.execute(loads.insert().values(values))
 
-    def device_works(self, model: str, host: str) -> None:
+    def forgive_lost_devices(self, model: str, host: str) -> None:
         """A worker that began after them has played a song there: devices lost on that host are forgiven."""
         lost = sa.and_(loads.c.model == model, loads.c.host == host, loads.c.code == DeviceLost.code)
         with self._database.write(durable=False) as connection:
@@ -152,7 +152,7 @@ class LoadAttemptStore:
         ours = sa.and_(loads.c.model == model, loads.c.deployment == deployment)
         age = (now() - loads.c.ended_at).label("age")
         elsewhere = _worked_later(model, deployment, same_host=False)
-        of_a_host = loads.c.code.not_in(load_codes_of_no_host())
+        of_a_host = loads.c.code.not_in(codes_not_caused_by_host())
         forgiven = sa.or_(
             sa.and_(sa.not_(of_a_host), elsewhere),
             sa.and_(loads.c.code != DeviceLost.code, _worked_later(model, deployment, same_host=True)),

@@ -85,7 +85,7 @@ class Notifications:
 
     def _watch(self, watch: Callable[[], None]) -> None:
         try:
-            with self._database.unavailable_as_ours():
+            with self._database.translated_errors():
                 watch()
         finally:
             self._announce()  # changes until the next connection are missed

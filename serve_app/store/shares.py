@@ -220,7 +220,7 @@ def recount(connection: sa.Connection) -> None:
         connection.execute(shares.insert().values(**row._mapping, turn=clock, served=0.0))
 
 
-def are_right(connection: sa.Connection) -> bool:
+def are_exact(connection: sa.Connection) -> bool:
     """Whether every share says what is queued."""
     wrong = sa.select(sa.literal(1)).select_from(shares).where(_wrong())
     missing = sa.select(sa.literal(1)).select_from(jobs).where(state_is(Status.QUEUED), _no_share())

@@ -44,12 +44,12 @@ class Store:
         """Bring the schema up to date; several processes may do so at once."""
         self.database.migrate()
 
-    def bury(self) -> None:
+    def collect_dead_processes(self) -> None:
         """Give up what the dead processes of this host left: their claims, their loads, their rows."""
         for worker in self.workers.dead():
             self.jobs.abandon(worker.id)
             self.workers.forget(worker.id)
-        self.load_attempts.bury()
+        self.load_attempts.fail_crashed()
 
     def close(self) -> None:
         """Stop watching and close every connection."""

@@ -131,7 +131,7 @@ class WebhookStore:
             )
         return written.rowcount == 1
 
-    def put_off(self, delivery: Delivery, receiver: str, seconds: float) -> None:
+    def postpone(self, delivery: Delivery, receiver: str, seconds: float) -> None:
         """The claimed attempt is not made now, since `receiver` is busy, and does not count."""
         with self._database.write(durable=False) as connection:
             connection.execute(

@@ -131,7 +131,7 @@ class _Start:
         if load is None:
             return
         try:
-            self._store.load_attempts.ended(load)
+            self._store.load_attempts.discard(load)
         except StoreUnavailable as error:
             logger.warning("a load that was ended on purpose may be counted as a crash: %s", error)
 
@@ -147,7 +147,7 @@ class _Start:
 
     def _wait_for_permission(self) -> None:
         """Until the breaker is closed and this host's pause is over; says meanwhile why it waits."""
-        self._told(self._store.bury)
+        self._told(self._store.collect_dead_processes)
         while (breaker := self._breaker()).is_open or breaker.retry_in_s > 0:
             self._worker.waits(_why(breaker))
             if self._ending.wait(min(max(breaker.retry_in_s, 0.1), _LOOK_S)):

@@ -53,7 +53,7 @@ class DeviceRecord:
         if self._has_worked:
             return
         try:
-            self._loads.device_works(self._model, Process.this().host)
+            self._loads.forgive_lost_devices(self._model, Process.this().host)
         except StoreUnavailable as error:
             logger.warning("that this device works is told with the next song: %s", error)
         else:
@@ -62,6 +62,6 @@ class DeviceRecord:
     def lost(self, job: str, message: str) -> None:
         """The device failed under a job. Not worth waiting for a store that is away."""
         try:
-            self._loads.lost_device(self._model, self._deployment, Process.this(), job, message)
+            self._loads.add_lost_device(self._model, self._deployment, Process.this(), job, message)
         except StoreUnavailable as error:
             logger.warning("that the device failed under job %s is not recorded: %s", job, error)

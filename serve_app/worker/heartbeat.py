@@ -86,7 +86,7 @@ class Heartbeat:
     def _tell_device_time(self) -> None:
         seconds = self._device.take()
         try:
-            self._store.costs.held(self.row, seconds, self._price)
+            self._store.costs.add_device_time(self.row, seconds, self._price)
         except StoreUnavailable:
             self._device.give_back(seconds)
             raise

@@ -80,7 +80,7 @@ def test_health_tells_what_songs_cost(tmp_path: Path) -> None:
     with running(tmp_path, models) as service:
         job = service.ended(service.submit()["id"])
         assert job["gpu_s"] == job["timing"]["gpu_s"] > 0
-        service.store.costs.held(service.store.workers.seen()[0], {"loading": 10.0}, 3600.0)
+        service.store.costs.add_device_time(service.store.workers.seen()[0], {"loading": 10.0}, 3600.0)
         costs = eventually(lambda: found if (found := _costs(service))["idle_s"] > 0 else None)
     assert (costs["hours"], costs["songs"]) == (24, 1)
     assert costs["cost"] == pytest.approx(costs["loading_s"] + costs["idle_s"] + costs["generating_s"], abs=0.2)

@@ -206,7 +206,7 @@ def test_a_worker_that_is_let_go_while_it_loads_has_not_crashed(store: Store) ->
     store.load_attempts.begin("m", "d", Process(me.host, me.pid, me.born - 1))
     store.decisions.publish("m", 0, "no work")
 
-    store.load_attempts.bury()
+    store.load_attempts.fail_crashed()
 
     assert store.load_attempts.breaker("m", "d", BREAKER).runs == 0
 
@@ -219,7 +219,7 @@ def test_a_worker_that_dies_while_it_is_wanted_has_crashed(store: Store) -> None
     store.load_attempts.begin("m", "d", Process(me.host, me.pid, me.born - 1))
     store.decisions.publish("m", 2, "more work")
 
-    store.load_attempts.bury()
+    store.load_attempts.fail_crashed()
 
     breaker = store.load_attempts.breaker("m", "d", BREAKER)
     assert breaker.code == "load_crashed"
@@ -249,7 +249,7 @@ def test_a_database_outage_during_a_start_costs_no_loaded_model(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every word of a start is said again until the database listens, and the model is loaded once."""
-    outages = dict.fromkeys(("bury", "breaker", "begin", "succeeded"), 1)
+    outages = dict.fromkeys(("collect_dead_processes", "breaker", "begin", "succeeded"), 1)
 
     def fails_once(name: str, says: Any) -> Any:
         def say(*arguments: Any, **named: Any) -> Any:
@@ -262,7 +262,9 @@ def test_a_database_outage_during_a_start_costs_no_loaded_model(
 
     for name in ("breaker", "begin", "succeeded"):
         monkeypatch.setattr(store.load_attempts, name, fails_once(name, getattr(store.load_attempts, name)))
-    monkeypatch.setattr(store, "bury", fails_once("bury", store.bury))
+    monkeypatch.setattr(
+        store, "collect_dead_processes", fails_once("collect_dead_processes", store.collect_dead_processes)
+    )
     monkeypatch.setattr("serve_app.worker.deployment._LOOK_S", 0.01)
     worker = Loaded()
 

@@ -27,7 +27,7 @@ def test_cost_tells_where_the_money_went(store: Store, capsys: pytest.CaptureFix
     worker = WorkerRow(
         id="w1", model="m", node="10.0.0.7", process=Process.this(), device="cuda", phase=WorkerPhase.IDLE
     )
-    store.costs.held(worker, {"loading": 360, "idle": 720, "generating": 2520}, 0.5)
+    store.costs.add_device_time(worker, {"loading": 360, "idle": 720, "generating": 2520}, 0.5)
     for owner, gpu_s in (("studio", 1500.0), ("label", 500.0)):
         submit(store, owner=owner, duration=60)
         finish(store, claim(store), gpu_s=gpu_s)

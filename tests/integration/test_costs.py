@@ -15,10 +15,10 @@ def worker(name: str, model: str = "m") -> WorkerRow:
 
 def test_device_time_adds_up_by_use_and_costs_its_price(store: Store) -> None:
     """Two workers of a model, one of another; each hour of a device costs what its worker said."""
-    store.costs.held(worker("a"), {"loading": 60, "idle": 30}, 2.0)
-    store.costs.held(worker("a"), {"idle": 30, "generating": 3600}, 2.0)
-    store.costs.held(worker("b"), {"generating": 1800}, 1.0)
-    store.costs.held(worker("c", "other"), {"idle": 5}, 1.0)
+    store.costs.add_device_time(worker("a"), {"loading": 60, "idle": 30}, 2.0)
+    store.costs.add_device_time(worker("a"), {"idle": 30, "generating": 3600}, 2.0)
+    store.costs.add_device_time(worker("b"), {"generating": 1800}, 1.0)
+    store.costs.add_device_time(worker("c", "other"), {"idle": 5}, 1.0)
     use = store.costs.accounts(1)["m"].use
     assert (use.loading_s, use.idle_s, use.generating_s, use.total_s) == (60, 60, 5400, 5520)
     assert use.cost == pytest.approx(2.0 * 3720 / 3600 + 0.5)
@@ -43,7 +43,7 @@ def test_songs_and_wasted_attempts_are_on_their_owners_accounts(store: Store) ->
 
 def test_a_song_costs_its_part_of_loading_and_idling_and_deleting_it_gives_nothing_back(store: Store) -> None:
     """Money per song is all money by all songs; what is lost to loading, idling and attempts without a song adds up to the rest."""
-    store.costs.held(worker("a"), {"loading": 100, "idle": 200, "generating": 700}, 3.6)
+    store.costs.add_device_time(worker("a"), {"loading": 100, "idle": 200, "generating": 700}, 3.6)
     job = submit(store)
     _ = submit(store)
     finish(store, claim(store), gpu_s=300.0)
@@ -67,7 +67,7 @@ def test_nothing_is_published_and_nothing_counted_when_the_claim_is_gone(store: 
 
 def test_hours_are_a_window_and_old_ones_are_forgotten(store: Store) -> None:
     """What was spent five hours ago is in the last six hours, not in the last five, and gone when it is too old to keep."""
-    store.costs.held(worker("a"), {"idle": 10}, 1.0)
+    store.costs.add_device_time(worker("a"), {"idle": 10}, 1.0)
     submit(store)
     finish(store, claim(store))
     with store.database.write() as connection:

@@ -388,9 +388,9 @@ def test_a_lease_has_one_holder_until_it_ends_or_rests(store: Store) -> None:
     assert store.leases.take("a", "two", 60)
     assert not store.leases.take("a", "one", 60)
     assert store.leases.take("b", "one", 60)
-    store.leases.rest("a", "one", 0)  # not its to give up
+    store.leases.release("a", "one", 0)  # not its to give up
     assert not store.leases.take("a", "one", 60)
-    store.leases.rest("a", "two", 60)
+    store.leases.release("a", "two", 60)
     assert not store.leases.take("a", "two", 60)
 
 

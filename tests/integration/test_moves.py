@@ -140,7 +140,7 @@ class Queue(RuleBasedStateMachine):
             self.deleted.add(job)
 
     @rule(worker=st.integers(0, CLAIMERS - 1))
-    def bury(self, worker: int) -> None:
+    def worker_dies(self, worker: int) -> None:
         self.store.jobs.abandon(f"w{worker}")
         assert all(job.worker != f"w{worker}" for job in self._all() if job.status is Status.RUNNING)
 

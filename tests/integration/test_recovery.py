@@ -53,12 +53,12 @@ def test_a_worker_killed_in_the_middle_is_noticed_long_before_its_lease_is_over(
     process = subprocess.Popen([sys.executable, "-c", WORKER, database_url], env={**os.environ, "PYTHONPATH": root})
     try:
         eventually(lambda: (store.jobs.get(job.id).progress or {}).get("step", 0) >= 1)
-        store.bury()
+        store.collect_dead_processes()
         assert store.jobs.get(job.id).status is Status.RUNNING
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    store.bury()
+    store.collect_dead_processes()
     assert (store.jobs.get(job.id).status, store.jobs.get(job.id).attempt) == (Status.QUEUED, 1)
     assert store.workers.seen() == []
 
@@ -202,7 +202,7 @@ def test_a_process_that_dies_while_loading_has_failed(store: Store) -> None:
     me = Process.this()
     store.load_attempts.begin("m", "d", Process(me.host, me.pid, me.born - 1))
     store.load_attempts.begin("m", "d", me)
-    assert store.load_attempts.bury() == 1
+    assert store.load_attempts.fail_crashed() == 1
     found = store.load_attempts.breaker("m", "d", BREAKER)
     assert found.code == "load_crashed"
     provoked("load_crashed", "the process dies while it loads", found.message, found.phase)
