@@ -470,7 +470,7 @@ def _webhook_keys(secret: str) -> tuple[bytes, ...]:
 
 
 def setting_rows(model: type[BaseModel] = AppArgs, prefix: str = "") -> list[tuple[str, str, str]]:
-    """(name, default, meaning) of every setting: the README's table is made and checked from it."""
+    """(name, default, meaning) of every setting: docs/SETTINGS.md is written and checked from it."""
     rows: list[tuple[str, str, str]] = []
     for name, field in model.model_fields.items():
         kind: Any = field.annotation

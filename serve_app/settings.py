@@ -195,7 +195,7 @@ def _instead(variable: str) -> str:
     names = [name.removeprefix(PREFIX) for name in _known(variable.split(_NESTED)[1:2])]
     near = difflib.get_close_matches(variable.removeprefix(PREFIX), names, n=1, cutoff=0.7)
     return (
-        f": did you mean {PREFIX}{near[0]}?" if near else ": the README's table lists all settings, remove or rename it"
+        f": did you mean {PREFIX}{near[0]}?" if near else ": docs/SETTINGS.md lists all settings; remove or rename it"
     )
 
 

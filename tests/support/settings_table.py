@@ -1,26 +1,27 @@
-"""The README's table of settings, made from config.py. `python -m tests.support.settings_table` writes it."""
-
-import re
+"""Writes docs/SETTINGS.md from config.py: `python -m tests.support.settings_table`."""
 
 from serve_app.config import setting_rows
 from tests.support.paths import ROOT
 
-README = ROOT / "README.md"
-_PLACE = re.compile(r"(<!-- settings: .*? -->\n).*?(<!-- end of settings -->)", re.DOTALL)
+FILE = ROOT / "docs" / "SETTINGS.md"
+_HEAD = """# Settings
+
+All settings stand under `args:` in `serve_config.yaml`. They are checked strictly: an unknown name or a value of the wrong type is
+refused. An environment variable overrides the file: `SOPHIA_DATA_DIR` sets `data_dir`, `SOPHIA_API__REPLICAS` sets `api.replicas`.
+Secrets come from the environment, or from files in the folder that `SOPHIA_SECRETS_DIR` names.
+
+`python -m tests.support.settings_table` writes this page from `serve_app/config.py`.
+
+"""
 
 
-def table() -> str:
-    """The rows as Markdown."""
+def page() -> str:
+    """The whole page as Markdown."""
     rows = [
         f"| `{name}` | {f'`{default}`' if default else ''} | {meaning} |" for name, default, meaning in setting_rows()
     ]
-    return "\n".join(["| setting | default | what it is |", "|---|---|---|", *rows]) + "\n"
-
-
-def with_table(text: str) -> str:
-    """The README with the table in its place."""
-    return _PLACE.sub(lambda found: found[1] + table() + found[2], text)
+    return _HEAD + "\n".join(["| setting | default | meaning |", "|---|---|---|", *rows]) + "\n"
 
 
 if __name__ == "__main__":
-    README.write_text(with_table(README.read_text()))
+    FILE.write_text(page())

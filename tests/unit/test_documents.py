@@ -6,17 +6,23 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import metrics_table
 from tests.support.paths import ROOT
 
-DOCUMENTS = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def test_the_list_of_layers_is_the_import_contracts() -> None:
     """ARCHITECTURE.md shows the layers that lint-imports checks, in their order."""
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
-    (shown,) = re.findall(r"^```\n(app \| .*?)^```", (ROOT / "ARCHITECTURE.md").read_text(), re.MULTILINE | re.DOTALL)
+    (shown,) = re.findall(r"^```\n(app > .*?)^```", (ROOT / "ARCHITECTURE.md").read_text(), re.MULTILINE | re.DOTALL)
     assert " ".join(shown.split()) == " > ".join(layers).replace("serve_app.", "")
+
+
+def test_the_metrics_page_is_current() -> None:
+    """docs/METRICS.md is what `python -m tests.support.metrics_table` writes."""
+    assert metrics_table.FILE.read_text() == metrics_table.page()
 
 
 @pytest.mark.fault("E22")

@@ -29,7 +29,7 @@ SECRET = "TopSecret"  # noqa: S105 - what must not be seen
         ("SOPHIA_DATABASE_URL__HOST", SECRET, "did you mean SOPHIA_DATABASE_URL?"),
         ("SOPHIA_MODELS__M__SORCE", SECRET, "did you mean SOPHIA_MODELS__M__SOURCE?"),
         ("SOPHIA_MODELS__M__SCALING__MAX_WORKER", SECRET, "did you mean SOPHIA_MODELS__M__SCALING__MAX_WORKERS?"),
-        ("SOPHIA_ZEBRA", SECRET, "the README's table lists all settings"),
+        ("SOPHIA_ZEBRA", SECRET, "docs/SETTINGS.md lists all settings"),
         ("SOPHIA_GRAFANA_SERVICE_HOST", SECRET, "is no setting"),
     ],
 )
