@@ -11,7 +11,7 @@ export NO_PROXY no_proxy
 
 .PHONY: serve deploy status test faults long startup chaos autoscale bench fleet manifests check format lock clean
 
-# `serve run`, but not on a port that somebody else has: Serve would share it.
+# Runs `serve run` with its output in a log file, on a port that no other program uses: Serve would share it.
 serve: .venv/installed
 	$(BIN)/python -m serve_app.ops.launch $(CONFIG)
 

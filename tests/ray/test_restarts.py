@@ -7,9 +7,10 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import httpx
 import psutil
@@ -17,7 +18,7 @@ import pytest
 import yaml
 from ray.serve.schema import HTTPOptionsSchema
 
-from serve_app.ops.launch import address_of, is_free
+from serve_app.ops.launch.address import address_of, is_free
 from serve_app.processes import Process
 from serve_app.ray_adapters.raylet import orphans_of
 from tests.support.helpers import eventually, free_port
@@ -69,14 +70,14 @@ class Served:
         return list(psutil.Process(self.process.pid).children(recursive=True))
 
 
-def configure(folder: Path, port: int) -> None:
-    """The configuration of a service with the simulated engine."""
+def configure(folder: Path, port: int, **args: object) -> None:
+    """The configuration of a service with the simulated engine; `args` are further settings of it."""
     models = {"m": {"source": "simulated", "simulated": {"step_s": 0.2}, "num_cpus": 0.1}}
     application = {"name": "sophia", "route_prefix": "/", "import_path": "serve_app.app:build"}
     config = {
         "proxy_location": "HeadOnly",
         "http_options": {"host": "127.0.0.1", "port": port},
-        "applications": [application | {"args": {"data_dir": str(folder), "models": models}}],
+        "applications": [application | {"args": {"data_dir": str(folder), "models": models, **args}}],
     }
     (folder / "serve_config.yaml").write_text(yaml.safe_dump(config))
 
@@ -175,8 +176,11 @@ def test_a_service_that_was_ended_with_ctrl_c_starts_again_at_once(tmp_path: Pat
         _let_it_close_first(port)
         service.process.send_signal(signal.SIGINT)
         assert service.process.wait(60) == 0
+    shown = service.log.read_text()
+    assert f"\nSophia is ready at http://127.0.0.1:{port};" in shown
+    assert "Traceback" not in shown
     assert second.returncode == 1
-    assert second.stderr.startswith(f"Another 'make serve' runs or starts on port {port}")
+    assert second.stderr.startswith(f"Another 'make serve' uses port {port}")
     assert _waiting(port), "no connection waits, so this test shows nothing"
     with served(tmp_path, port) as again:
         assert again.get("/ping") == 200
@@ -211,7 +215,7 @@ def test_serve_takes_a_port_whose_past_connections_still_wait(tmp_path: Path) ->
         "from ray.serve._private.http_util import start_asgi_http_server\n"
         "from ray.serve._private.proxy import SOCKET_REUSE_PORT_ENABLED\n"
         "from ray.serve.config import HTTPOptions\n"
-        "from serve_app.ops.launch import is_free\n"
+        "from serve_app.ops.launch.address import is_free\n"
         "async def main():\n"
         f"    assert is_free('127.0.0.1', {port})\n"
         f"    options = HTTPOptions(host='127.0.0.1', port={port})\n"
@@ -245,9 +249,41 @@ def test_a_port_that_somebody_else_holds_is_refused_in_one_sentence(tmp_path: Pa
     assert refused.returncode == 1
     assert refused.stdout == ""
     assert refused.stderr == (
-        f"Port {port} of 127.0.0.1 is in use by another program; 'ss -ltnp sport = :{port}' names it. "
-        "End it, or set http_options: port in serve_config.yaml.\n"
+        f"Another program uses port {port} of 127.0.0.1; 'ss -ltnp sport = :{port}' shows which. "
+        "Stop it, or set http_options: port in serve_config.yaml.\n"
     )
+
+
+@pytest.mark.ray
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_a_start_whose_model_cannot_be_loaded_ends_with_one_sentence(tmp_path: Path) -> None:
+    """Exit status 1 and the reason at the end; no traceback on the terminal, all output in the log file."""
+    missing = {"m": {"source": str(tmp_path / "nothing"), "device": "cpu", "num_cpus": 0.1}}
+    configure(tmp_path, free_port(), models=missing, breaker={"open_after": 1})
+
+    refused = launched(tmp_path, {"RAY_ADDRESS": "local"}, timeout_s=300)
+
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("Sophia did not start: model m cannot be loaded: "), refused.stderr
+    assert refused.stderr.count("\n") == 1
+    assert "Traceback" not in refused.stdout
+    assert "Traceback" in (tmp_path / "logs" / "serve.log").read_text()
+
+
+@pytest.mark.ray
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_a_launcher_that_was_killed_leaves_no_service(tmp_path: Path) -> None:
+    """`serve run` and the processes of its Ray end with it."""
+    port = free_port()
+    with served(tmp_path, port) as service:
+        started = service.children()
+
+        service.process.kill()
+
+        eventually(lambda: not [process for process in started if process.is_running()], 60)
+    assert is_free("127.0.0.1", port)
 
 
 def test_the_launcher_knows_where_serve_listens() -> None:
@@ -257,10 +293,33 @@ def test_the_launcher_knows_where_serve_listens() -> None:
     assert address_of({"http_options": {"host": "127.0.0.1", "port": 8123}}) == ("127.0.0.1", 8123)
 
 
-def launched(folder: Path) -> subprocess.CompletedProcess[str]:
+@pytest.mark.parametrize(
+    ("variable", "value", "sentence"),
+    [
+        ("SOPHIA_DATA_DI", "/x", "SOPHIA_DATA_DI is no setting: did you mean SOPHIA_DATA_DIR?"),
+        ("SOPHIA_DATA_DIR", "/proc/sophia", "/proc/sophia/logs cannot be written to"),
+    ],
+)
+def test_a_wrong_setting_is_refused_in_one_sentence(tmp_path: Path, variable: str, value: str, sentence: str) -> None:
+    """Before Ray is started."""
+    configure(tmp_path, free_port())
+
+    refused = launched(tmp_path, {variable: value})
+
+    assert refused.returncode == 1
+    assert refused.stdout == ""
+    assert refused.stderr.startswith(sentence)
+    assert refused.stderr.count("\n") == 1
+
+
+def launched(
+    folder: Path, environment: Mapping[str, str] = MappingProxyType({}), timeout_s: float = 60
+) -> subprocess.CompletedProcess[str]:
     """A start that is to be refused."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(LAUNCH, cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.run(
+        LAUNCH, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False
+    )
 
 
 def test_tests_know_nothing_of_a_service_that_runs_beside_them() -> None:

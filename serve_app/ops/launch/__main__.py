@@ -1,0 +1,122 @@
+"""`make serve`: `python -m serve_app.ops.launch CONFIG`. Runs `serve run CONFIG` as a child until one of the two ends.
+
+Exit status: 0 after Ctrl-C, 1 for a start that failed, otherwise that of `serve run` (128 + N when signal N ended it).
+"""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import closing
+from pathlib import Path
+from typing import IO, Any, Final
+
+import yaml
+
+from serve_app.errors import SophiaError
+from serve_app.ops.launch.address import Address, address_of, claim
+from serve_app.ops.launch.output import LogFile, Output, show
+from serve_app.ops.launch.start_report import StartReport
+from serve_app.settings import load_args
+
+_FORWARDED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_LAST_LINES_S: Final = 2.0
+"""How long to wait for the rest of the output of a `serve run` that has ended, in seconds."""
+
+_PR_SET_PDEATHSIG: Final = 1
+
+
+def main(arguments: list[str]) -> int:
+    """Run `serve run CONFIG` until it ends; the exit status."""
+    config = Path(arguments[0])
+    try:
+        args = load_args(config)
+        address = address_of(yaml.safe_load(config.read_text()))
+        claimed = claim(address, config)
+        log = LogFile(args.data_dir / "logs")
+    except SophiaError as error:
+        show(error.message, sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    with claimed, closing(log):
+        return _Launch(config, address, claimed.fileno(), log).run()
+
+
+class _Launch:
+    """One run of `serve run`."""
+
+    def __init__(self, config: Path, address: Address, claim_descriptor: int, log: LogFile) -> None:
+        self._log = log
+        self._output = Output(log)
+        show(f"Sophia is starting on {address.url}; Ctrl-C stops it. All output: {log.path}")
+        self._child = _serve_run(config, claim_descriptor)
+        self._report = StartReport(address, self._output, lambda: self._child.send_signal(signal.SIGINT))
+        self._was_stopped = False
+
+    def run(self) -> int:
+        for number in _FORWARDED:
+            signal.signal(number, self._forward)
+        reader = threading.Thread(target=self._read, args=(self._child.stdout,), name="output", daemon=True)
+        reader.start()
+        self._report.start()
+        status = self._child.wait()
+        self._report.stop()
+        reader.join(_LAST_LINES_S)  # a process that outlives `serve run` may hold the pipe open
+        return self._end(status if status >= 0 else 128 - status)
+
+    def _read(self, lines: IO[str]) -> None:
+        for line in lines:
+            self._output.read(line.rstrip("\n"))
+
+    def _forward(self, number: int, _: Any) -> None:
+        """Pass a signal on: `serve run` has a process group of its own, so the terminal's Ctrl-C reaches only the launcher."""
+        if number == signal.SIGINT and not self._was_stopped:
+            show(
+                "Sophia is stopping: it finishes the jobs that are running. Ctrl-C again stops it at once; they then run again."
+            )
+        self._was_stopped = True
+        self._output.is_stopping = True
+        self._report.stop()
+        self._child.send_signal(number)
+
+    def _end(self, status: int) -> int:
+        """Print why Sophia ended, unless the user stopped it; the exit status."""
+        if self._was_stopped:
+            return status
+        if self._report.is_ready:
+            show(f"Sophia has ended: 'serve run' exited with status {status}. Its output: {self._log.path}", sys.stderr)
+        else:
+            reason = self._report.failure or self._output.exception or f"'serve run' exited with status {status}"
+            show(f"Sophia did not start: {reason.rstrip('.')}. All output: {self._log.path}", sys.stderr)
+        return status or 1  # `serve run` exits with 0 after an unexpected error, too
+
+
+def _serve_run(config: Path, claim_descriptor: int) -> "subprocess.Popen[str]":
+    """Start `serve run` with its output in a pipe. It inherits the claim on the address, which must last as long as it does."""
+    serve = Path(sys.executable).with_name("serve")
+    return subprocess.Popen(  # noqa: S603 - our own interpreter's command
+        [serve, "run", str(config)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        pass_fds=[claim_descriptor],
+        process_group=0,
+        preexec_fn=_prepare_child,
+    )
+
+
+def _prepare_child() -> None:
+    """Runs in the child before `serve run`."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background job ignores SIGINT
+    # The kernel sends SIGTERM when the launcher dies (prctl(2)), so that a SIGKILL of the launcher leaves no service behind.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
