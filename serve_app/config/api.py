@@ -1,0 +1,80 @@
+"""The HTTP side: API processes, limits for callers, and who may call."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from serve_app.config.section import Section
+
+
+class ApiArgs(Section):
+    """API processes and the limits that they apply to callers."""
+
+    replicas: int = Field(1, ge=1, description="The number of API processes.")
+    num_cpus: float = Field(0.1, gt=0, description="Ray CPUs that an API process reserves.")
+    threads: int = Field(
+        16,
+        ge=1,
+        le=256,
+        description="Threads of an API process for database calls. Further calls wait for a free thread.",
+    )
+    ready_timeout_s: float = Field(
+        3, gt=0, le=60, description="Seconds without an answer from the database after which `/readyz` answers 503."
+    )
+    max_ongoing: int = Field(
+        2000,
+        ge=20,
+        le=10_000,
+        description="The most requests that an API process handles at once; further ones get 429. Requests that wait for a song "
+        "or follow events may take 70 % of these places, and 10 % are reserved for probes.",
+    )
+    waits_per_key: int = Field(
+        500,
+        ge=1,
+        description="The most requests of one API key that wait for a song at once (`/v1/music`, `Prefer: wait`); further ones "
+        "get 429.",
+    )
+    streams_per_key: int = Field(
+        1000, ge=1, description="The most event streams of one API key at once; further ones get 429."
+    )
+    download_bytes: int = Field(
+        2_000_000_000,
+        ge=1,
+        description="The most bytes of files that an API process has in transfer at once; a further download gets 429. Serve "
+        "buffers in memory, then on disk, what readers have not taken yet. A single file is always allowed.",
+    )
+    download_bytes_per_key: int = Field(
+        500_000_000,
+        ge=1,
+        description="The part of `download_bytes` that one API key may use. A single file is always allowed.",
+    )
+    requests_per_s: float = Field(
+        200, gt=0, description="The most requests per second of one API key on average; further ones get 429."
+    )
+    request_burst: int = Field(2000, ge=1, description="Requests that an API key may make at once after a pause.")
+    allowed_hosts: list[str] = Field(
+        [],
+        description="Host names, besides this machine's own, under which Sophia answers while no API key is needed. Where keys "
+        "are needed, it answers under every name.",
+    )
+    max_body_bytes: int = Field(
+        1_048_576, ge=1024, description="The largest request body in bytes; a larger one gets 413."
+    )
+    body_timeout_s: float = Field(
+        30, gt=0, le=600, description="Seconds within which a request's body must arrive; a slower one gets 408."
+    )
+
+
+class AuthArgs(Section):
+    """Who may call the API, and who sees everything in `/v1/health`."""
+
+    mode: Literal["auto", "keys", "none"] = Field(
+        "auto",
+        description="`keys`: every call needs an API key. `none`: no call needs one, whatever address Sophia listens on. `auto`: "
+        "beyond loopback addresses every call needs a key; on loopback calls need one as soon as a key exists.",
+    )
+    operators: list[str] = Field(
+        [],
+        description="Names of the API keys that see everything in `/v1/health`, including other keys' job ids and what songs "
+        "cost. If there is only one key, it sees everything too.",
+    )

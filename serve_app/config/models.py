@@ -1,0 +1,133 @@
+"""Models: checkpoint, placement, scaling, and the crash breaker for loads that fail."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from serve_app.config.section import Section
+from serve_app.ray_adapters.label_selectors import selector_text
+
+Variant = Literal["turbo", "base", "sft"]
+
+
+class SimulatedArgs(Section):
+    """The engine that sleeps instead of computing, for tests of scheduling and scaling."""
+
+    step_s: float = Field(0.05, ge=0, description="Seconds that one denoising step takes.")
+    load_s: float = Field(0.0, ge=0, description="Seconds that loading takes.")
+
+
+class ScalingArgs(Section):
+    """How many workers a model has, and the targets that decide it."""
+
+    min_workers: int = Field(
+        1,
+        ge=0,
+        description="Workers that keep running without work (a warm pool). With 0, an idle model has no worker and costs nothing.",
+    )
+    max_workers: int = Field(
+        1,
+        ge=1,
+        description="The most workers, however many jobs wait. This bounds the cost. On CUDA each worker uses a GPU of its own "
+        "(see `num_gpus`).",
+    )
+    target_wait_s: float = Field(
+        60,
+        ge=0.1,
+        le=86_400,
+        description="Seconds that a job may wait for a worker. A larger value needs fewer workers and costs less.",
+    )
+    idle_s: float = Field(
+        300, ge=0, description="Seconds without work after which the model scales down to `min_workers`."
+    )
+    startup_prior_s: float = Field(
+        120,
+        gt=0,
+        le=86_400,
+        description="Assumed seconds until a new worker is ready, including the start of its node. Used until a start has been "
+        "measured.",
+    )
+    work_prior: float = Field(
+        0.2,
+        gt=0,
+        le=1000,
+        description="Assumed seconds of work for one second of audio. Used until the model's speed has been measured.",
+    )
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        if self.max_workers < self.min_workers:
+            raise ValueError(f"max_workers ({self.max_workers}) must not be below min_workers ({self.min_workers})")
+        return self
+
+
+class ModelArgs(Section):
+    """One model: where its checkpoint comes from, and where and how its workers run."""
+
+    source: str = Field(
+        "auto",
+        min_length=1,
+        description="Where the checkpoint comes from: a Hugging Face repository id; an object store (`s3://bucket/prefix`, "
+        "`gs://…`, `az://…`), from which it is copied into the node's cache; a local folder, used in place; `embedded` (tiny "
+        "random weights: noise, for trying Sophia out); `simulated` (sleeps; tests only); or `auto`, the released checkpoint if "
+        "the cluster has a GPU, else `embedded`.",
+    )
+    revision: str | None = Field(
+        None, description="The repository's commit, tag or branch. Pin a commit in production."
+    )
+    variant: Variant | None = Field(
+        None, description="`turbo`, `base` or `sft`. Without this setting, it is read from the checkpoint."
+    )
+    device: Literal["auto", "cuda", "cpu"] = Field(
+        "auto", description="`cuda`, `cpu`, or `auto`: CUDA if the cluster has a GPU, else the CPU."
+    )
+    dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto", description="`bfloat16`, `float32`, or `auto`: bfloat16 on CUDA, float32 on the CPU."
+    )
+    scaling: ScalingArgs = ScalingArgs()
+    label_selector: dict[str, Annotated[str, BeforeValidator(selector_text)]] = Field(
+        default_factory=dict,
+        description="Ray node labels that a worker's node must have, e.g. `ray.io/accelerator-type: GeForce-RTX-4090`. A list "
+        "allows each of its values; `'!A'` allows every value but A.",
+    )
+    num_cpus: float = Field(0.5, gt=0, description="Ray CPUs that a worker reserves.")
+    num_gpus: float = Field(
+        1,
+        gt=0,
+        le=1,
+        description="The part of a GPU that a worker reserves on CUDA. With 1, nothing else is placed on its GPU; with 0.5, two "
+        "workers share one.",
+    )
+    price_per_hour: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="The price of a GPU per hour (on the CPU: of a worker), in your currency. `sophia cost` and `/v1/health` "
+        "compute from it what songs cost.",
+    )
+    simulated: SimulatedArgs = SimulatedArgs()
+
+
+class BreakerArgs(Section):
+    """When Sophia retries a load that failed, and when it stops trying."""
+
+    open_after: int = Field(
+        3,
+        ge=1,
+        description="The breaker opens after the same load failure this many times in a row: on one host if the cause is that "
+        "host's, else for the model everywhere. No more workers start there until `sophia reset MODEL` or a deploy with a "
+        "changed configuration; a host also gets trial loads (see `trial_s`). Running workers continue.",
+    )
+    backoff_s: float = Field(
+        5,
+        ge=0,
+        description="Seconds before a node retries after its first failed load. Doubled after each further failure.",
+    )
+    max_backoff_s: float = Field(300, ge=0, description="The longest wait in seconds before such a retry.")
+    trial_s: float = Field(
+        1800,
+        gt=0,
+        description="Seconds after a host's last failed load until the host tries one more, where the breaker is open for that "
+        "host alone. If the load succeeds, the breaker closes; if not, the host waits as long again.",
+    )
+    hang_s: float = Field(600, ge=1, description="Seconds without progress after which a load is reported as hung.")
