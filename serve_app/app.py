@@ -17,9 +17,9 @@ from serve_app.api.listen_policy import keys_are_needed
 from serve_app.artifacts import Artifacts
 from serve_app.config import AppArgs, ModelArgs
 from serve_app.jobs import new_id
-from serve_app.processes import landmark
+from serve_app.processes import folder_id
 from serve_app.ray_adapters import ray_kv
-from serve_app.ray_adapters.cluster import LivingNodes, http_host, this_cluster
+from serve_app.ray_adapters.cluster import AliveNodes, cluster_id, http_host
 from serve_app.ray_adapters.raylet import watch_raylet
 from serve_app.scaling.serve_policy import autoscaling_config
 from serve_app.settings import read_args
@@ -42,11 +42,11 @@ def build(args: AppArgs | Mapping[str, Any]) -> serve.Application:
     if not isinstance(args, AppArgs):
         args = read_args(args)
     models = {name: _settled(name, model) for name, model in args.models.items()}
-    args = args.model_copy(update={"models": models, "cluster_name": args.cluster_name or this_cluster()})
+    args = args.model_copy(update={"models": models, "cluster_name": args.cluster_name or cluster_id()})
     deployment = new_id()  # a new build is a new chance: the crash breaker begins afresh
     if ray.is_initialized():
-        ray_kv.keep(_database_of(deployment), args.resolved_database_url)
-    place = landmark(args.data_dir)
+        ray_kv.put(_database_of(deployment), args.resolved_database_url)
+    place = folder_id(args.data_dir)
     workers = [_workers(name, args, deployment).bind(name, args, place, deployment) for name in models]
     api = serve.deployment(Api).options(
         name="Api",
@@ -114,7 +114,7 @@ class Api:
     def __serve_build_asgi_app__(self) -> FastAPI:
         artifacts = Artifacts(self._args.resolved_artifacts_url)
         return create_api(
-            self._args, self._store, artifacts, self._commit, self._deployment, LivingNodes(), self._keys_needed
+            self._args, self._store, artifacts, self._commit, self._deployment, AliveNodes(), self._keys_needed
         )
 
 

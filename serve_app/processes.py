@@ -88,8 +88,8 @@ def this_host() -> str:
     return f"{socket.gethostname()}/{_boot()}"
 
 
-def landmark(path: Path) -> str:
-    """By what a process knows, with `sees`, whether `path` is the same place for it.
+def folder_id(path: Path) -> str:
+    """By what a process knows, with `can_see`, whether `path` is the same place for it.
 
     Host names don't tell that: containers of one machine may share a name and no files, or files and no name. A folder of one
     kernel is known by its device and inode; it is the deepest one on the way to `path` that is there already.
@@ -101,8 +101,8 @@ def landmark(path: Path) -> str:
     raise FileNotFoundError(f"{path} is no absolute path")
 
 
-def sees(mark: str) -> bool:
-    """Whether this process has the place of a `landmark` before it, which may be another process's."""
+def can_see(mark: str) -> bool:
+    """Whether this process has the place of a `folder_id` before it, which may be another process's."""
     folder = mark.split(":", 3)[3]
     with suppress(OSError):
         found = Path(folder).stat()

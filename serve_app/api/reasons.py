@@ -142,7 +142,7 @@ def why_no_worker(parts: Context, model: str) -> str:
 
 
 def _labels_fit(node: Node, settings: ModelArgs) -> bool:
-    return all(Selector.parse(text).fits(node.labels.get(key)) for key, text in settings.label_selector.items())
+    return all(Selector.parse(text).matches(node.labels.get(key)) for key, text in settings.label_selector.items())
 
 
 def _covers(resources: dict[str, float], needs: dict[str, float]) -> bool:

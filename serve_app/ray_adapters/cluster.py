@@ -18,7 +18,7 @@ NODES_FRESH_S: Final = 2.0
 _PATIENCE_S: Final = 1.0
 
 
-def this_cluster() -> str:
+def cluster_id() -> str:
     """Ray's id of this cluster; empty outside of one."""
     return str(global_worker.gcs_client.cluster_id.hex()) if ray.is_initialized() else ""
 
@@ -40,7 +40,7 @@ class Node:
     """Those that nobody has taken."""
 
 
-class LivingNodes:
+class AliveNodes:
     """What placement sees of the cluster, asked for at most every NODES_FRESH_S.
 
     While Ray's control store is away its calls hang, in a thread of their own here: then it is what was known last.
@@ -61,7 +61,7 @@ class LivingNodes:
             return self._known
 
     def _ask(self) -> None:
-        self._asked = self._asked or self._pool.submit(_living_nodes)
+        self._asked = self._asked or self._pool.submit(_alive_nodes)
         try:
             self._known = self._asked.result(timeout=_PATIENCE_S)
         except TimeoutError:
@@ -71,7 +71,7 @@ class LivingNodes:
         self._asked = None
 
 
-def _living_nodes() -> list[Node]:
+def _alive_nodes() -> list[Node]:
     free = available_resources_per_node()
     return [
         Node(

@@ -27,7 +27,7 @@ class Selector:
             raise ValueError(f"must be {_ALLOWED}")
         return cls(tuple(re.split(", ?", found[2] or found[3])), negated=bool(found[1]))
 
-    def fits(self, label: str | None) -> bool:
+    def matches(self, label: str | None) -> bool:
         """Whether a node whose label is `label` may be taken. To Ray, a node without the label has none of the values."""
         return (label in self.values) is not self.negated
 

@@ -8,12 +8,12 @@ from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 _NAMESPACE = b"sophia"
 
 
-def keep(name: str, secret: str) -> None:
+def put(name: str, secret: str) -> None:
     """Put a secret where the cluster's processes find it. Needs a connection to Ray."""
     _internal_kv_put(name, secret, overwrite=True, namespace=_NAMESPACE)
 
 
-def read(name: str) -> str:
+def get(name: str) -> str:
     """The secret kept under a name. Raises LookupError when there is none."""
     found: bytes | None = _internal_kv_get(name, namespace=_NAMESPACE)
     if found is None:

@@ -40,7 +40,7 @@ def open_fleet(
     cluster: str = "",
 ) -> "StoreFleet":
     """The Fleet of one model, for the policy's thread in Serve's controller; `database` names its address in the vault."""
-    store = Store(ray_kv.read(database), DatabaseArgs.model_validate(limits))
+    store = Store(ray_kv.get(database), DatabaseArgs.model_validate(limits))
     return StoreFleet(store, model, deployment, bounds, BreakerArgs.model_validate(breaker), cluster)
 
 

@@ -16,7 +16,7 @@ from serve_app.engine.protocol import Engine
 from serve_app.engine.simulated import SimulatedEngine
 from serve_app.errors import ConfigurationError, LoadError, StoreUnavailable
 from serve_app.jobs import new_id
-from serve_app.processes import Process, sees
+from serve_app.processes import Process, can_see
 from serve_app.ray_adapters.raylet import watch_raylet
 from serve_app.store import Breaker, Store
 from serve_app.supervision import Work
@@ -38,7 +38,7 @@ class MusicWorker:
     """
 
     async def __init__(self, model: str, args: AppArgs, place: str, deployment: str) -> None:  # type: ignore[misc]  # Serve awaits it
-        """`place` is the landmark of `data_dir` where the application was built, `deployment` which build it is.
+        """`place` is the `folder_id` of `data_dir` where the application was built, `deployment` which build it is.
 
         In a thread, so that Serve can end a replica that waits or loads.
         """
@@ -49,7 +49,7 @@ class MusicWorker:
 
     def _start(self, model: str, args: AppArgs, place: str, deployment: str) -> None:
         watch_raylet()
-        if args.database_url is None and not sees(place):
+        if args.database_url is None and not can_see(place):
             raise ConfigurationError(
                 f"This worker's node or container cannot see the SQLite database of the one where Sophia was deployed, in "
                 f"{args.data_dir}. Set SOPHIA_DATABASE_URL to a PostgreSQL address to use more than one node."

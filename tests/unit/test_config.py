@@ -78,7 +78,7 @@ def test_a_label_selector_is_a_string_or_a_list(given: str | list[str], meant: s
 )
 def test_a_selector_fits_the_nodes_that_ray_would_take(text: str, fitting: list[str | None]) -> None:
     """A node without the label has none of its values, so only a negated selector takes it."""
-    assert [label for label in ("A", "B", "C", None) if Selector.parse(text).fits(label)] == fitting
+    assert [label for label in ("A", "B", "C", None) if Selector.parse(text).matches(label)] == fitting
 
 
 @pytest.mark.parametrize("file", sorted(ROOT.glob("*.yaml")), ids=lambda file: file.name)

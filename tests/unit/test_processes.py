@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.processes import landmark, sees
+from serve_app.processes import can_see, folder_id
 
 
 def asked_elsewhere(namespace: str, first: str, mark: str) -> bool:
     """What a process in a namespace of its own answers, after the shell command `first`."""
-    program = f"from serve_app.processes import sees; print(sees({mark!r}))"
+    program = f"from serve_app.processes import can_see; print(can_see({mark!r}))"
     words = ["unshare", namespace, "sh", "-ec", f'{first}; exec "$@"', "sh", sys.executable, "-c", program]
     ran = subprocess.run(words, capture_output=True, text=True)
     if ran.returncode and os.geteuid() != 0:
@@ -23,19 +23,19 @@ def asked_elsewhere(namespace: str, first: str, mark: str) -> bool:
 
 def test_a_container_with_the_same_files_sees_them_under_any_host_name(tmp_path: Path) -> None:
     """Another host name on one machine is no other database."""
-    assert asked_elsewhere("--uts", "hostname another", landmark(tmp_path / "data"))
+    assert asked_elsewhere("--uts", "hostname another", folder_id(tmp_path / "data"))
 
 
 def test_a_container_with_files_of_its_own_does_not_see_ours(tmp_path: Path) -> None:
     """The same host name with another disk at the folder is another database, which would have none of our jobs."""
-    assert not asked_elsewhere("--mount", f"mount -t tmpfs tmpfs {tmp_path}", landmark(tmp_path / "data"))
+    assert not asked_elsewhere("--mount", f"mount -t tmpfs tmpfs {tmp_path}", folder_id(tmp_path / "data"))
 
 
 def test_a_folder_that_is_made_later_is_the_same_place(tmp_path: Path) -> None:
-    """The first start makes `data_dir`: its landmark of before still holds, and one of a folder that is gone does not."""
-    mark = landmark(tmp_path / "not" / "yet")
+    """The first start makes `data_dir`: its folder_id of before still holds, and one of a folder that is gone does not."""
+    mark = folder_id(tmp_path / "not" / "yet")
     (tmp_path / "not" / "yet").mkdir(parents=True)
-    there = landmark(tmp_path / "not" / "yet")
+    there = folder_id(tmp_path / "not" / "yet")
     (tmp_path / "not" / "yet").rmdir()
-    assert sees(mark)
-    assert not sees(there)
+    assert can_see(mark)
+    assert not can_see(there)
