@@ -73,13 +73,13 @@ async def _follow(url: str, job: str, count: int, connected: Any, received: Any)
 
 def beat(store: Store, job: Job) -> None:
     progress = {"stage": "denoising", "step": 1, "steps": 8, "fraction": time.time() % 1}
-    assert not store.jobs.heartbeat([Beat(job.id, job.attempt, str(job.worker), progress)], LEASE_S)
+    assert not store.claims.heartbeat([Beat(job.id, job.attempt, str(job.worker), progress)], LEASE_S)
 
 
 def claimed(store: Store, lyrics: str) -> Job:
     request = MusicRequest(prompt="benchmark", lyrics=lyrics, model="ace-step", seed=1)
     store.jobs.submit(request, owner="", deadline_s=LEASE_S, max_attempts=3)
-    job = store.jobs.claim("somebody", "ace-step", LEASE_S)
+    job = store.claims.take("somebody", "ace-step", LEASE_S)
     assert job is not None
     return job
 

@@ -115,7 +115,7 @@ class Queue:
         self.store.jobs.cancel(self.newest.id, self._owner)
 
     def claim(self) -> None:
-        self._claimed = self.store.jobs.claim("w", "m", LEASE_S)
+        self._claimed = self.store.claims.take("w", "m", LEASE_S)
         assert self._claimed is not None
 
     def use(self) -> None:
@@ -184,7 +184,7 @@ def durable_claims(kind: str, store: Store, rounds: int) -> None:
         durable = number % 2 == 0
         store.database.write = functools.partial(write, durable=durable)  # type: ignore[method-assign]
         began = time.perf_counter()
-        job = store.jobs.claim("w", "m", LEASE_S)
+        job = store.claims.take("w", "m", LEASE_S)
         taken[durable].append(time.perf_counter() - began)
         store.database.write = write  # type: ignore[method-assign]
         assert job is not None

@@ -57,7 +57,7 @@ AUDIO: Final = StoredAudio(
 
 
 def finish(store: Store, job: Job) -> bool:
-    return store.jobs.finish(job, audio=[AUDIO], timing=TIMING, warnings=[])
+    return store.claims.publish(job, audio=[AUDIO], timing=TIMING, warnings=[])
 
 
 def cycle(store: Store, name: str) -> Callable[[], int]:
@@ -65,7 +65,7 @@ def cycle(store: Store, name: str) -> Callable[[], int]:
 
     def once() -> int:
         submit(store, "everybody")
-        job = store.jobs.claim(name, "m", LEASE_S)
+        job = store.claims.take(name, "m", LEASE_S)
         return int(job is not None and finish(store, job))
 
     return once
@@ -74,13 +74,13 @@ def cycle(store: Store, name: str) -> Callable[[], int]:
 def beat(store: Store, name: str) -> Callable[[], int]:
     """Tell the progress of a job in hand."""
     submit(store, name)
-    job = store.jobs.claim(name, "m", LEASE_S)
+    job = store.claims.take(name, "m", LEASE_S)
     while job is None:  # another claimer was locking the row: its own job is still there
-        job = store.jobs.claim(name, "m", LEASE_S)
+        job = store.claims.take(name, "m", LEASE_S)
     held = Beat(job.id, job.attempt, name, {"stage": "denoising", "step": 1, "steps": 8, "fraction": 0.1})
 
     def once() -> int:
-        return 1 - len(store.jobs.heartbeat([held], LEASE_S))
+        return 1 - len(store.claims.heartbeat([held], LEASE_S))
 
     return once
 
@@ -125,7 +125,7 @@ def rate(url: str, what: str, claimers: int, seconds: float) -> float:
 def fill(store: Store, count: int) -> None:
     """Copies of one finished job, from long ago, a second apart."""
     submit(store, "old")
-    job = store.jobs.claim("w", "m", LEASE_S)
+    job = store.claims.take("w", "m", LEASE_S)
     assert job is not None
     assert finish(store, job)
     numbers = sa.select(sa.literal(1).label("n")).cte("numbers", recursive=True)
@@ -158,7 +158,7 @@ def in_turn(stores: list[Store], what: Callable[[Store], float]) -> list[float]:
 def claim_s(store: Store) -> float:
     submit(store, "me")
     began = time.perf_counter()
-    job = store.jobs.claim("w", "m", LEASE_S)
+    job = store.claims.take("w", "m", LEASE_S)
     seconds = time.perf_counter() - began
     assert job is not None
     assert finish(store, job)

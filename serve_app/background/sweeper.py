@@ -95,7 +95,7 @@ class Sweeper:
     def _allow_for_the_pause(self) -> None:
         """Put running jobs' limits off by it. Several API processes of a machine sleep at once: one of them does so for all."""
         if self._asleep_s and self._store.leases.take("pause", self._id, self._queue.lease_s):
-            self._store.jobs.slept(self._asleep_s)
+            self._store.time_limits.extend(self._asleep_s)
         self._asleep_s = 0.0
 
     def _sweep(self) -> None:
@@ -104,7 +104,7 @@ class Sweeper:
         if time.monotonic() < self._rests_until:
             return
         heard = time.monotonic() >= self._deaf_until
-        if moved := self._store.jobs.sweep(self._queue.run_limit_s, give_up_leases=heard):
+        if moved := self._store.time_limits.enforce(self._queue.run_limit_s, expire_leases=heard):
             logger.info("swept %s jobs: lost leases, deadlines or run limits", moved)
 
     def _recount(self) -> None:

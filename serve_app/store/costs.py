@@ -139,13 +139,13 @@ class CostStore:
         return {tuple(row[: len(by)]): DeviceUse(*row[len(by) :]) for row in rows}
 
 
-def played(connection: sa.Connection, owner: str, model: str, *, songs: int, audio_s: float, gpu_s: float) -> None:
+def add_songs(connection: sa.Connection, owner: str, model: str, *, songs: int, audio_s: float, gpu_s: float) -> None:
     """Put a finished job on its owner's account, in the transaction that publishes it."""
     amounts = {"songs": songs, "audio_s": audio_s, "gpu_s": gpu_s, "wasted_s": 0.0}
     increment(connection, owner_hours, {"hour": this_hour(), "owner": owner, "model": model}, amounts)
 
 
-def wasted(connection: sa.Connection, owner: str, model: str, gpu_s: float) -> None:
+def add_wasted_time(connection: sa.Connection, owner: str, model: str, gpu_s: float) -> None:
     """Put an attempt that gave no song on its owner's account."""
     amounts = {"songs": 0, "audio_s": 0.0, "gpu_s": 0.0, "wasted_s": gpu_s}
     increment(connection, owner_hours, {"hour": this_hour(), "owner": owner, "model": model}, amounts)

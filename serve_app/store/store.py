@@ -2,6 +2,7 @@
 
 from serve_app.config import DatabaseArgs
 from serve_app.store.backlog import Backlog
+from serve_app.store.claims import ClaimStore
 from serve_app.store.costs import CostStore
 from serve_app.store.database import Database
 from serve_app.store.decisions import DecisionStore
@@ -13,6 +14,7 @@ from serve_app.store.load_attempts import LoadAttemptStore
 from serve_app.store.notifications import Notifications
 from serve_app.store.pauses import PauseStore
 from serve_app.store.retention import RetentionStore
+from serve_app.store.time_limits import TimeLimits
 from serve_app.store.webhooks import WebhookStore
 from serve_app.store.workers import WorkerStore
 from serve_app.supervision import Supervisor
@@ -27,6 +29,8 @@ class Store:
         """Knows of the threads that work with this store."""
         self.database = Database(url, limits)
         self.jobs = JobStore(self.database)
+        self.claims = ClaimStore(self.database)
+        self.time_limits = TimeLimits(self.database)
         self.backlog = Backlog(self.database)
         self.workers = WorkerStore(self.database)
         self.load_attempts = LoadAttemptStore(self.database)
@@ -47,7 +51,7 @@ class Store:
     def collect_dead_processes(self) -> None:
         """Give up what the dead processes of this host left: their claims, their loads, their rows."""
         for worker in self.workers.dead():
-            self.jobs.abandon(worker.id)
+            self.claims.release(worker.id)
             self.workers.forget(worker.id)
         self.load_attempts.fail_crashed()
 

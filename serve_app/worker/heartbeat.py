@@ -114,11 +114,11 @@ class Heartbeat:
         told = claims if full else [claim for claim in claims if claim.has_news]
         if told:
             beats = [claim.beat() for claim in told]
-            _drop(told, self._store.jobs.heartbeat(beats, self._lease_s))
+            _drop(told, self._store.claims.heartbeat(beats, self._lease_s))
             for claim, beat in zip(told, beats, strict=True):
                 claim.told = beat.progress or claim.told
         if claims and seen != self._looked_at:  # some claim was taken away since the last look
-            _drop(claims, self._store.jobs.lost([claim.beat() for claim in claims]))
+            _drop(claims, self._store.claims.lost([claim.beat() for claim in claims]))
         if full:
             self._tell_device_time()
 

@@ -170,7 +170,7 @@ class Worker:
         if not self._may_claim():
             self._stopping.wait(_RETRY_S)
             return
-        job = self._store.jobs.claim(self.id, self.model, self._queue.lease_s)
+        job = self._store.claims.take(self.id, self.model, self._queue.lease_s)
         if job is None:
             self._queued.wait(seen, timeout=_RETRY_S)
         else:
@@ -321,7 +321,7 @@ class Worker:
         """Publish; whether the song is published. Raises Stopped when the claim was taken away meanwhile."""
 
         def finish() -> bool:
-            return self._store.jobs.finish(claim.job, audio=audio, timing=timing, warnings=warnings)
+            return self._store.claims.publish(claim.job, audio=audio, timing=timing, warnings=warnings)
 
         try:
             return self._until_it_works(claim, finish)
@@ -345,7 +345,7 @@ class Worker:
         """Account for an attempt that gave no song. Not worth waiting for a store that is away."""
         metrics.key_device_time(self.model, job.owner, gpu_s)
         try:
-            self._store.jobs.charge(job, gpu_s)
+            self._store.claims.charge(job, gpu_s)
         except StoreUnavailable as error:
             logger.warning("job %s: %.1f device seconds are not on its account: %s", job.id, gpu_s, error)
 
@@ -353,7 +353,7 @@ class Worker:
         ours = error if isinstance(error, SophiaError) else GenerationError(f"{type(error).__name__}: {error}")
         metrics.job_ended(self.model, "failed", ours.code)
         try:
-            self._until_it_works(claim, lambda: self._store.jobs.fail(claim.job, ours))
+            self._until_it_works(claim, lambda: self._store.claims.fail(claim.job, ours))
         except Stopped:
             logger.info("job %s is no longer worker %s's", claim.job.id, self.id)
         finally:

@@ -141,9 +141,9 @@ def test_an_attempt_that_a_device_ended_is_not_counted_for_ever(store: Store) ->
     """A job with one attempt comes back from failing devices, and fails when it has ended five."""
     job = submit(store, max_attempts=1)
     attempts = 0
-    while (held := store.jobs.claim("w", "m", 60)) is not None:
+    while (held := store.claims.take("w", "m", 60)) is not None:
         attempts += 1
-        store.jobs.fail(held, DeviceLost("gone"))
+        store.claims.fail(held, DeviceLost("gone"))
 
     assert attempts == 5
     assert store.jobs.get(job.id).error == JobFailure("device_lost", "gone")
@@ -207,12 +207,12 @@ def test_a_sleep_counts_for_no_running_jobs_limits(store: Store) -> None:
     with store.database.write() as connection:
         connection.execute(job_table.update().values(hours_ago))
 
-    store.jobs.slept(7200)
+    store.time_limits.extend(7200)
 
-    assert store.jobs.sweep(3600) == 0
+    assert store.time_limits.enforce(3600) == 0
     with store.database.write() as connection:
         connection.execute(job_table.update().values(hours_ago))
-    assert store.jobs.sweep(3600) == 1
+    assert store.time_limits.enforce(3600) == 1
     assert store.jobs.get(held.id).status.final
 
 

@@ -31,10 +31,10 @@ def test_songs_and_wasted_attempts_are_on_their_owners_accounts(store: Store) ->
     """A finished job, an attempt that gave no song, another key: each on its own account, and the job has the sum of both."""
     submit(store, owner="studio", duration=30.0, variations=2)
     lost = claim(store)
-    store.jobs.charge(lost, 3.0)
+    store.claims.charge(lost, 3.0)
     finish(store, lost, gpu_s=5.0)
     submit(store, owner="label", duration=10.0)
-    store.jobs.charge(claim(store), 2.0)
+    store.claims.charge(claim(store), 2.0)
     label, studio = store.costs.owners(1)
     assert (studio.owner, studio.songs, studio.audio_s, studio.gpu_s, studio.wasted_s) == ("studio", 2, 60.0, 5.0, 3.0)
     assert (label.owner, label.songs, label.gpu_s, label.wasted_s) == ("label", 0, 0.0, 2.0)
@@ -60,7 +60,7 @@ def test_nothing_is_published_and_nothing_counted_when_the_claim_is_gone(store: 
     """A worker that was given up for dead finishes: no song is on the account."""
     submit(store)
     stale = claim(store)
-    store.jobs.abandon("w")
+    store.claims.release("w")
     assert not finish(store, stale)
     assert store.costs.owners(1) == []
 

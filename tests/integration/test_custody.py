@@ -49,11 +49,11 @@ def strangers(artifacts: Artifacts, count: int) -> set[str]:
 
 def song(store: Store, artifacts: Artifacts) -> Job:
     store.jobs.submit(MusicRequest(prompt="piano", model="m", seed=1), owner="", deadline_s=600, max_attempts=3)
-    job = store.jobs.claim("w", "m", 60)
+    job = store.claims.take("w", "m", 60)
     assert job is not None
     key = f"{job.id}/1/0.mp3"
     artifacts.put(key, b"song")
-    assert store.jobs.finish(job, audio=[stored_audio(key)], timing={"gpu_s": 1.0}, warnings=[])
+    assert store.claims.publish(job, audio=[stored_audio(key)], timing={"gpu_s": 1.0}, warnings=[])
     return job
 
 

@@ -26,7 +26,7 @@ def owners_in_turn(store: Store, most: int = 1000) -> list[str]:
 
 def claimed_in_turn(store: Store, most: int = 1000) -> list[Job]:
     found: list[Job] = []
-    while len(found) < most and (job := store.jobs.claim("w", "m", 60)):
+    while len(found) < most and (job := store.claims.take("w", "m", 60)):
         found.append(job)
     return found
 
@@ -81,7 +81,7 @@ def test_a_job_that_comes_back_changes_nothing_for_newcomers(store: Store) -> No
     for _ in range(10):
         submit(store, "a", duration=600)
     running = [claim(store, f"w{number}") for number in range(5)]
-    store.jobs.abandon(str(running[-1].worker))
+    store.claims.release(str(running[-1].worker))
     for _ in range(40):
         submit(store, "b", duration=60)
     order = claimed_in_turn(store, 33)
@@ -94,7 +94,7 @@ def test_a_lost_job_gives_its_turn_back(store: Store) -> None:
     for owner in ("a", "a", "b", "b"):
         submit(store, owner, duration=60)
     lose_lease(store, claim(store))
-    store.jobs.sweep(3600)
+    store.time_limits.enforce(3600)
     assert owners_in_turn(store) == ["a", "b", "a", "b"]
 
 
@@ -128,7 +128,7 @@ def test_a_job_that_leaves_the_queue_costs_nothing(store: Store, end: str) -> No
 def _pass_deadline(store: Store, job: Job) -> None:
     with store.database.write() as connection:
         connection.execute(sa.text("UPDATE jobs SET deadline_at = 0 WHERE id = :id"), {"id": job.id})
-    store.jobs.sweep(3600)
+    store.time_limits.enforce(3600)
 
 
 @pytest.mark.fault("A4")

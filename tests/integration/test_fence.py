@@ -17,13 +17,13 @@ LEASE_S = 60.0
 def claimed(store: Store, worker: str = "worker-a") -> Job:
     request = MusicRequest(prompt="piano", model="m", seed=1, duration=10.0)
     store.jobs.submit(request, owner="", deadline_s=600, max_attempts=3)
-    job = store.jobs.claim(worker, "m", LEASE_S)
+    job = store.claims.take(worker, "m", LEASE_S)
     assert job is not None
     return job
 
 
 def finish(store: Store, job: Job) -> bool:
-    return store.jobs.finish(job, audio=[stored_audio()], timing={"gpu_s": 1.0}, warnings=[])
+    return store.claims.publish(job, audio=[stored_audio()], timing={"gpu_s": 1.0}, warnings=[])
 
 
 @pytest.mark.fault("A3")
@@ -32,9 +32,9 @@ def test_every_write_of_a_worker_is_fenced_by_the_worker(store: Store) -> None:
     job = claimed(store)
     impostor = replace(job, worker="worker-b")
 
-    assert store.jobs.heartbeat([Beat(job.id, job.attempt, "worker-b")], LEASE_S) == {job.id}
-    assert store.jobs.lost([Beat(job.id, job.attempt, "worker-b")]) == {job.id}
-    assert not store.jobs.fail(impostor, GenerationError("no"))
+    assert store.claims.heartbeat([Beat(job.id, job.attempt, "worker-b")], LEASE_S) == {job.id}
+    assert store.claims.lost([Beat(job.id, job.attempt, "worker-b")]) == {job.id}
+    assert not store.claims.fail(impostor, GenerationError("no"))
     assert not finish(store, impostor)
 
     assert finish(store, job)
@@ -84,13 +84,13 @@ def test_a_repeated_submission_beside_a_deletion_makes_a_new_job(store: Store, m
     request = MusicRequest(prompt="piano", model="m", seed=1, duration=10.0)
     options = {"owner": "me", "deadline_s": 600, "max_attempts": 3, "idempotency_key": "k", "fingerprint": "f"}
     first, _ = store.jobs.submit(request, **options)  # type: ignore[arg-type]  # the options' types differ
-    look = store.jobs._same_as_before
+    look = store.jobs._submitted_before
 
     def deleted_meanwhile(*arguments: str) -> Job | None:
         store.jobs.delete(first.id)
         return look(*arguments)
 
-    monkeypatch.setattr(store.jobs, "_same_as_before", deleted_meanwhile)
+    monkeypatch.setattr(store.jobs, "_submitted_before", deleted_meanwhile)
     second, new = store.jobs.submit(request, **options)  # type: ignore[arg-type]  # as above
 
     assert new

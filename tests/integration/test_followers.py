@@ -83,14 +83,14 @@ def has_length(values: Sequence[object], length: int) -> bool:
 def claimed(store: Store) -> Job:
     request = MusicRequest(prompt="piano", model="ace-step", seed=1)
     store.jobs.submit(request, owner="", deadline_s=600, max_attempts=3)
-    job = store.jobs.claim("somebody", "ace-step", 600)
+    job = store.claims.take("somebody", "ace-step", 600)
     assert job is not None
     return job
 
 
 def beat(store: Store, job: Job, step: int) -> None:
     progress = {"stage": "denoising", "step": step, "steps": 8, "fraction": step / 8}
-    assert not store.jobs.heartbeat([Beat(job.id, job.attempt, str(job.worker), progress)], 600)
+    assert not store.claims.heartbeat([Beat(job.id, job.attempt, str(job.worker), progress)], 600)
 
 
 @contextmanager

@@ -44,7 +44,7 @@ def always() -> bool:
 def claimed(store: Store) -> Job:
     request = MusicRequest(prompt="piano", model="m", seed=1)
     store.jobs.submit(request, owner="", deadline_s=600, max_attempts=3)
-    job = store.jobs.claim("w", "m", 60)
+    job = store.claims.take("w", "m", 60)
     assert job is not None
     return job
 
@@ -59,7 +59,7 @@ def song(store: Store, artifacts: Artifacts, files: int = 1, age_s: float = 0) -
     """A job that succeeded so many seconds ago, with its files."""
     job = claimed(store)
     keys = [put(artifacts, job, index=index) for index in range(files)]
-    assert store.jobs.finish(job, audio=[stored_audio(key) for key in keys], timing={"gpu_s": 1.0}, warnings=[])
+    assert store.claims.publish(job, audio=[stored_audio(key) for key in keys], timing={"gpu_s": 1.0}, warnings=[])
     return aged(store, job, age_s)
 
 
@@ -101,7 +101,7 @@ def test_rows_go_when_their_time_is_over(store: Store, artifacts: Artifacts) -> 
     """Jobs older than rows_s are forgotten with whatever they have, however they ended; those under way never."""
     old = song(store, artifacts, age_s=31 * DAY)
     failed = claimed(store)
-    store.jobs.fail(failed, GenerationError("no"))
+    store.claims.fail(failed, GenerationError("no"))
     aged(store, failed, 31 * DAY)
     young = song(store, artifacts, age_s=1)
     running_one = claimed(store)
@@ -119,7 +119,7 @@ def test_rows_go_when_their_time_is_over(store: Store, artifacts: Artifacts) -> 
 def test_a_job_that_runs_again_meanwhile_is_not_forgotten(store: Store) -> None:
     """A job that left its final state after it was found to be old stays."""
     job = claimed(store)
-    store.jobs.fail(job, GenerationError("no"))
+    store.claims.fail(job, GenerationError("no"))
     aged(store, job, 31 * DAY)
     [found] = store.retention.ended_long_ago(KEPT.rows_s, 10)
     store.jobs.retry(job.id, max_attempts=3)
@@ -212,8 +212,8 @@ def test_files_of_the_attempt_under_way_are_never_removed(store: Store, artifact
     first = put(artifacts, job)
     with store.database.write() as connection:
         connection.execute(jobs.update().where(jobs.c.id == job.id).values(lease_until=0))
-    store.jobs.sweep(run_limit_s=3600)
-    again = store.jobs.claim("w", "m", 60)
+    store.time_limits.enforce(run_limit_s=3600)
+    again = store.claims.take("w", "m", 60)
     assert again is not None
     second = put(artifacts, again)
 
@@ -221,7 +221,7 @@ def test_files_of_the_attempt_under_way_are_never_removed(store: Store, artifact
 
     assert keys(artifacts) == {second}
     assert first != second
-    assert store.jobs.finish(again, audio=[stored_audio(second)], timing={"gpu_s": 1.0}, warnings=[])
+    assert store.claims.publish(again, audio=[stored_audio(second)], timing={"gpu_s": 1.0}, warnings=[])
 
 
 def test_a_young_file_is_left_alone(store: Store, artifacts: Artifacts) -> None:

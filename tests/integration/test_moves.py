@@ -56,7 +56,7 @@ class Queue(RuleBasedStateMachine):
         """Several claimers at the same moment: nobody gets what another has. How many get one is theirs to race for."""
         with ThreadPoolExecutor(CLAIMERS) as pool:
             claimed = [
-                job for job in pool.map(lambda i: self.store.jobs.claim(f"w{i}", "m", 60), range(CLAIMERS)) if job
+                job for job in pool.map(lambda i: self.store.claims.take(f"w{i}", "m", 60), range(CLAIMERS)) if job
             ]
         assert len({job.id for job in claimed}) == len(claimed)
         for job in claimed:
@@ -70,7 +70,7 @@ class Queue(RuleBasedStateMachine):
         if claim is None:
             return
         held = self._holds(claim)
-        done = self.store.jobs.finish(
+        done = self.store.claims.publish(
             claim, audio=[stored_audio(seed=claim.attempt)], timing={"gpu_s": 1.0}, warnings=[]
         )
         said_again = self.published.get(claim.id) == claim.attempt and claim.id not in self.deleted
@@ -85,7 +85,7 @@ class Queue(RuleBasedStateMachine):
         if claim is None:
             return
         held = self._holds(claim)
-        assert self.store.jobs.fail(claim, BadAudio() if retryable else GenerationError()) == held
+        assert self.store.claims.fail(claim, BadAudio() if retryable else GenerationError()) == held
 
     @rule(claimed=claims, index=st.integers(0, CLAIMERS - 1))
     def beat(self, claimed: list[Job], index: int) -> None:
@@ -93,7 +93,7 @@ class Queue(RuleBasedStateMachine):
         if claim is None:
             return
         held = self._holds(claim)
-        assert self.store.jobs.heartbeat([Beat(claim.id, claim.attempt, str(claim.worker), {"step": 1})], 60) == (
+        assert self.store.claims.heartbeat([Beat(claim.id, claim.attempt, str(claim.worker), {"step": 1})], 60) == (
             set() if held else {claim.id}
         )
 
@@ -104,14 +104,14 @@ class Queue(RuleBasedStateMachine):
             return
         if self._holds(claim):
             self._set(claim.id, lease_until=0)
-            self.store.jobs.sweep(3600)
+            self.store.time_limits.enforce(3600)
             assert not self._holds(claim)
 
     @rule(job=known)
     def pass_deadline(self, job: str) -> None:
         was = self._state(job)
         self._set(job, deadline_at=0)
-        self.store.jobs.sweep(3600)
+        self.store.time_limits.enforce(3600)
         if was in (Status.QUEUED, Status.RUNNING):
             assert self._state(job) is Status.EXPIRED
         else:
@@ -141,7 +141,7 @@ class Queue(RuleBasedStateMachine):
 
     @rule(worker=st.integers(0, CLAIMERS - 1))
     def worker_dies(self, worker: int) -> None:
-        self.store.jobs.abandon(f"w{worker}")
+        self.store.claims.release(f"w{worker}")
         assert all(job.worker != f"w{worker}" for job in self._all() if job.status is Status.RUNNING)
 
     @invariant()

@@ -93,8 +93,8 @@ def test_an_old_worker_that_still_runs_keeps_its_job(database_url: str) -> None:
     store = Store(database_url)
     store.migrate()
 
-    swept = store.jobs.sweep(3600)
-    claimed = [job.id for job in iter(lambda: store.jobs.claim("new", "ace-step", 60), None)]
+    swept = store.time_limits.enforce(3600)
+    claimed = [job.id for job in iter(lambda: store.claims.take("new", "ace-step", 60), None)]
     with store.database.read() as connection:
         known = connection.scalar(sa.select(workers.c.phase).where(workers.c.id == "alive"))
         owner = connection.scalar(sa.select(jobs.c.worker).where(jobs.c.id == old["running"]))

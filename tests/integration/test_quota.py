@@ -147,11 +147,11 @@ def _do_something(store: Store, chance: random.Random, mine: list[Job], owners: 
             duration = chance.choice([10.1, 33.3, 60])
             submit(store, chance.choice(owners), duration=duration, priority=chance.randint(0, 9), max_attempts=2)
         case "claim":
-            if job := store.jobs.claim(worker, "m", 60):
+            if job := store.claims.take(worker, "m", 60):
                 mine.append(job)
         case "fail":
             if mine:
-                store.jobs.fail(mine.pop(), BadAudio())
+                store.claims.fail(mine.pop(), BadAudio())
         case "cancel":
             store.jobs.cancel(some)
         case "delete":
@@ -159,11 +159,11 @@ def _do_something(store: Store, chance: random.Random, mine: list[Job], owners: 
         case "retry":
             store.jobs.retry(some, 2)
         case "abandon":
-            store.jobs.abandon(worker)
+            store.claims.release(worker)
         case "expire":
             with store.database.write() as connection:
                 connection.execute(jobs.update().where(jobs.c.id == some).values(deadline_at=0))
-            store.jobs.sweep(3600)
+            store.time_limits.enforce(3600)
 
 
 def test_what_an_earlier_version_queued_is_counted_in(store: Store) -> None:

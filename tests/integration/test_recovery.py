@@ -76,7 +76,7 @@ def test_after_the_database_was_away_leases_are_not_given_up_at_once(store: Stor
     submit(store)
     running = claim(store, lease_s=0.0)
     submit(store, deadline_s=0.0)
-    assert store.jobs.sweep(RUN_LIMIT_S, give_up_leases=False) == 1
+    assert store.time_limits.enforce(RUN_LIMIT_S, expire_leases=False) == 1
     assert store.jobs.get(running.id).status is Status.RUNNING
 
 
@@ -89,7 +89,7 @@ def test_a_run_beyond_its_limit_fails_and_says_which_limit(store: Store) -> None
     job = claim(store)
     with store.database.write() as connection:
         connection.execute(jobs.update().where(jobs.c.id == job.id).values(started_at=job.created_at - 100))
-    assert store.jobs.sweep(run_limit_s=50) == 1
+    assert store.time_limits.enforce(run_limit_s=50) == 1
     ended = store.jobs.get(job.id)
     assert ended.error is not None
     assert (ended.status, ended.error.code) == (Status.FAILED, "run_limit_exceeded")
@@ -99,7 +99,7 @@ def test_a_run_beyond_its_limit_fails_and_says_which_limit(store: Store) -> None
 def test_an_expired_job_says_that_it_was_its_deadline(store: Store) -> None:
     """Past its deadline a job is expired, with the deadline's code."""
     job = submit(store, deadline_s=0.0)
-    store.jobs.sweep(RUN_LIMIT_S)
+    store.time_limits.enforce(RUN_LIMIT_S)
     ended = store.jobs.get(job.id)
     assert ended.error is not None
     assert (ended.status, ended.error.code) == (Status.EXPIRED, "deadline_exceeded")
@@ -109,7 +109,7 @@ def test_an_expired_job_says_that_it_was_its_deadline(store: Store) -> None:
 def test_a_retried_job_has_its_deadline_and_attempts_anew(store: Store) -> None:
     """What failed, expired or was cancelled runs again under the same id; what has succeeded does not."""
     job = submit(store, deadline_s=0.0)
-    store.jobs.sweep(RUN_LIMIT_S)
+    store.time_limits.enforce(RUN_LIMIT_S)
     with store.database.write() as connection:
         moments = {"created_at": job.created_at - 600, "deadline_at": job.created_at}
         connection.execute(jobs.update().where(jobs.c.id == job.id).values(moments))
@@ -120,7 +120,7 @@ def test_a_retried_job_has_its_deadline_and_attempts_anew(store: Store) -> None:
     with pytest.raises(Conflict, match="queued"):
         store.jobs.retry(job.id, max_attempts=3)
     running = claim(store)
-    store.jobs.finish(running, audio=[], timing={"gpu_s": 1.0}, warnings=[])
+    store.claims.publish(running, audio=[], timing={"gpu_s": 1.0}, warnings=[])
     with pytest.raises(Conflict, match="succeeded"):
         store.jobs.retry(job.id, max_attempts=3)
 
@@ -132,7 +132,7 @@ def test_a_requeued_job_starts_before_those_that_came_later(store: Store) -> Non
         submit(store, owner="b")
     lost = claim(store)
     assert lost.id == first.id
-    store.jobs.abandon("w")
+    store.claims.release("w")
     assert claim(store).id == first.id
 
 

@@ -83,13 +83,13 @@ def test_jobs_are_claimed_by_priority_then_age(store: Store) -> None:
     second = submit(store)
     urgent = submit(store, priority=9)
     assert [claim(store).id for _ in range(3)] == [urgent.id, first.id, second.id]
-    assert store.jobs.claim("w", "m", LEASE_S) is None
+    assert store.claims.take("w", "m", LEASE_S) is None
 
 
 def test_a_worker_gets_jobs_of_its_model_only(store: Store) -> None:
     """Another model's job is left alone."""
     submit(store, model="other")
-    assert store.jobs.claim("w", "m", LEASE_S) is None
+    assert store.claims.take("w", "m", LEASE_S) is None
     assert claim(store, model="other").attempt == 1
 
 
@@ -99,14 +99,14 @@ def test_no_job_is_claimed_twice_by_many_claimers_at_once(store: Store) -> None:
 
     def take(worker: int) -> list[str]:
         taken = []
-        while job := store.jobs.claim(f"w{worker}", "m", LEASE_S):
+        while job := store.claims.take(f"w{worker}", "m", LEASE_S):
             taken.append(job.id)
         return taken
 
     with ThreadPoolExecutor(8) as pool:
         taken = [job for jobs_of_one in pool.map(take, range(8)) for job in jobs_of_one]
     # on PostgreSQL a claimer may find the first row locked and come back empty-handed: the rest is then still queued
-    taken += [job.id for job in iter(lambda: store.jobs.claim("last", "m", LEASE_S), None)]
+    taken += [job.id for job in iter(lambda: store.claims.take("last", "m", LEASE_S), None)]
     assert len(taken) == len(set(taken)) == 80
     assert set(taken) == submitted
 
@@ -136,11 +136,13 @@ def test_progress_is_seen_and_versions_grow(store: Store) -> None:
     """A heartbeat with news moves the job's version, one without does not."""
     submit(store)
     job = claim(store)
-    assert store.jobs.heartbeat([Beat(job.id, job.attempt, str(job.worker), {"stage": "denoising"})], LEASE_S) == set()
+    assert (
+        store.claims.heartbeat([Beat(job.id, job.attempt, str(job.worker), {"stage": "denoising"})], LEASE_S) == set()
+    )
     told = store.jobs.get(job.id)
     assert told.progress == {"stage": "denoising"}
     assert told.version == job.version + 1
-    store.jobs.heartbeat([Beat(job.id, job.attempt, str(job.worker))], LEASE_S)
+    store.claims.heartbeat([Beat(job.id, job.attempt, str(job.worker))], LEASE_S)
     assert store.jobs.get(job.id).version == told.version
 
 
@@ -149,14 +151,14 @@ def test_a_lost_lease_requeues_the_job_and_fences_the_old_worker_off(store: Stor
     submit(store)
     old = claim(store, "old")
     lose_lease(store, old)
-    assert store.jobs.sweep(3600) == 1
+    assert store.time_limits.enforce(3600) == 1
     new = claim(store, "new")
     assert new.attempt == 2
-    assert store.jobs.heartbeat([Beat(old.id, old.attempt, str(old.worker))], LEASE_S) == {old.id}
-    assert store.jobs.lost([Beat(old.id, old.attempt, str(old.worker))]) == {old.id}
-    assert store.jobs.lost([Beat(new.id, new.attempt, str(new.worker))]) == set()
+    assert store.claims.heartbeat([Beat(old.id, old.attempt, str(old.worker))], LEASE_S) == {old.id}
+    assert store.claims.lost([Beat(old.id, old.attempt, str(old.worker))]) == {old.id}
+    assert store.claims.lost([Beat(new.id, new.attempt, str(new.worker))]) == set()
     assert not finish(store, old)
-    assert not store.jobs.fail(old, GenerationError("no"))
+    assert not store.claims.fail(old, GenerationError("no"))
     assert finish(store, new)
     assert store.jobs.get(new.id).status is Status.SUCCEEDED
 
@@ -165,8 +167,8 @@ def test_a_heartbeat_keeps_the_lease(store: Store) -> None:
     """A job whose worker beats is not swept."""
     submit(store)
     job = claim(store, lease_s=0.0)
-    store.jobs.heartbeat([Beat(job.id, job.attempt, str(job.worker))], LEASE_S)
-    assert store.jobs.sweep(3600) == 0
+    store.claims.heartbeat([Beat(job.id, job.attempt, str(job.worker))], LEASE_S)
+    assert store.time_limits.enforce(3600) == 0
 
 
 def test_a_job_is_not_tried_for_ever(store: Store) -> None:
@@ -174,7 +176,7 @@ def test_a_job_is_not_tried_for_ever(store: Store) -> None:
     submit(store, max_attempts=2)
     for _ in range(2):
         lose_lease(store, claim(store))
-        store.jobs.sweep(3600)
+        store.time_limits.enforce(3600)
     job = store.jobs.page()[0]
     assert (job.status, job.attempt) == (Status.FAILED, 2)
     assert job.error is not None
@@ -185,9 +187,9 @@ def test_a_job_is_not_tried_for_ever(store: Store) -> None:
 def test_a_retryable_error_is_tried_again_and_another_is_not(store: Store) -> None:
     """Whether a failed attempt goes back into the queue is the error's own word."""
     submit(store)
-    assert store.jobs.fail(claim(store), BadAudio("NaN"))
+    assert store.claims.fail(claim(store), BadAudio("NaN"))
     assert store.jobs.page()[0].status is Status.QUEUED
-    assert store.jobs.fail(claim(store), GenerationError("no use"))
+    assert store.claims.fail(claim(store), GenerationError("no use"))
     job = store.jobs.page()[0]
     assert job.status is Status.FAILED
     assert job.error == JobFailure("generation_failed", "no use")
@@ -196,14 +198,14 @@ def test_a_retryable_error_is_tried_again_and_another_is_not(store: Store) -> No
 def test_a_job_past_its_deadline_expires_queued_or_running(store: Store) -> None:
     """A deadline ends a job wherever it is, and its worker sees that its claim is gone."""
     submit(store, deadline_s=0.0)
-    assert store.jobs.claim("w", "m", LEASE_S) is None
+    assert store.claims.take("w", "m", LEASE_S) is None
     submit(store)
     running = claim(store)
     with store.database.write() as connection:
         connection.execute(jobs.update().where(jobs.c.id == running.id).values(deadline_at=0))
-    assert store.jobs.sweep(3600) == 2
+    assert store.time_limits.enforce(3600) == 2
     assert {job.status for job in store.jobs.page()} == {Status.EXPIRED}
-    assert store.jobs.lost([Beat(running.id, running.attempt, str(running.worker))]) == {running.id}
+    assert store.claims.lost([Beat(running.id, running.attempt, str(running.worker))]) == {running.id}
 
 
 # --- Cancelling, deleting, listing ------------------------------------------------------------------------------------
@@ -217,7 +219,7 @@ def test_cancelling_takes_a_job_from_the_queue_or_from_its_worker(store: Store) 
     assert running.id == queued.id
     for job in store.jobs.page():
         assert store.jobs.cancel(job.id).status is Status.CANCELLED
-    assert store.jobs.lost([Beat(running.id, running.attempt, str(running.worker))]) == {running.id}
+    assert store.claims.lost([Beat(running.id, running.attempt, str(running.worker))]) == {running.id}
     with pytest.raises(Conflict, match="cancelled already"):
         store.jobs.cancel(running.id)
     with pytest.raises(NotFound):
@@ -229,7 +231,7 @@ def test_a_deleted_job_is_gone_for_its_worker_too(store: Store) -> None:
     submit(store)
     job = claim(store)
     assert store.jobs.delete(job.id).id == job.id
-    assert store.jobs.lost([Beat(job.id, job.attempt, str(job.worker))]) == {job.id}
+    assert store.claims.lost([Beat(job.id, job.attempt, str(job.worker))]) == {job.id}
     assert not finish(store, job)
     with pytest.raises(NotFound):
         store.jobs.delete(job.id)

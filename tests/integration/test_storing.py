@@ -162,7 +162,7 @@ def test_the_deadline_ends_a_song_that_waits_and_names_the_store(tmp_path: Path)
         ended = service.ended(job)
 
         assert (ended["state"], ended["error"]["code"]) == ("expired", "deadline_exceeded")
-        assert ended["error"]["message"].endswith(f"passed while its song waited to be stored: {FULL}")
+        assert ended["error"]["message"].endswith(f"passed while its finished song waited for the audio store: {FULL}")
 
 
 @pytest.mark.fault("B14")
@@ -176,11 +176,11 @@ def test_seconds_of_waiting_for_the_store_are_no_seconds_of_running(database_url
     with store.database.write() as connection:
         connection.execute(jobs.update().values(started_at=jobs.c.started_at - 60))
 
-    store.jobs.sweep(run_limit_s=50)
+    store.time_limits.enforce(run_limit_s=50)
     states = [store.jobs.get(job).status for job in (went_on, waits, ran)]
     with store.database.write() as connection:
         connection.execute(jobs.update().values(started_at=jobs.c.started_at - 100))
-    store.jobs.sweep(run_limit_s=50)
+    store.time_limits.enforce(run_limit_s=50)
     later = [store.jobs.get(job).status for job in (went_on, waits)]
     store.close()
 
@@ -191,9 +191,9 @@ def test_seconds_of_waiting_for_the_store_are_no_seconds_of_running(database_url
 def _claimed(store: Store, **progress: Any) -> str:
     request = MusicRequest(prompt="x", model="m", seed=1)
     store.jobs.submit(request, owner="", deadline_s=1000, max_attempts=3)
-    job = store.jobs.claim("w", "m", 1000)
+    job = store.claims.take("w", "m", 1000)
     assert job
-    store.jobs.heartbeat([Beat(job.id, job.attempt, "w", {"step": 1, "steps": 8, "fraction": 0.1, **progress})], 1000)
+    store.claims.heartbeat([Beat(job.id, job.attempt, "w", {"step": 1, "steps": 8, "fraction": 0.1, **progress})], 1000)
     return job.id
 
 

@@ -194,15 +194,15 @@ def test_a_worker_goes_on_and_says_so_while_it_cannot_ask_for_work(
     """An error of a kind that a worker does not expect costs no loaded model: its row tells it, and it plays afterwards."""
     broken = threading.Event()
     with running(tmp_path) as service:
-        kind = type(service.store.jobs)
-        real = kind.claim
+        kind = type(service.store.claims)
+        real = kind.take
 
         def fails(*args: Any, **kwargs: Any) -> Any:
             if broken.is_set():
                 raise Broken
             return real(*args, **kwargs)
 
-        monkeypatch.setattr(kind, "claim", fails)
+        monkeypatch.setattr(kind, "take", fails)
         broken.set()
 
         def error() -> Any:
@@ -262,7 +262,7 @@ def test_a_worker_neither_claims_nor_ends_on_a_newer_database(database_url: str)
         starting.start()
         [problem] = eventually(newcomer.supervisor.problems)
         with pytest.raises(DatabaseTooNew):
-            newcomer.jobs.claim("w", "m", 60)
+            newcomer.claims.take("w", "m", 60)
         ending.set()
         starting.join()
 

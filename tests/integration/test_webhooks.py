@@ -169,13 +169,13 @@ def submit(store: Store, url: str | None, owner: str = "") -> Job:
 
 
 def claim(store: Store) -> Job:
-    job = store.jobs.claim("w", "m", 60)
+    job = store.claims.take("w", "m", 60)
     assert job is not None
     return job
 
 
 def finish(store: Store, job: Job) -> bool:
-    return store.jobs.finish(job, audio=[stored_audio()], timing={"gpu_s": 1.0}, warnings=[])
+    return store.claims.publish(job, audio=[stored_audio()], timing={"gpu_s": 1.0}, warnings=[])
 
 
 def succeeded(store: Store, url: str | None, owner: str = "") -> Job:
@@ -216,7 +216,7 @@ def _cancel(store: Store, job: Job) -> None:
 
 
 def _fail(store: Store, job: Job) -> None:
-    store.jobs.fail(claim(store), GenerationError("no"))
+    store.claims.fail(claim(store), GenerationError("no"))
 
 
 def _finish(store: Store, job: Job) -> None:
@@ -226,7 +226,7 @@ def _finish(store: Store, job: Job) -> None:
 def _expire(store: Store, job: Job) -> None:
     with store.database.write() as connection:
         connection.execute(jobs.update().where(jobs.c.id == job.id).values(deadline_at=0))
-    store.jobs.sweep(run_limit_s=3600)
+    store.time_limits.enforce(run_limit_s=3600)
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_every_end_of_a_job_makes_a_delivery(store: Store, end: Callable[[Store,
 def test_jobs_that_do_not_end_or_name_no_url_make_none(store: Store) -> None:
     """An attempt that is tried again is no end, and a job without webhook_url tells nobody."""
     again = submit(store, "https://hooks.example/x")
-    store.jobs.fail(claim(store), BadAudio("NaN"))
+    store.claims.fail(claim(store), BadAudio("NaN"))
     store.jobs.cancel(submit(store, None).id)
 
     assert store.jobs.get(again.id).status is Status.QUEUED
@@ -571,7 +571,7 @@ def test_an_event_is_sent_as_soon_as_its_job_has_ended(store: Store, receiver: R
 def test_an_event_that_is_out_of_date_is_not_sent(store: Store, receiver: Receiver) -> None:
     """A job that was run again before its failure was told is told of when it ends again."""
     job = submit(store, receiver.url)
-    store.jobs.fail(claim(store), GenerationError("no"))
+    store.claims.fail(claim(store), GenerationError("no"))
     store.jobs.retry(job.id, max_attempts=3)
     with sending(store):
         assert "run again" in told(store, job).history[0]["error"]

@@ -197,7 +197,7 @@ def test_heartbeats_keep_a_long_job_from_being_given_away(bench: Bench) -> None:
     bench.start(queue=QueueArgs(lease_s=1), step_s=0.3)
     job = bench.submit(steps=10)
     while not bench.store.jobs.get(job.id).status.final:
-        bench.store.jobs.sweep(3600)
+        bench.store.time_limits.enforce(3600)
         time.sleep(0.05)
     assert (bench.store.jobs.get(job.id).status, bench.store.jobs.get(job.id).attempt) == (Status.SUCCEEDED, 1)
 

@@ -14,7 +14,7 @@ def submit(store: Store, owner: str = "", deadline_s: float = 600, max_attempts:
 
 
 def claim(store: Store, worker: str = "w", model: str = "m", lease_s: float = LEASE_S) -> Job:
-    job = store.jobs.claim(worker, model, lease_s)
+    job = store.claims.take(worker, model, lease_s)
     assert job is not None
     return job
 
@@ -27,7 +27,7 @@ def stored_audio(key: str = "k", seed: int = 1) -> StoredAudio:
 
 
 def finish(store: Store, job: Job, gpu_s: float = 1.0) -> bool:
-    return store.jobs.finish(job, audio=[stored_audio()], timing={"gpu_s": gpu_s}, warnings=[])
+    return store.claims.publish(job, audio=[stored_audio()], timing={"gpu_s": gpu_s}, warnings=[])
 
 
 def lose_lease(store: Store, job: Job) -> None:
