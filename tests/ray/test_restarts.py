@@ -296,7 +296,7 @@ def test_the_launcher_knows_where_serve_listens() -> None:
 @pytest.mark.parametrize(
     ("variable", "value", "sentence"),
     [
-        ("SOPHIA_DATA_DI", "/x", "SOPHIA_DATA_DI is no setting: did you mean SOPHIA_DATA_DIR?"),
+        ("SOPHIA_DATA_DI", "/x", "SOPHIA_DATA_DI is not a setting: did you mean SOPHIA_DATA_DIR?"),
         ("SOPHIA_DATA_DIR", "/proc/sophia", "/proc/sophia/logs cannot be written to"),
     ],
 )

@@ -10,8 +10,9 @@ import yaml
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary as serve_builds
 
 from serve_app.app import build
+from serve_app.config.environment import NOT_SETTINGS, PREFIX
 from serve_app.errors import ConfigurationError
-from serve_app.settings import NOT_SETTINGS, PREFIX, load_args, read_args
+from serve_app.settings import load_args, read_args
 from tests.support.paths import ROOT
 
 SECRET = "TopSecret"  # noqa: S105 - what must not be seen
@@ -30,7 +31,7 @@ SECRET = "TopSecret"  # noqa: S105 - what must not be seen
         ("SOPHIA_MODELS__M__SORCE", SECRET, "did you mean SOPHIA_MODELS__M__SOURCE?"),
         ("SOPHIA_MODELS__M__SCALING__MAX_WORKER", SECRET, "did you mean SOPHIA_MODELS__M__SCALING__MAX_WORKERS?"),
         ("SOPHIA_ZEBRA", SECRET, "docs/SETTINGS.md lists all settings"),
-        ("SOPHIA_GRAFANA_SERVICE_HOST", SECRET, "is no setting"),
+        ("SOPHIA_GRAFANA_SERVICE_HOST", SECRET, "is not a setting"),
     ],
 )
 def test_a_misspelt_variable_is_refused_with_the_nearest_one(
@@ -39,10 +40,10 @@ def test_a_misspelt_variable_is_refused_with_the_nearest_one(
     """It is named, with the setting that was meant, and its value is not shown."""
     monkeypatch.setenv(name, value)
 
-    with pytest.raises(ConfigurationError, match="is no setting") as caught:
+    with pytest.raises(ConfigurationError, match="is not a setting") as caught:
         read_args({})
 
-    assert caught.value.message.startswith(f"{name} is no setting")
+    assert caught.value.message.startswith(f"{name} is not a setting")
     assert says in caught.value.message
     assert SECRET not in caught.value.message
 
@@ -93,7 +94,7 @@ def test_what_kubernetes_sets_for_its_services_is_no_misspelling(monkeypatch: py
     read_args({})
 
     monkeypatch.setenv("SOPHIA_DATABSE_URL", "x")
-    with pytest.raises(ConfigurationError, match=r"^SOPHIA_DATABSE_URL is no setting: did you mean [A-Z_]+[?]$"):
+    with pytest.raises(ConfigurationError, match=r"^SOPHIA_DATABSE_URL is not a setting: did you mean [A-Z_]+[?]$"):
         read_args({})
 
 
@@ -123,10 +124,10 @@ def test_a_misspelt_secret_file_is_refused(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(ConfigurationError) as caught:
         read_args({})
 
-    assert "SOPHIA_WEBHOK_SECRET in SOPHIA_SECRETS_DIR is no setting: did you mean SOPHIA_WEBHOOK_SECRET?" in str(
+    assert "SOPHIA_WEBHOK_SECRET in SOPHIA_SECRETS_DIR is not a setting: did you mean SOPHIA_WEBHOOK_SECRET?" in str(
         caught.value
     )
-    assert "SOPHIA_API__REPLICAS in SOPHIA_SECRETS_DIR is not read" in str(caught.value)
+    assert "SOPHIA_API__REPLICAS in SOPHIA_SECRETS_DIR is ignored" in str(caught.value)
     assert SECRET not in str(caught.value)
     monkeypatch.setenv("SOPHIA_SECRETS_DIR", str(tmp_path / "none"))
     with pytest.raises(
@@ -180,6 +181,7 @@ def test_a_broken_file_is_refused_without_its_text(tmp_path: Path, text: str) ->
         load_args(file)
 
     assert SECRET not in "".join(traceback.format_exception(caught.value))
+    assert caught.value.__context__ is None
 
 
 def test_a_file_that_holds_what_serve_takes_is_read(tmp_path: Path) -> None:
