@@ -234,7 +234,7 @@ def test_the_guides_examples_are_its_formula() -> None:
     api, gpu = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     assert needed(workers=gpu["maxReplicas"], apis=api["maxReplicas"]) <= limit
     told = re.search(
-        r"enough for (\d+) workers? with 2 API .*?; the (\d+) of .*? for (\d+); those (\d+) GPUs\s+want (\d+)",
+        r"enough for (\d+) workers? with 2 API .*?; the (\d+) of .*? for (\d+); (\d+) GPUs\s+need (\d+)",
         GUIDE,
         re.DOTALL,
     )

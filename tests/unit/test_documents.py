@@ -9,7 +9,12 @@ import pytest
 from tests.support import metrics_table
 from tests.support.paths import ROOT
 
-DOCUMENTS = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "ARCHITECTURE.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 
 
 def test_the_list_of_layers_is_the_import_contracts() -> None:
@@ -43,3 +48,15 @@ def test_links_lead_somewhere(path: Path) -> None:
     """Each link to a file of ours names one that is there."""
     for link in re.findall(r"\]\((?!https?://|#)([^)#]+)", path.read_text()):
         assert (path.parent / link).exists(), link
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_files_that_are_named_exist(path: Path) -> None:
+    """Each path in backticks that begins with one of our folders is there, but for what is to be made."""
+    text = path.read_text()
+    for name in re.findall(r"`((?:serve_app|tests|cluster|benchmarks|docs)/[\w./-]*)`(?! \(to be made\))", text):
+        assert (ROOT / name).exists(), name
+    for name in re.findall(
+        r"`((?:api|background|worker|engine|weights|audio|store|scaling|music|ops)/[\w/]*\.py)`", text
+    ):
+        assert (ROOT / "serve_app" / name).exists(), name
