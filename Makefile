@@ -9,7 +9,7 @@ NO_PROXY := 127.0.0.1,localhost$(addprefix $(comma),$(or $(NO_PROXY),$(no_proxy)
 no_proxy := $(NO_PROXY)
 export NO_PROXY no_proxy
 
-.PHONY: serve deploy status test faults long startup chaos autoscale bench fleet manifests check format lock clean
+.PHONY: serve deploy status test unit faults long startup chaos autoscale bench fleet manifests check format lock clean
 
 # Runs `serve run` with its output in a log file, on a port that no other program uses: Serve would share it.
 serve: .venv/installed
@@ -22,9 +22,13 @@ deploy: .venv/installed
 status: .venv/installed
 	RAY_AUTH_MODE=token $(BIN)/serve status
 
-# In three parts beside each other; plain `.venv/bin/pytest` runs all in one process.
+# Three pytest processes at once; plain `.venv/bin/pytest` runs everything in one.
 test: .venv/installed
 	$(BIN)/python -m tests.support.parts
+
+# The tests that need no database server, model or network: under a minute.
+unit: .venv/installed
+	$(BIN)/pytest tests/unit
 
 # Every fault that a review found in the first version, row by row, and what happens now.
 faults: .venv/installed

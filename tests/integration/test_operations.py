@@ -15,7 +15,7 @@ from serve_app import settings
 from serve_app.config import AppArgs
 from serve_app.errors import ConfigurationError
 from serve_app.ops.cli import main
-from tests.support.guide import BIN, BLOCKS, TEXT
+from tests.support.guide import BIN, BLOCKS, GUIDE
 from tests.support.paths import ROOT
 from tests.support.running import Service, running, simulated
 
@@ -137,7 +137,7 @@ def test_names_of_objects_and_alerts_exist() -> None:
     """Alerts, labels and settings that the text relies on are in the files."""
     rules = yaml.safe_load((ROOT / "cluster" / "monitoring" / "rules.yaml").read_text())
     alerts = {rule.get("alert") for group in rules["groups"] for rule in group["rules"]}
-    assert set(re.findall(r"`(Sophia[A-Z]\w+)`", TEXT)) <= alerts
+    assert set(re.findall(r"`(Sophia[A-Z]\w+)`", GUIDE)) <= alerts
     service = (ROOT / "cluster" / "kuberay" / "rayservice.yaml").read_text()
     for name in (
         "sophia/part: gpu",
@@ -152,12 +152,12 @@ def test_the_patch_that_stops_spending_hits_the_gpu_group() -> None:
     """`/spec/rayClusterConfig/workerGroupSpecs/1` is the group of the 4090s."""
     documents = yaml.safe_load_all((ROOT / "cluster" / "kuberay" / "rayservice.yaml").read_text())
     service = next(document for document in documents if document["kind"] == "RayService")
-    assert "/spec/rayClusterConfig/workerGroupSpecs/1/maxReplicas" in TEXT
+    assert "/spec/rayClusterConfig/workerGroupSpecs/1/maxReplicas" in GUIDE
     assert service["spec"]["rayClusterConfig"]["workerGroupSpecs"][1]["groupName"] == "rtx4090"
 
 
 def test_the_image_table_is_the_programs() -> None:
     """The table is what benchmarks/image_size.py computes, to within the few MB by which machines differ."""
-    shown = re.findall(r"^\| \**([^|*]+?)\**(?: \([^|]*\))? \| \**([\d,]+)\** \|$", TEXT, re.MULTILINE)
+    shown = re.findall(r"^\| \**([^|*]+?)\**(?: \([^|]*\))? \| \**([\d,]+)\** \|$", GUIDE, re.MULTILINE)
     total = int(dict(shown)["total"].replace(",", ""))
     assert total == pytest.approx(image_size.total_bytes() / 1e6, rel=0.02)

@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.chaos import Plan, run
 
-pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
 
 def test_nothing_is_lost_while_everything_is_killed(tmp_path: Path, cache: Path, checkpoint: Path) -> None:

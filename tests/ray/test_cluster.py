@@ -17,7 +17,7 @@ from serve_app.jobs import Job
 from serve_app.store import Store
 from tests.support.helpers import eventually, free_port
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.timeout(300)]
 
 CARD = "ray.io/accelerator-type"
 

@@ -20,7 +20,7 @@ from serve_app.store import Store
 from serve_app.store.tables import loads
 from tests.support.helpers import eventually, free_port
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.timeout(300)]
 
 STEP_S = 0.1
 Deploy = Callable[..., Store]

@@ -22,7 +22,7 @@ import yaml
 from tests.support.helpers import eventually
 from tests.support.paths import ROOT
 
-pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
 ONPREM = ROOT / "cluster" / "onprem"
 BIN = Path(sys.executable).parent

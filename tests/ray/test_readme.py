@@ -20,7 +20,7 @@ import yaml
 from tests.support.helpers import eventually, free_port
 from tests.support.paths import ROOT
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.timeout(600)]
 
 EXAMPLES: list[tuple[str, str]] = re.findall(r"```(bash|python)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 

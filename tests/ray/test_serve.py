@@ -23,7 +23,7 @@ from serve_app.config import AppArgs
 from tests.support.helpers import eventually, free_port
 from tests.support.running import simulated
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.timeout(600)]
 
 SONG = {"prompt": "warm lo-fi piano", "duration": 10, "seed": 7, "format": "flac"}
 STEP_S = 0.1

@@ -3,9 +3,10 @@
 import re
 import sys
 from pathlib import Path
+from typing import Final
 
 from tests.support.paths import ROOT
 
-TEXT = (ROOT / "docs" / "OPERATIONS.md").read_text()
-BIN = Path(sys.executable).parent
-BLOCKS = re.findall(r"^```sh( run[ \w]*)?\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+GUIDE: Final = (ROOT / "docs" / "OPERATIONS.md").read_text()
+BIN: Final = Path(sys.executable).parent
+BLOCKS: Final = re.findall(r"^```sh( run[ \w]*)?\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.serve.schema import HTTPOptionsSchema
 
 from serve_app.errors import ConfigurationError
 from serve_app.ops.launch.address import Address, address_of
@@ -188,3 +189,10 @@ def test_a_wrong_address_is_refused(options: Any, named: str) -> None:
 def test_the_url_of_an_address_works_on_this_machine(host: str, url: str) -> None:
     """A host that means all interfaces is not one to connect to."""
     assert Address(host, 80).url == url
+
+
+def test_the_launcher_knows_where_serve_listens() -> None:
+    """Without a word in the configuration it is Serve's own default."""
+    default = HTTPOptionsSchema()
+    assert address_of({}) == (default.host, default.port)
+    assert address_of({"http_options": {"host": "127.0.0.1", "port": 8123}}) == ("127.0.0.1", 8123)

@@ -1,0 +1,28 @@
+"""What `auto` becomes on the command line where no Ray cluster runs."""
+
+from pathlib import Path
+
+import pytest
+
+from serve_app.ops.cli import main
+from serve_app.weights import auto
+from tests.support.hardware import needs_no_gpu
+from tests.support.serve_files import minimal_serve_file
+
+
+@needs_no_gpu
+@pytest.mark.fault("C13")
+def test_without_a_cluster_the_command_line_says_what_it_assumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], cache: Path, checkpoint: Path
+) -> None:
+    """`weights pull` tells that no cluster answered, that the checkpoint is noise, and how to choose."""
+    monkeypatch.setattr(auto, "PATIENCE_S", 0.01)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    (tmp_path / "weights").symlink_to(cache)
+
+    assert main(["--config", str(minimal_serve_file(tmp_path)), "weights", "pull", "m"]) == 0
+
+    said = capsys.readouterr().err
+    assert "m plays the embedded checkpoint, tiny random weights" in said
+    assert "no Ray cluster answers here, and this machine has no GPU" in said
+    assert "set models.m.source" in said

@@ -1,0 +1,8 @@
+"""What this machine has."""
+
+import pytest
+import torch
+
+needs_no_gpu = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="this machine has a GPU, which the test must not see"
+)

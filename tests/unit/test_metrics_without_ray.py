@@ -1,0 +1,16 @@
+"""Metrics in a process without Ray."""
+
+import subprocess
+import sys
+
+
+def test_outside_ray_nothing_is_made() -> None:
+    """A plain program may call them all: no metric comes into being, and Serve's metrics are not even imported."""
+    program = """
+import sys
+from serve_app import metrics
+metrics.step("m", 0.1)
+metrics.Board().tell(metrics.queue({"queued": 1}, None))
+sys.exit(metrics._made.cache_info().currsize + ("ray.serve.metrics" in sys.modules))
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
