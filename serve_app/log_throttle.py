@@ -1,4 +1,4 @@
-"""What lasts is told once a minute, not once a try."""
+"""Limits a repeated log line to one a minute."""
 
 import time
 from typing import Final
@@ -7,19 +7,20 @@ EVERY_S: Final = 60.0
 
 
 class LogThrottle:
-    """Says when a log line about something that lasts is due."""
+    """Decides when a log line about a lasting condition is due. Not thread-safe."""
 
     def __init__(self, every_s: float = EVERY_S) -> None:
+        """`every_s` is the shortest time between two lines, in seconds."""
         self._every_s = every_s
         self._due_at = 0.0
 
     def due(self) -> bool:
-        """True at first, and then once in `every_s` seconds."""
+        """Whether to log now: True on the first call, then at most once in `every_s` seconds."""
         if time.monotonic() < self._due_at:
             return False
         self._due_at = time.monotonic() + self._every_s
         return True
 
     def reset(self) -> None:
-        """It is over: when it comes again, that is told at once."""
+        """The condition has ended: the next line about it is due at once."""
         self._due_at = 0.0

@@ -1,1 +1,1 @@
-"""Everything that touches Ray's private or unstable interfaces."""
+"""Adapters to Ray's private or unstable interfaces. No other package uses those."""

@@ -1,4 +1,4 @@
-"""What Ray and Serve know of the cluster that this process belongs to: its id, its nodes, and where Serve listens."""
+"""The Ray cluster of this process: its id, its nodes, and the address that Serve listens on."""
 
 import logging
 import threading
@@ -14,61 +14,62 @@ from ray.serve.context import _get_global_client
 
 logger = logging.getLogger("ray.serve")
 
-NODES_FRESH_S: Final = 2.0
-_PATIENCE_S: Final = 1.0
+NODES_CACHED_S: Final = 2.0
+_TIMEOUT_S: Final = 1.0
 
 
 def cluster_id() -> str:
-    """Ray's id of this cluster; empty outside of one."""
+    """Ray's id of this cluster; empty when this process is not connected to Ray."""
     return str(global_worker.gcs_client.cluster_id.hex()) if ray.is_initialized() else ""
 
 
 def http_host() -> str:
-    """The address that Serve's proxies listen on. Needs a connection to Serve."""
+    """The address that Serve's HTTP proxies listen on. Needs a connection to Serve."""
     return str(_get_global_client().http_config.host)
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A living node of the cluster, as far as placement goes."""
+    """An alive node of the cluster, with what decides on the placement of workers."""
 
     address: str
     labels: dict[str, str]
     total: dict[str, float]
     """Ray resources: `CPU`, `GPU`."""
     free: dict[str, float]
-    """Those that nobody has taken."""
+    """The resources that no actor or task has reserved."""
 
 
 class AliveNodes:
-    """What placement sees of the cluster, asked for at most every NODES_FRESH_S.
+    """The alive nodes of the cluster; calling the object returns a list that is at most about NODES_CACHED_S old.
 
-    While Ray's control store is away its calls hang, in a thread of their own here: then it is what was known last.
+    Calls to Ray's control store (GCS) hang while it is unreachable, so they run in a separate thread. Until one succeeds again,
+    the last known list is returned.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="nodes")
-        self._asked: Future[list[Node]] | None = None
-        self._known: list[Node] = []
-        self._until = 0.0
+        self._pending: Future[list[Node]] | None = None
+        self._nodes: list[Node] = []
+        self._expires_at = 0.0
 
     def __call__(self) -> list[Node]:
         with self._lock:
-            if time.monotonic() > self._until:
-                self._ask()
-                self._until = time.monotonic() + NODES_FRESH_S
-            return self._known
+            if time.monotonic() > self._expires_at:
+                self._refresh()
+                self._expires_at = time.monotonic() + NODES_CACHED_S
+            return self._nodes
 
-    def _ask(self) -> None:
-        self._asked = self._asked or self._pool.submit(_alive_nodes)
+    def _refresh(self) -> None:
+        self._pending = self._pending or self._pool.submit(_alive_nodes)
         try:
-            self._known = self._asked.result(timeout=_PATIENCE_S)
+            self._nodes = self._pending.result(timeout=_TIMEOUT_S)
         except TimeoutError:
-            return  # the same question is still under way the next time
-        except Exception as error:  # whatever Ray raises: this is only for words
-            logger.warning("the cluster's nodes could not be listed: %s", error)
-        self._asked = None
+            return  # the next refresh waits for the same call
+        except Exception as error:  # Ray documents no exceptions here, and callers only explain with the list
+            logger.warning("cannot list the cluster's nodes: %s", error)
+        self._pending = None
 
 
 def _alive_nodes() -> list[Node]:

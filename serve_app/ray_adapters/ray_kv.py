@@ -1,6 +1,7 @@
-"""Secrets that a policy's arguments must not hold: Serve writes those into its log and shows them in its status.
+"""Stores secrets in the key-value store of Ray's control store (GCS).
 
-They lie in the key-value store of Ray's control service, under a name that may be shown.
+An autoscaling policy gets the key of a secret as its argument, not the secret itself: Serve logs the arguments and shows them in
+its status.
 """
 
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
@@ -8,14 +9,14 @@ from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 _NAMESPACE = b"sophia"
 
 
-def put(name: str, secret: str) -> None:
-    """Put a secret where the cluster's processes find it. Needs a connection to Ray."""
-    _internal_kv_put(name, secret, overwrite=True, namespace=_NAMESPACE)
+def put(key: str, secret: str) -> None:
+    """Store a secret for the processes of the cluster. Needs a connection to Ray."""
+    _internal_kv_put(key, secret, overwrite=True, namespace=_NAMESPACE)
 
 
-def get(name: str) -> str:
-    """The secret kept under a name. Raises LookupError when there is none."""
-    found: bytes | None = _internal_kv_get(name, namespace=_NAMESPACE)
+def get(key: str) -> str:
+    """The secret under a key. Raises LookupError when there is none."""
+    found: bytes | None = _internal_kv_get(key, namespace=_NAMESPACE)
     if found is None:
-        raise LookupError(f"Ray's control service holds no {name}: deploy again")
+        raise LookupError(f"Ray's control store has no value for {key}. Deploy Sophia again.")
     return found.decode()

@@ -1,8 +1,9 @@
-"""The end of a node's raylet, which starts and ends all other processes of Ray there. Nothing that it started outlives it.
+"""Ends all of Ray's processes on a node when its raylet, which started them, has died.
 
-Ray's own processes notice such a death one by one, or never: the proxy holds the port and lets every request hang, a worker keeps
-its device, and `serve run` waits. So each of our actors watches the raylet of its node and ends the node's processes when it has
-died; then whoever supervises them (systemd, Kubernetes, a person) sees an end and starts them again. The jobs are in the database.
+Ray's own processes notice the death of their raylet late or never: the proxy keeps the port and leaves every request unanswered,
+a worker keeps its device, and `serve run` waits. So each replica of Sophia watches the raylet of its node and kills the node's
+processes when it has died. Then systemd, Kubernetes or a person sees that Sophia has ended and starts it again. The jobs are in the
+database.
 """
 
 import fcntl
@@ -24,81 +25,89 @@ from serve_app.processes import Process, running_processes
 
 logger = logging.getLogger("ray.serve.sophia")
 
-LOOK_S: Final = 0.5
+POLL_S: Final = 0.5
 GRACE_S: Final = 2.0
-"""So long a node that is shut down on purpose may take; and the message reaches `serve run` meanwhile."""
+"""Seconds between a raylet's death and the kill.
 
-_NAMED_BY: Final = "RAY_RAYLET_PID"
-"""Ray sets this variable in every process that a raylet starts, and their children inherit it."""
+A deliberate shutdown of the node is over by then, and `serve run` has printed the log line.
+"""
+
+_RAYLET_PID: Final = "RAY_RAYLET_PID"
+"""Ray sets this environment variable in every process that a raylet starts, and their children inherit it."""
 
 _SERVE_RUN: Final = re.compile(r"(^|[/ ])serve run\b")
 
 
 def watch_raylet() -> None:
-    """Watch the raylet that started this process, in a thread, until the process ends."""
-    raylet = Process.of(int(os.environ[_NAMED_BY]))
+    """Watch the raylet that started this process, in a daemon thread."""
+    raylet = Process.of(int(os.environ[_RAYLET_PID]))
     gcs = ray.get_runtime_context().gcs_address
     driver = _serve_run()
     session = Path(ray._private.worker._global_node.get_session_dir_path())
-    lock = (session / f"sophia-{raylet.pid}.lock").open("w")  # now: a disk may be full later
-    when_it_has_died(raylet, lambda: _end_the_node(raylet, lock, gcs, driver))
+    lock = (session / f"sophia-{raylet.pid}.lock").open("w")  # opened now, as the disk may be full later
+    call_on_death(raylet, lambda: _kill_node(raylet, lock, gcs, driver))
 
 
-def when_it_has_died(process: Process, then: Callable[[], None]) -> None:
-    """Call `then` in a thread of its own soon after the process has ended."""
+def call_on_death(process: Process, callback: Callable[[], None]) -> None:
+    """Call `callback` in a daemon thread, at most about POLL_S after the process has ended."""
 
     def watch() -> None:
         while not process.is_dead:
-            time.sleep(LOOK_S)
-        then()
+            time.sleep(POLL_S)
+        callback()
 
     threading.Thread(target=watch, name="raylet", daemon=True).start()
 
 
 def orphans_of(raylet: Process) -> list[Process]:
-    """The processes that a dead raylet of this host has started, and theirs, without the one that asks.
+    """The processes that a dead raylet of this host started, and their descendants, except the calling process.
 
-    They say so in their environment, and were born while it lived: the next raylet with its pid has others.
+    Their environment has the raylet's pid. Processes of a later raylet with the same pid started after that one, and are left out.
     """
     successor = Process.of(raylet.pid)
     return [
         process
         for process in running_processes()
         if process.pid != os.getpid()
-        and process.says(_NAMED_BY, str(raylet.pid))
+        and process.was_started_with(_RAYLET_PID, str(raylet.pid))
         and raylet.born <= process.born
         and (successor.born == 0 or process.born < successor.born)
     ]
 
 
 def _serve_run() -> Process | None:
-    """The `serve run` on this host that started the application, if there is one."""
-    ours = ray.get_runtime_context().get_job_id()
-    started_by = next((job for job in jobs() if job["JobID"] == ours), None)
-    if started_by is None or started_by["DriverIPAddress"] != ray.util.get_node_ip_address():
+    """The `serve run` on this host that started the application; None when there is none."""
+    job_id = ray.get_runtime_context().get_job_id()
+    ray_job = next((job for job in jobs() if job["JobID"] == job_id), None)
+    if ray_job is None or ray_job["DriverIPAddress"] != ray.util.get_node_ip_address():
         return None
-    driver = Process.of(started_by["DriverPid"])
+    driver = Process.of(ray_job["DriverPid"])
     return driver if _SERVE_RUN.search(driver.command_line) else None
 
 
-def _end_the_node(raylet: Process, lock: IO[str], gcs: str, driver: Process | None) -> None:
-    """One of the node's actors ends the others; when it ends before it is done, another has the lock."""
+def _kill_node(raylet: Process, lock: IO[str], gcs: str, driver: Process | None) -> None:
+    """Kill the orphans of a raylet, send SIGTERM to `serve run`, and exit.
+
+    The replicas of a node take turns by the lock: the first does all of it, and another only if the first dies before it has
+    finished.
+    """
     fcntl.flock(lock, fcntl.LOCK_EX)
     logger.error(
-        "Ray's raylet on this node (pid %d) has died. All that it started ends now, as it would hold the port and the device and "
-        "answer nothing. No job is lost: start Sophia again.",
+        "Ray's raylet on this node (pid %d) has died. Sophia kills the processes that it started, as they would hold the port and "
+        "the device without answering. No job is lost. Start Sophia again.",
         raylet.pid,
     )
     time.sleep(GRACE_S)
     for orphan in orphans_of(raylet):
         orphan.send(signal.SIGKILL)
-    # A control store that lives says that nobody is shutting Ray down.
-    if driver is not None and _listens(gcs):
+    # Ray's control store (GCS) still runs, so this is no deliberate shutdown of Ray.
+    if driver is not None and _accepts_connections(gcs):
         driver.send(signal.SIGTERM)
     os._exit(1)
 
 
-def _listens(address: str) -> bool:
+def _accepts_connections(address: str) -> bool:
+    """Whether a TCP connection to `host:port` succeeds within a second."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=1).close()

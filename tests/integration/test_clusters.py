@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from serve_app.app import _scaling
+from serve_app.app import _autoscaling
 from serve_app.config import AppArgs, BreakerArgs, ScalingArgs
 from serve_app.jobs import WorkerPhase
 from serve_app.processes import Process
@@ -191,6 +191,6 @@ def test_a_clusters_name_reaches_its_policy(tmp_path: Path) -> None:
     settings = {"data_dir": tmp_path, "cluster_name": "on-premises", "models": {"m": {"device": "cpu"}}}
     args = AppArgs.model_validate(settings)
 
-    policy = _scaling("m", args, "d")["policy"]
+    policy = _autoscaling("m", args, "d")["policy"]
 
     assert policy["policy_kwargs"]["source_kwargs"]["cluster"] == "on-premises"

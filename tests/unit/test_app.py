@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from serve_app.app import _workers
+from serve_app.app import _worker_deployment
 from serve_app.config import AppArgs
 
 
@@ -14,7 +14,7 @@ def test_a_worker_has_a_gpu_of_its_own_unless_told_to_share(tmp_path: Path) -> N
         "slow": {"device": "cpu"},
     }
     args = AppArgs.model_validate({"data_dir": tmp_path, "models": models})
-    options = {name: _workers(name, args, "d").ray_actor_options for name in models}
+    options = {name: _worker_deployment(name, args, "d").ray_actor_options for name in models}
     assert options["pinned"] == {
         "num_cpus": 0.5,
         "num_gpus": 1,
@@ -28,6 +28,6 @@ def test_the_policys_arguments_hold_no_secret(tmp_path: Path) -> None:
     """Serve logs and shows them: the database's address, with its password, is not among them."""
     url = "postgresql://sophia:hunter2@db/sophia"
     args = AppArgs.model_validate({"data_dir": tmp_path, "database_url": url, "models": {"m": {"device": "cpu"}}})
-    shown = repr(_workers("m", args, "d")._deployment_config.autoscaling_config.policy.policy_kwargs)
+    shown = repr(_worker_deployment("m", args, "d")._deployment_config.autoscaling_config.policy.policy_kwargs)
     assert "database-url-d" in shown
     assert "hunter2" not in shown

@@ -41,7 +41,7 @@ def test_an_environment_variable_beats_the_file(monkeypatch: pytest.MonkeyPatch)
             {"models": {"a": {"label_selector": {"zone": "in(a"}}}},
             r"models\.a\.label_selector\.zone\n.*a list of values",
         ),
-        ({"models": {"a": {"label_selector": {"zone": "(a)"}}}}, r"must be a label's value"),
+        ({"models": {"a": {"label_selector": {"zone": "(a)"}}}}, r"must be a label value"),
         ({"models": {"a": {"label_selector": {"zone": ["a", "!b"]}}}}, r"label_selector\.zone"),
         ({"models": {"a": {"label_selector": {"zone": []}}}}, r"label_selector\.zone"),
         ({"models": {"a": {"label_selector": {"zone": 7}}}}, r"label_selector\.zone"),
