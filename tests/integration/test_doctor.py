@@ -46,8 +46,8 @@ def test_a_healthy_machine_gets_a_line_a_check_and_exit_status_zero(
     assert status == 0
     assert [line[:4] for line in lines] == ["ok  "] * 8
     assert re.search(r"torch 2\.13\.\d+.*, diffusers ", lines[0])
-    assert "SQLite answers; the first start makes its tables" in lines[1]
-    assert re.search(r"loaded on cpu and played in \d", lines[-1])
+    assert "SQLite answers. The first start creates its tables." in lines[1]
+    assert re.search(r"loaded on cpu and generated a test song in \d", lines[-1])
 
 
 def test_the_probe_leaves_nothing_in_the_audio_store(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_nothing_is_fetched_to_see_whether_it_could_be(
         findings = list(doctor.check(_args(tmp_path, {"source": REPOSITORY, "revision": COMMIT})))
 
     assert not [found for found in findings if found.code]
-    assert "0.01 GB are fetched at the first start" in findings[-1].message
+    assert "The first start fetches 0.01 GB" in findings[-1].message
     assert hub.served.total() == 0
 
 
@@ -153,23 +153,23 @@ def test_a_database_of_a_newer_sophia_is_found(tmp_path: Path) -> None:
 
 def test_a_missing_package_is_found(tmp_path: Path) -> None:
     """A required package that is not installed is named with its command, and the exit status is 1."""
-    ran = _doctor(bare(), finding(without("lameenc", tmp_path / "site")), tmp_path)
+    ran = _doctor(bare(), finding(without("mutagen", tmp_path / "site")), tmp_path)
 
     assert ran.returncode == 1
     assert re.search(
-        r"^FAIL package_missing: packages: lameenc is not installed.* pip install 'lameenc", ran.stdout, re.M
+        r"^FAIL package_missing: packages: mutagen is not installed.* pip install 'mutagen", ran.stdout, re.M
     )
 
 
 def test_a_package_that_is_too_old_is_found(tmp_path: Path) -> None:
     """An installed version that pyproject.toml excludes is named with what is needed."""
-    distribution(tmp_path / "site", "lameenc", "0.1")
+    distribution(tmp_path / "site", "mutagen", "0.1")
 
     ran = _doctor([sys.executable], finding(tmp_path / "site"), tmp_path)
 
     assert ran.returncode == 1
     [line] = [line for line in ran.stdout.splitlines() if line.startswith("FAIL")]
-    assert line.startswith("FAIL package_mismatch: packages: lameenc 0.1 is installed; Sophia needs lameenc>=1.9")
+    assert line.startswith("FAIL package_mismatch: packages: mutagen 0.1 is installed; Sophia needs mutagen>=1.48")
     provoked("package_mismatch", "doctor: a package that is too old", line.partition("packages: ")[2], "doctor")
 
 
