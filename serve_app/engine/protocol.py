@@ -1,4 +1,4 @@
-"""What a worker drives, whatever plays the music."""
+"""What a worker requires of an engine."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -9,36 +9,46 @@ from serve_app.config import Variant
 from serve_app.music import MusicRequest, TaskType
 
 OnStep = Callable[[str, int, int], None]
-"""Called with a stage (conditioning, denoising or decoding), its steps done and its steps in all."""
+"""Called with a stage (conditioning, denoising or decoding), the number of its finished steps, and the number of all its steps."""
 
 
 @dataclass(frozen=True)
 class EngineFacts:
-    """What was loaded, and where. Sizes are in bytes; `free_memory` and `peak_memory` are the device's, None on the CPU."""
+    """The loaded model and its device. Sizes are in bytes; `free_memory` and `peak_memory` are the device's, None on the CPU."""
 
     variant: Variant
     source: str
     revision: str | None
+    """Commit of the checkpoint, where it comes from a repository."""
     dtype: str
     device: str
     tasks: tuple[TaskType, ...]
     noise: bool
+    """Whether the weights are random, so that every song is noise."""
     versions: Mapping[str, str]
+    """Versions of the packages that compute, by name."""
     weights_bytes: int
     free_memory: int | None = None
     peak_memory: int | None = None
 
 
 class Engine(Protocol):
-    """What a worker drives: AceStepEngine, or SimulatedEngine in tests of scheduling."""
+    """Implemented by AceStepEngine, and by SimulatedEngine for tests of scheduling."""
+
+    @property
+    def slots(self) -> int:
+        """How many jobs it can generate at once. The worker calls `generate` from as many threads."""
 
     def load(self, report: Callable[[str, float | None, str], None]) -> Any:
-        """Get ready, telling phase, progress and detail; raises LoadError. What it is, as a dataclass."""
+        """Load the model. Returns EngineFacts. Calls `report` with phase, progress (0 to 1 or None) and a description.
+
+        Raises LoadError, and may be called again then.
+        """
 
     def generate(
         self, request: MusicRequest, on_step: Callable[[str, int, int], None], stopped: Callable[[], bool]
     ) -> Iterator[Song]:
-        """The songs of a request; raises Stopped soon after `stopped()` has become true."""
+        """Yield the songs of a request, one per variation. Raises Stopped soon after `stopped()` has become true."""
 
     def warnings(self, request: MusicRequest) -> tuple[str, ...]:
-        """What of the request cannot be honoured."""
+        """What the request asks for and this model cannot do, one sentence each."""

@@ -24,6 +24,8 @@ class SimulatedEngine:
     Nothing about audio is ever shown with it: every song is a quiet 440 Hz tone, whatever was asked for.
     """
 
+    slots: int = 1
+
     def __init__(self, name: str, args: ModelArgs) -> None:
         self._name = name
         self._args = args

@@ -1,4 +1,4 @@
-"""Which failures of a job are its worker's own: a device that has failed would fail every job that it takes."""
+"""Tells a device that has failed, under which every later job would fail too, from a job that fails by itself."""
 
 import logging
 import re
@@ -11,36 +11,34 @@ from serve_app.store import Store
 
 logger = logging.getLogger("ray.serve.sophia")
 
-_DEVICE: Final = re.compile(
+_DEVICE_ERROR: Final = re.compile(
     r"CUDA error|CUDA driver|CUBLAS_|CUDNN_|cuDNN error|CUFFT_|NCCL error|HIP error|device-side assert|illegal memory access"
 )
-"""What drivers and libraries say of a device that has failed; torch raises most of it as a plain RuntimeError."""
+"""What drivers and libraries report of a device that has failed. torch raises most of it as a plain RuntimeError."""
 
 
-def judge(error: Exception, self_test: Callable[[], None]) -> Exception:
-    """The error of a job as it is, or DeviceLost when it is the worker that fails and should take no more jobs.
+def diagnose(error: Exception, self_test: Callable[[], None]) -> Exception:
+    """DeviceLost when the error shows that the device has failed and the worker must take no more jobs; else the error itself.
 
-    What no request explains is put to the test: `self_test` plays a plain second of music. A client can so make a worker play that
-    second, and no more; and the first job that a failing device meets goes back already.
+    An error without a known cause is followed by `self_test`, which generates one second of music; when that fails too, the
+    device has failed. A client can cause at most that second, and the first job on a failing device is already retried elsewhere.
     """
     if isinstance(error, DeviceLost):
         return error
-    said = f"{type(error).__name__}: {error}"
     if isinstance(error, SophiaError) and not isinstance(error, BadAudio):
         return error
-    if not isinstance(error, SophiaError) and _DEVICE.search(said):
-        return DeviceLost(f"The device failed: {said}")
+    summary = f"{type(error).__name__}: {error}"
+    if not isinstance(error, SophiaError) and _DEVICE_ERROR.search(summary):
+        return DeviceLost(f"The device failed: {summary}")
     try:
         self_test()
-    except Exception as failed:  # whatever it is: nothing else can be played either
-        return DeviceLost(
-            f"A job failed ({said}), and then a plain second of music ({type(failed).__name__}: {failed})"
-        )
+    except Exception as failed:  # any failure: this worker can generate nothing else either
+        return DeviceLost(f"A job failed ({summary}), and so did the self-test ({type(failed).__name__}: {failed})")
     return error
 
 
 class DeviceRecord:
-    """What the store is told of this worker's device, so that one which loads models well and fails jobs is not tried for ever."""
+    """Records in the store whether this host's device works: one that loads models and fails jobs must open the breaker, too."""
 
     def __init__(self, store: Store, model: str, deployment: str) -> None:
         self._loads = store.load_attempts
@@ -48,20 +46,20 @@ class DeviceRecord:
         self._deployment = deployment
         self._has_worked = False
 
-    def worked(self) -> None:
-        """A song was played; the first one forgives the devices that were lost on this host before."""
+    def record_success(self) -> None:
+        """The worker's first song clears the lost devices that were recorded for this host."""
         if self._has_worked:
             return
         try:
             self._loads.forgive_lost_devices(self._model, Process.this().host)
         except StoreUnavailable as error:
-            logger.warning("that this device works is told with the next song: %s", error)
+            logger.warning("cannot record that this device works; retrying after the next song: %s", error)
         else:
             self._has_worked = True
 
-    def lost(self, job: str, message: str) -> None:
-        """The device failed under a job. Not worth waiting for a store that is away."""
+    def record_loss(self, job: str, message: str) -> None:
+        """The device failed during a job. Does not wait for a store that is away."""
         try:
             self._loads.add_lost_device(self._model, self._deployment, Process.this(), job, message)
         except StoreUnavailable as error:
-            logger.warning("that the device failed under job %s is not recorded: %s", job, error)
+            logger.warning("cannot record that the device failed during job %s: %s", job, error)

@@ -1,4 +1,4 @@
-"""The heartbeat: keeps leases, tells phase and progress, and sees at once when a claim is gone."""
+"""The heartbeat: renews leases, publishes the worker's row and its jobs' progress, and detects lost claims."""
 
 import logging
 import threading
@@ -18,128 +18,169 @@ from serve_app.worker.device_time import DeviceTime, use_of
 logger = logging.getLogger("ray.serve.sophia")
 
 PROGRESS_S: Final = 0.1
-"""Progress is written at most this often."""
+"""Least seconds between two writes of progress."""
 
-LOOK_S: Final = 0.03
-"""A claim that is gone is noticed within this time."""
+BEATS_PER_LEASE: Final = 4
+
+_MIN_STEP_S: Final = 0.03
+"""Pause after every step. On SQLite the heartbeat's own write wakes it, so without a pause it would never rest."""
 
 _RETRY_S: Final = 1.0
 
 
 class Heartbeat:
-    """A thread that speaks for a worker. `row` is what the worker says of itself, `claims` the jobs in its hands."""
+    """A thread that reports for a worker.
+
+    A full beat, four times in a lease and after each change of the row, writes the row, renews every lease and adds up the
+    device time. Between two full beats the thread publishes new progress and checks the claims when one was revoked.
+    """
 
     def __init__(self, store: Store, row: WorkerRow, lease_s: float, price_per_hour: float = 0.0) -> None:
         self._store = store
         self._lease_s = lease_s
         self._price = price_per_hour
-        self.row = row
-        self._device = DeviceTime(row.model, price_per_hour)
-        self._phase_at = time.monotonic()
-        self._looked_at = -1
-        self.claims: dict[tuple[str, int], Claim] = {}
+        self._row = row
+        self._row_lock = threading.Lock()
         self._row_changed = threading.Event()
+        self._device_time = DeviceTime(row.model, price_per_hour)
+        self._phase_began = time.monotonic()
+        self._claims: dict[tuple[str, int], Claim] = {}
         self._revoked = store.notifications.waiter("revoked")
-        self._due = 0.0
+        self._revocations_checked = -1
+        self._full_beat_at = 0.0
         self._thread = WorkThread(store.supervisor, "heartbeat", self._step, _RETRY_S, longest_pause_s=_RETRY_S)
         self._done = self._thread.ended
 
     @property
+    def row(self) -> WorkerRow:
+        """The worker's row as of its last change."""
+        return self._row
+
+    @property
+    def holds_jobs(self) -> bool:
+        """Whether the worker holds a job that is not published yet."""
+        return bool(self._claims)
+
+    @property
     def alive(self) -> bool:
-        """Whether its thread runs."""
+        """Whether the thread runs."""
         return self._thread.alive
 
     def start(self) -> None:
-        """Make the worker known before it does anything else, so that its death can be noticed; then keep beating."""
-        while not self._spoke(lambda: self._store.workers.report(self.row)):
+        """Write the worker's row, so that its death can be detected from now on, and start the thread."""
+        while not self._try_to_write(self._write_row):
             time.sleep(_RETRY_S)
         self._thread.start()
 
-    def close(self, last_word: Callable[[], None]) -> None:
-        """Stop, and say a last word to the store if it listens."""
+    def close(self, last_write: Callable[[], None]) -> None:
+        """Stop the thread. Then write the device time and call `last_write`, each once: a store that is away gets neither."""
         self._done.set()
         self._revoked.wake()
         self._thread.join()
-        self._spoke(self._tell_device_time)
-        self._spoke(last_word)
+        self._try_to_write(self._write_device_time)
+        self._try_to_write(last_write)
 
-    def say(self, **values: Any) -> None:
-        """Change what the worker says of itself."""
-        if (phase := values.get("phase", self.row.phase)) != self.row.phase:
-            self._phase_ends(self.row.phase, phase)
-        self.row = replace(self.row, **values)
-        self._device.goes_into(use_of(self.row))
+    def add(self, claim: Claim) -> None:
+        """Renew the claim's lease from now on."""
+        self._claims[claim.key] = claim
+
+    def remove(self, claim: Claim) -> None:
+        """Let the claim's lease run out."""
+        self._claims.pop(claim.key, None)
+
+    def update(self, **fields: Any) -> None:
+        """Change fields of the worker's row. A call that changes nothing is free."""
+        with self._row_lock:
+            row = replace(self._row, **fields)
+            if row == self._row:
+                return
+            if row.phase is not self._row.phase:
+                self._end_phase(self._row.phase, row.phase)
+            self._row = row
+            self._device_time.switch(use_of(row))
         self._row_changed.set()
-        self._revoked.wake()  # the thread may be in a long sleep
+        self._revoked.wake()
 
     def report(self, phase: str, progress: float | None, detail: str) -> None:
-        """Tell a start-up phase, its progress (0 to 1) and words."""
-        if phase != self.row.phase:
-            logger.info("worker %s of %s: %s: %s", self.row.id, self.row.model, phase, detail)
-        self.say(phase=WorkerPhase(phase), progress=progress, detail=detail)
+        """Report a phase of the start, its progress (0 to 1, None: unknown) and what it does."""
+        if phase != self._row.phase:
+            logger.info("worker %s of %s: %s: %s", self._row.id, self._row.model, phase, detail)
+        self.update(phase=WorkerPhase(phase), progress=progress, detail=detail)
 
-    def _phase_ends(self, phase: WorkerPhase, following: WorkerPhase) -> None:
-        if phase.is_starting and following is not WorkerPhase.FAILED:
-            metrics.phase_ended(self.row.model, phase, time.monotonic() - self._phase_at)
-        self._phase_at = time.monotonic()
+    def _end_phase(self, phase: WorkerPhase, next_phase: WorkerPhase) -> None:
+        now = time.monotonic()
+        if phase.is_starting and next_phase is not WorkerPhase.FAILED:
+            metrics.phase_ended(self._row.model, phase, now - self._phase_began)
+        self._phase_began = now
 
-    def _tell_device_time(self) -> None:
-        seconds = self._device.take()
-        try:
-            self._store.costs.add_device_time(self.row, seconds, self._price)
-        except StoreUnavailable:
-            self._device.give_back(seconds)
-            raise
+    # --- The thread -------------------------------------------------------------------------------------------------
 
     def _step(self) -> None:
-        seen = self._revoked.count()
-        claims = list(self.claims.values())
-        full = self._row_changed.is_set() or time.monotonic() >= self._due
-        self._due = time.monotonic() + self._lease_s / 4 if full else self._due
+        revocations = self._revoked.count()
+        claims = list(self._claims.values())
         try:
-            self._beat(full, seen, claims)
+            self._beat(claims, has_revocations=revocations != self._revocations_checked)
         except Exception:
-            self._due = 0.0
+            self._full_beat_at = 0.0  # the next step makes up for this one
             raise
-        self._looked_at = seen
-        # Under way, look again soon for progress to tell; idle, wake for the next sign of life.
-        idle_s = max(self._due - time.monotonic(), PROGRESS_S)
-        self._revoked.wait(seen, PROGRESS_S if claims else idle_s)
-        self._done.wait(LOOK_S)  # on SQLite our own heartbeat is a change, too
+        self._revocations_checked = revocations
+        until_full_beat_s = max(self._full_beat_at - time.monotonic(), PROGRESS_S)
+        self._revoked.wait(revocations, PROGRESS_S if claims else until_full_beat_s)
+        self._done.wait(_MIN_STEP_S)
 
-    def _beat(self, full: bool, seen: int, claims: Sequence[Claim]) -> None:
+    def _beat(self, claims: Sequence[Claim], has_revocations: bool) -> None:
+        full = self._row_changed.is_set() or time.monotonic() >= self._full_beat_at
         if full:
+            self._full_beat_at = time.monotonic() + self._lease_s / BEATS_PER_LEASE
             self._row_changed.clear()
-            self._store.workers.report(self._row_with_problems())
-        told = claims if full else [claim for claim in claims if claim.has_news]
-        if told:
-            beats = [claim.beat() for claim in told]
-            _drop(told, self._store.claims.heartbeat(beats, self._lease_s))
-            for claim, beat in zip(told, beats, strict=True):
-                claim.told = beat.progress or claim.told
-        if claims and seen != self._looked_at:  # some claim was taken away since the last look
-            _drop(claims, self._store.claims.lost([claim.beat() for claim in claims]))
+            self._write_row()
+        self._renew(claims if full else [claim for claim in claims if claim.has_new_progress])
+        if has_revocations:
+            self._check(claims)
         if full:
-            self._tell_device_time()
+            self._write_device_time()
 
-    def _row_with_problems(self) -> WorkerRow:
-        """The row, with what is wrong with this process's threads where it tells no error of its own."""
-        wrong = self._store.supervisor.problems()
-        if self.row.error or not wrong:
-            return self.row
-        return replace(self.row, error={"code": SophiaError.code, "message": "; ".join(wrong)})
+    def _write_row(self) -> None:
+        """Write the row. A worker without an error of its own shows the problems of this process's threads."""
+        row = self._row
+        problems = self._store.supervisor.problems()
+        if problems and not row.error:
+            row = replace(row, error={"code": SophiaError.code, "message": "; ".join(problems)})
+        self._store.workers.report(row)
 
-    def _spoke(self, say: Callable[[], None]) -> bool:
+    def _renew(self, claims: Sequence[Claim]) -> None:
+        """Renew the leases of the claims and publish their progress."""
+        if not claims:
+            return
+        beats = [claim.beat() for claim in claims]
+        _mark_lost(claims, self._store.claims.heartbeat(beats, self._lease_s))
+        for claim, beat in zip(claims, beats, strict=True):
+            claim.published_progress = beat.progress or claim.published_progress
+
+    def _check(self, claims: Sequence[Claim]) -> None:
+        """Detect lost claims without a write."""
+        if claims:
+            _mark_lost(claims, self._store.claims.lost([claim.beat() for claim in claims]))
+
+    def _write_device_time(self) -> None:
+        seconds = self._device_time.take()
         try:
-            say()
+            self._store.costs.add_device_time(self._row, seconds, self._price)
+        except StoreUnavailable:
+            self._device_time.give_back(seconds)
+            raise
+
+    def _try_to_write(self, write: Callable[[], None]) -> bool:
+        try:
+            write()
         except StoreUnavailable as error:
-            logger.warning("worker %s cannot be heard: %s", self.row.id, error)
+            logger.warning("worker %s cannot reach the job database: %s", self._row.id, error)
             return False
         return True
 
 
-def _drop(asked: Sequence[Claim], lost: set[str]) -> None:
-    """Of the claims that were asked about: the worker may hold the next attempt of the same job by now."""
-    for claim in asked:
-        if claim.job.id in lost:
-            claim.gone.set()
+def _mark_lost(claims: Sequence[Claim], lost_jobs: set[str]) -> None:
+    """Only the claims that were asked about are lost: the worker may hold the next attempt of the same job by now."""
+    for claim in claims:
+        if claim.job.id in lost_jobs:
+            claim.lost.set()

@@ -21,7 +21,7 @@ from serve_app.music import MusicRequest
 from serve_app.processes import Process
 from serve_app.store import Store
 from serve_app.store.tables import jobs as job_table
-from serve_app.worker.failures import judge
+from serve_app.worker.failures import diagnose
 from serve_app.worker.worker import Worker
 from tests.support.engines import BrokenDevice
 from tests.support.helpers import eventually
@@ -122,7 +122,7 @@ def test_a_job_that_fails_by_itself_costs_no_worker(error: Exception) -> None:
     """Where a plain second of music plays, the failure is the job's own, however often it comes."""
     played: list[bool] = []
 
-    judged = [judge(error, lambda: played.append(True)) for _ in range(5)]
+    judged = [diagnose(error, lambda: played.append(True)) for _ in range(5)]
 
     assert judged == [error] * 5
     assert len(played) == 5
@@ -133,7 +133,7 @@ def test_a_failure_that_the_request_explains_plays_no_test() -> None:
     """What is said on purpose of a request is taken as it is."""
     error = OutOfDeviceMemory("too long")
 
-    assert judge(error, lambda: pytest.fail("nothing is to be played")) is error
+    assert diagnose(error, lambda: pytest.fail("nothing is to be played")) is error
 
 
 @pytest.mark.fault("E4")
@@ -235,7 +235,7 @@ from serve_app.worker.worker import Worker
 from tests.support.running import simulated
 worker = Worker("m", SimulatedEngine("m", simulated(0.1)), Store(sys.argv[1]), Artifacts(sys.argv[2]), QueueArgs(lease_s=2))
 worker.start()
-worker._thread.join()
+worker.join()
 """
 
 

@@ -1,6 +1,5 @@
 """What a failed load stops, and what it must leave alone; and an operator's pause."""
 
-import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from serve_app.scaling.observation import StoreFleet
 from serve_app.scaling.policy import WINDOWS, Decision, Observation, decide
 from serve_app.store import Store, WorkerRow
 from serve_app.store.tables import loads
-from serve_app.worker.deployment import _Start
+from serve_app.worker.startup import Startup
 from tests.support.helpers import eventually
 from tests.support.running import running
 
@@ -229,7 +228,7 @@ def test_a_worker_that_dies_while_it_is_wanted_has_crashed(store: Store) -> None
 class Loaded:
     """As much of a worker as a start needs: its load works at once."""
 
-    failed_in = ""
+    failed_phase = ""
 
     def __init__(self) -> None:
         self.loads = 0
@@ -237,7 +236,7 @@ class Loaded:
     def announce(self) -> None:
         pass
 
-    def waits(self, why: str) -> None:
+    def show_pause(self, reason: str) -> None:
         pass
 
     def load(self) -> None:
@@ -265,10 +264,10 @@ def test_a_database_outage_during_a_start_costs_no_loaded_model(
     monkeypatch.setattr(
         store, "collect_dead_processes", fails_once("collect_dead_processes", store.collect_dead_processes)
     )
-    monkeypatch.setattr("serve_app.worker.deployment._LOOK_S", 0.01)
+    monkeypatch.setattr("serve_app.worker.startup.RETRY_S", 0.01)
     worker = Loaded()
 
-    _Start(worker, store, "m", "d", AppArgs(data_dir=tmp_path), threading.Event()).until_ready()  # type: ignore[arg-type]  # Loaded is enough of a Worker
+    Startup(worker, store, "m", "d", AppArgs(data_dir=tmp_path)).run()  # type: ignore[arg-type]  # Loaded is enough of a Worker
 
     assert worker.loads == 1
     assert not any(outages.values())

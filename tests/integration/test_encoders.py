@@ -16,7 +16,7 @@ import pytest
 
 from serve_app.audio import Encoders, SharedSamples, Tags, encode
 from serve_app.errors import EncodingFailed
-from serve_app.worker.room import SONGS, Room
+from serve_app.worker.unstored_songs import MAX_SONGS, UnstoredSongs
 from tests.support.failure_codes import provoked
 from tests.support.helpers import eventually
 from tests.support.signals import music
@@ -147,15 +147,15 @@ def test_an_encoder_process_has_no_torch(encoders: Encoders) -> None:
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
-def test_room_is_bounded_by_seconds_and_by_songs() -> None:
-    """A song beyond either bound waits until another is stored; one alone always has room."""
-    room = Room(seconds=100)
+def test_unstored_songs_are_limited_by_seconds_and_by_number() -> None:
+    """A song beyond either limit waits until another is stored; a single song is always allowed."""
+    unstored = UnstoredSongs(max_seconds=100)
 
-    assert room.take(600, timeout=0)
-    assert not room.take(1, timeout=0)
-    room.give_back(600)
-    assert all(room.take(1, timeout=0) for _ in range(SONGS))
-    assert not room.take(1, timeout=0)
+    assert unstored.reserve(600, timeout=0)
+    assert not unstored.reserve(1, timeout=0)
+    unstored.release(600)
+    assert all(unstored.reserve(1, timeout=0) for _ in range(MAX_SONGS))
+    assert not unstored.reserve(1, timeout=0)
 
 
 def test_a_song_in_shared_memory_is_the_song(encoders: Encoders) -> None:

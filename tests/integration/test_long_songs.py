@@ -25,12 +25,12 @@ from serve_app.artifacts import Artifacts
 from serve_app.config import AppArgs, ModelArgs
 from serve_app.engine.ace_step.engine import AceStepEngine
 from serve_app.store import Store
-from serve_app.worker.worker import Worker
+from serve_app.worker.worker import Worker, WorkerOptions
 
 args = AppArgs(data_dir=Path(sys.argv[1]), models={"m": ModelArgs(source="embedded", device="cpu")}, encoding={"processes": 2})
 store = Store(args.resolved_database_url)
 engine = AceStepEngine("m", args.models["m"], Path(sys.argv[2]))
-worker = Worker("m", engine, store, Artifacts(args.resolved_artifacts_url), args.queue, encoding=args.encoding)
+worker = Worker("m", engine, store, Artifacts(args.resolved_artifacts_url), args.queue, WorkerOptions(encoding=args.encoding))
 worker.start()
 while any(store.backlog.counts()[state] for state in ("queued", "running")):
     time.sleep(0.5)

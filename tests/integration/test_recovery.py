@@ -37,7 +37,7 @@ from tests.support.running import simulated
 store = Store(sys.argv[1])
 worker = Worker("m", SimulatedEngine("m", simulated(0.2)), store, Artifacts("memory://"), QueueArgs(lease_s=600))
 worker.start()
-worker._thread.join()
+worker.join()
 """
 
 

@@ -19,9 +19,9 @@ from serve_app.music import MusicRequest
 from serve_app.scaling.observation import StoreFleet
 from serve_app.store import Beat, Store
 from serve_app.store.tables import jobs
-from serve_app.worker import storing
+from serve_app.worker import song_storage
 from serve_app.worker.claims import Claim
-from serve_app.worker.storing import Storing
+from serve_app.worker.song_storage import SongStorage
 from tests.support.answering import answering
 from tests.support.disks import fill, small_disk
 from tests.support.helpers import eventually
@@ -53,7 +53,7 @@ def on_a_small_disk(folder: Path, **settings: Any) -> Iterator[tuple[Service, Pa
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage_watch, "EVERY_S", 0.1)
     monkeypatch.setattr(storage_watch, "FAILING_EVERY_S", 0.1)
-    monkeypatch.setattr(storing, "RETRY_S", 0.1)
+    monkeypatch.setattr(song_storage, "RETRY_S", 0.1)
 
 
 def _progress(service: Service, job: str) -> dict[str, Any]:
@@ -203,13 +203,13 @@ def test_a_song_that_does_not_fit_stops_no_others(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", megabytes=8) as disk:
         (disk / "filler").write_bytes(bytes(5_000_000))
         artifacts = Artifacts(disk.as_uri())
-        store = Storing("w", artifacts, at_most=2)
+        store = SongStorage("w", artifacts, max_waiting=2)
         claim = Claim(_job())
         waiting = threading.Thread(target=store.put, args=(claim, "a/1/0.wav", bytes(6_000_000)))
         waiting.start()
         eventually(lambda: claim.progress)
-        claims_on = store.refusal() is None
-        said = store.account()["detail"]
+        claims_on = store.check() is None
+        said = store.row_fields()["detail"]
         store.put(Claim(claim.job), "b/1/0.mp3", bytes(1_000_000))
         (disk / "filler").unlink()
         waiting.join(30)
@@ -218,7 +218,7 @@ def test_a_song_that_does_not_fit_stops_no_others(tmp_path: Path) -> None:
         assert said.startswith("waits to store a song: the disk is full: ")
         assert not waiting.is_alive()
         assert {file.key: file.size for file in artifacts.list()} == {"a/1/0.wav": 6_000_000, "b/1/0.mp3": 1_000_000}
-        assert store.account() == {"detail": "ready", "error": None}
+        assert store.row_fields() == {"detail": "ready", "error": None}
 
 
 def _job() -> Job:

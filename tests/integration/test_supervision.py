@@ -20,7 +20,7 @@ from serve_app.config import AppArgs
 from serve_app.errors import DatabaseTooNew, LoadError
 from serve_app.store import Store, revisions
 from serve_app.supervision import Supervisor, WorkThread
-from serve_app.worker.deployment import _migrate
+from serve_app.worker.startup import migrate
 from tests.support.helpers import eventually
 from tests.support.running import running, simulated
 
@@ -253,7 +253,7 @@ def test_a_worker_neither_claims_nor_ends_on_a_newer_database(database_url: str)
 
     def start() -> None:
         try:
-            _migrate(newcomer, ending)
+            migrate(newcomer, ending)
         except LoadError as error:
             outcome.append(error)
 

@@ -16,7 +16,7 @@ from serve_app.artifacts import Artifacts
 from serve_app.audio import Song
 from serve_app.config import QueueArgs
 from serve_app.engine.ace_step.engine import AceStepEngine
-from serve_app.engine.protocol import Engine
+from serve_app.engine.protocol import Engine, OnStep
 from serve_app.engine.simulated import SimulatedEngine
 from serve_app.jobs import Job, JobFailure, Status
 from serve_app.music import SELF_TEST, MusicRequest
@@ -236,6 +236,53 @@ def test_idle_workers_share_the_jobs_out(bench: Bench) -> None:
     made = [bench.submit(steps=5) for _ in range(3)]
     eventually(lambda: all(bench.store.jobs.get(job.id).status is Status.RUNNING for job in made))
     assert len({bench.store.jobs.get(job.id).worker for job in made}) == 3
+
+
+class TwoSlots(SimulatedEngine):
+    """Begins the jobs "fails" and "succeeds" only when both run, and then fails the first."""
+
+    slots = 2
+
+    def __init__(self) -> None:
+        super().__init__("m", simulated(0.05))
+        self._both_run = threading.Barrier(2)
+
+    def generate(self, request: MusicRequest, on_step: OnStep, stopped: Callable[[], bool]) -> Iterator[Song]:
+        if request.prompt in ("fails", "succeeds"):
+            self._both_run.wait(60)
+        if request.prompt == "fails":
+            raise ZeroDivisionError("by zero")
+        return super().generate(request, on_step, stopped)
+
+
+def test_an_engine_with_two_slots_runs_two_jobs_at_once(bench: Bench) -> None:
+    """One worker claims both jobs, and the failure of one neither ends the other nor frees its slot for nothing."""
+    worker = bench.start(TwoSlots())
+    failing = bench.submit(prompt="fails", max_attempts=1)
+    succeeding = bench.submit(prompt="succeeds", max_attempts=1)
+
+    failed = bench.ended(failing)
+    succeeded = bench.ended(succeeding)
+    later = [bench.ended(job) for job in [bench.submit() for _ in range(3)]]
+
+    assert (failed.status, failed.error) == (
+        Status.FAILED,
+        JobFailure("generation_failed", "ZeroDivisionError: by zero"),
+    )
+    assert (succeeded.status, succeeded.attempt) == (Status.SUCCEEDED, 1)
+    assert failed.worker == succeeded.worker == worker.id
+    assert {job.status for job in later} == {Status.SUCCEEDED}
+    assert worker.alive
+
+
+def test_draining_a_worker_with_two_slots_ends_both_jobs(bench: Bench) -> None:
+    """Both running jobs are published, and its row shows how many jobs it runs until then."""
+    engine = TwoSlots()
+    worker = bench.start(engine)
+    jobs = [bench.submit(prompt="succeeds", steps=10) for _ in range(2)]
+    eventually(lambda: [row.detail for row in bench.store.workers.seen()] == ["2 jobs"])
+    worker.drain()
+    assert {bench.store.jobs.get(job.id).status for job in jobs} == {Status.SUCCEEDED}
 
 
 def test_a_waiting_worker_starts_at_once(bench: Bench) -> None:

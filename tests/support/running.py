@@ -20,7 +20,7 @@ from serve_app.engine.protocol import Engine
 from serve_app.engine.simulated import SimulatedEngine
 from serve_app.ray_adapters.cluster import Node
 from serve_app.store import Store
-from serve_app.worker.worker import Worker
+from serve_app.worker.worker import Worker, WorkerOptions
 from tests.support.helpers import eventually
 
 
@@ -91,8 +91,7 @@ def running(
                 store,
                 artifacts,
                 args.queue,
-                price_per_hour=model.price_per_hour,
-                encoding=args.encoding,
+                WorkerOptions(price_per_hour=model.price_per_hour, encoding=args.encoding),
                 encoders=shared_encoders(),
             )
             worker.start()

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 class AceStepEngine:
     """Plays one model. `name` is the model's name in the configuration, `cache` the folder for fetched checkpoints."""
 
+    slots: int = 1
+    """The pipeline keeps a run's state on itself, so it generates one job at a time."""
+
     def __init__(self, name: str, args: ModelArgs, cache: Path) -> None:
         self._name = name
         self._args = args
