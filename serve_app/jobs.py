@@ -1,4 +1,4 @@
-"""A job as a value, its states, and the one table of legal moves between them.
+"""A job, its states and the table of legal moves between them; what a job publishes; a worker's phases.
 
       submit
         │
@@ -26,7 +26,7 @@ from serve_app.music import Format, MusicRequest
 
 
 class Status(StrEnum):
-    """Where a job is in its life."""
+    """The state of a job."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -80,7 +80,7 @@ MOVES: Final[Mapping[Status, frozenset[Status]]] = {
     Status.CANCELLED: frozenset({Status.QUEUED}),
     Status.EXPIRED: frozenset({Status.QUEUED}),
 }
-"""From each state, the states a job may move to. Every update in the store names its origin from this table."""
+"""For each state, the states that a job may move to. Every update in the store takes its origins from this table."""
 
 
 def origins(target: Status) -> tuple[Status, ...]:
@@ -148,7 +148,7 @@ class Job:
     status: Status
     priority: int
     rank: int
-    """Among the owners; see `store.shares`."""
+    """Order among the owners; see `store.shares`."""
     request: MusicRequest
     audio_seconds: float
     """Duration times variations."""
@@ -174,9 +174,9 @@ class Job:
 
 
 def artifact_folder(attempt: int, worker: str | None) -> str:
-    """The folder, within a job's own, of what one claim stores.
+    """The folder, inside the job's, for the files of one claim.
 
-    It bears the worker as well as the attempt: should two workers ever hold one attempt, neither overwrites the other's files.
+    Its name has the worker as well as the attempt: if two workers ever hold the same attempt, neither overwrites the other's files.
     """
     return f"{attempt}-{(worker or '')[-12:]}"
 

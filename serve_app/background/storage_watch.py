@@ -25,7 +25,7 @@ class StorageWatch:
         self._artifacts = artifacts
         self._failure: ArtifactsUnavailable | None = None
         self._log = LogThrottle()
-        self._board = metrics.Board()
+        self._gauges = metrics.Gauges()
         self._tried = threading.Event()
         self._thread = WorkThread(supervisor, "storage", self._step, FAILING_EVERY_S)
 
@@ -61,4 +61,4 @@ class StorageWatch:
                 self._log.reset()
                 logger.info("the audio store works again")
         self._tried.set()
-        self._board.tell(metrics.storage(self._failure.cause if self._failure else None))
+        self._gauges.set(metrics.storage(self._failure.cause if self._failure else None))

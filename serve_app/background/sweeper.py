@@ -41,7 +41,7 @@ class Sweeper:
         self._id = new_id()
         self._recounted_at = -RECOUNT_EVERY_S
         self._awake_at = _awake_clock()
-        self._board = metrics.Board()
+        self._gauges = metrics.Gauges()
         self._migrated = False
         self._tried = threading.Event()
         self._thread = WorkThread(self._store.supervisor, "sweeper", self._step, EVERY_S, longest_pause_s=EVERY_S)
@@ -128,7 +128,7 @@ class Sweeper:
         decisions = self._store.decisions.in_force(self._args.cluster_name or "")
         wanted = {name: sum(one.target for one in ours) for name, ours in decisions.items() if name in models}
         pauses = self._store.pauses.all()
-        self._board.tell(
+        self._gauges.set(
             {
                 **metrics.paused({name: name in pauses for name in models}),
                 **metrics.queue(self._store.backlog.counts(), self._store.backlog.oldest_wait_s()),

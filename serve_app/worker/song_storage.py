@@ -32,7 +32,7 @@ class SongStorage:
         self._refusal: ArtifactsUnavailable | None = None
         self._log_throttle = LogThrottle()
         self._outage_logged = False
-        self._gauges = metrics.Board()
+        self._gauges = metrics.Gauges()
         self._lock = threading.Lock()
 
     def put(self, claim: Claim, key: str, data: bytes | memoryview) -> None:
@@ -57,7 +57,7 @@ class SongStorage:
         elif self._probe_needed:
             self._refusal = self._probe()
         trouble = self._refusal or next(iter(waiting), None)
-        self._gauges.tell(metrics.storage(trouble.cause if trouble else None))
+        self._gauges.set(metrics.storage(trouble.cause if trouble else None))
         return self._refusal
 
     def row_fields(self) -> dict[str, Any]:

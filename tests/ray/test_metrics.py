@@ -16,17 +16,17 @@ class Teller:
     """Tells every metric once, from inside a replica."""
 
     def __init__(self) -> None:
-        board = metrics.Board()
+        gauges = metrics.Gauges()
         workers = [
             metrics.Seen("m", WorkerPhase.LOAD, 5.0),
             metrics.Seen("m", WorkerPhase.LOAD, 7.0),
             metrics.Seen("m", WorkerPhase.FAILED, 1.0, "disk_full"),
         ]
-        board.tell(metrics.queue({"queued": 2}, 3.0))
-        board.tell(metrics.fleet([metrics.Seen("m", WorkerPhase.DOWNLOAD, 1.0)], {}))
-        board.tell(metrics.fleet(workers, {"m": 4}, {"m": True}))
-        metrics.Board().tell(metrics.paused({"m": True}))
-        metrics.Board().tell(metrics.storage("full"))
+        gauges.set(metrics.queue({"queued": 2}, 3.0))
+        gauges.set(metrics.fleet([metrics.Seen("m", WorkerPhase.DOWNLOAD, 1.0)], {}))
+        gauges.set(metrics.fleet(workers, {"m": 4}, {"m": True}))
+        metrics.Gauges().set(metrics.paused({"m": True}))
+        metrics.Gauges().set(metrics.storage("full"))
         metrics.job_started("m", 2.0)
         metrics.step("m", 0.02)
         metrics.song_published("m", "studio", {"generate_s": 2.0, "encode_s": 0.2, "gpu_s": 1.9}, 30.0)

@@ -10,7 +10,7 @@ def test_outside_ray_nothing_is_made() -> None:
 import sys
 from serve_app import metrics
 metrics.step("m", 0.1)
-metrics.Board().tell(metrics.queue({"queued": 1}, None))
+metrics.Gauges().set(metrics.queue({"queued": 1}, None))
 sys.exit(metrics._made.cache_info().currsize + ("ray.serve.metrics" in sys.modules))
 """
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
