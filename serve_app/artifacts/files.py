@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import secrets
+import threading
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -76,6 +77,7 @@ class Artifacts:
         self._place = Place(_folder(url), urlsplit(url).netloc.rpartition("@")[2])
         self._opened: ObjectStore | None = None
         self._probe = f"{_PROBES}/{secrets.token_hex(8)}"
+        self._probing = threading.Lock()
         try:
             self._open()
         except ArtifactsUnavailable as error:
@@ -99,8 +101,13 @@ class Artifacts:
     def probe(self) -> None:
         """Write a small file, read it and delete it, so that what would stop a song is known before. Raises ArtifactsUnavailable.
 
-        A file's name stays the same for the life of the process: where deleting is what fails, they do not pile up.
+        The file's name stays the same for the life of the process, so that files do not pile up where deleting fails. Two threads
+        probe one after the other: one would delete the file that the other is about to read.
         """
+        with self._probing:
+            self._write_read_and_delete()
+
+    def _write_read_and_delete(self) -> None:
         data = os.urandom(_PROBE_BYTES if self._folder else 16)
         with self._failures("be written to"):
             obstore.put(self._store, self._probe, data, use_multipart=False)

@@ -169,7 +169,7 @@ def test_a_wrong_clock_costs_a_share_and_not_everything(
     assert held_back.startswith(
         "The time of 350 songs and 0 jobs is over, and they stay for now: the janitor removes at most 30%"
     )
-    assert counted.startswith("The time of 245 songs and 0 jobs is over")
+    assert counted.startswith("The retention of 245 songs and 0 jobs is over")
     assert keys(artifacts) == set()
     assert store.installation.held_back() == ""
 

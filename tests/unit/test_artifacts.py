@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -248,3 +249,13 @@ def test_artifacts_keep_the_api_process_small() -> None:
     )
 
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+def test_two_threads_may_probe_one_store_at_once(tmp_path: Path) -> None:
+    """Neither deletes the file that the other is about to read."""
+    artifacts = Artifacts((tmp_path / "audio").as_uri())
+
+    with ThreadPoolExecutor(4) as pool:
+        probes = [pool.submit(artifacts.probe) for _ in range(40)]
+
+    assert [probe.exception() for probe in probes] == [None] * 40
