@@ -1,0 +1,138 @@
+"""Which address a webhook is sent to, and the certificate it must show."""
+
+import socket
+import ssl
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from serve_app.background.webhook_sender import resolve
+from serve_app.store import Store
+from tests.support.webhooks import Receiver, final_delivery, running_receiver, running_sender, succeeded_with_webhook
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        ["127.0.0.1"],
+        ["::1"],
+        ["8.8.8.8", "127.0.0.1"],
+        ["10.0.0.1", "8.8.8.8"],
+        ["::ffff:127.0.0.1"],
+        ["fe80::1%1"],
+        ["junk"],
+    ],
+)
+def test_a_name_with_any_address_inside_is_not_connected_to(
+    sqlite_store: Store, receiver: Receiver, answers: list[str]
+) -> None:
+    """One address inside among those of a name is enough to refuse it, before any connection."""
+    job = succeeded_with_webhook(sqlite_store, f"http://hooks.example:{receiver.port}/")
+    with running_sender(sqlite_store, retries_s=[], allow_private=False, resolve=lambda host, port: answers):
+        delivery = final_delivery(sqlite_store, job)
+    assert delivery.history[0]["error"] == "hooks.example is not a public address"
+    assert receiver.received == []
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "2130706433", "0x7f.1", "0177.0.0.1", "127.1"])
+def test_spellings_of_loopback_are_seen_through_when_sending(
+    sqlite_store: Store, receiver: Receiver, host: str
+) -> None:
+    """What the system's resolver makes of a host counts: no spelling of loopback is connected to."""
+    job = succeeded_with_webhook(sqlite_store, f"http://hooks.example:{receiver.port}/")
+    with running_sender(sqlite_store, retries_s=[], allow_private=False, resolve=lambda _, port: resolve(host, port)):
+        assert final_delivery(sqlite_store, job).history[0]["error"] == "hooks.example is not a public address"
+    assert receiver.received == []
+
+
+def test_a_url_that_is_no_longer_allowed_is_not_sent_to(sqlite_store: Store, receiver: Receiver) -> None:
+    """Once the operator no longer allows addresses inside, deliveries that are due there end."""
+    job = succeeded_with_webhook(sqlite_store, receiver.url)
+    with running_sender(sqlite_store, allow_private=False):
+        delivery = final_delivery(sqlite_store, job)
+    assert (delivery.state, delivery.attempts, receiver.received) == ("failed", 1, [])
+    assert "127.0.0.1 is not a public address" in delivery.history[0]["error"]
+
+
+def test_the_connection_goes_to_the_address_that_was_checked(sqlite_store: Store, receiver: Receiver) -> None:
+    """A name is looked up once an attempt and connected to by that answer, so a second answer is never used."""
+    answers = [["127.0.0.1"], ["127.0.0.9"]]
+    asked = []
+
+    def rebinding(host: str, port: int) -> list[str]:
+        asked.append((host, port))
+        return answers.pop(0)
+
+    job = succeeded_with_webhook(sqlite_store, f"http://hooks.example:{receiver.port}/x?y=z")
+    with running_sender(sqlite_store, resolve=rebinding):
+        assert final_delivery(sqlite_store, job).state == "delivered"
+    assert asked == [("hooks.example", receiver.port)]
+    [request] = receiver.received
+    assert (request.path, request.headers["Host"]) == ("/x?y=z", f"hooks.example:{receiver.port}")
+
+
+def test_the_next_address_is_tried_when_one_is_dead(sqlite_store: Store, receiver: Receiver) -> None:
+    """A name with several addresses is reached by the one that listens."""
+    job = succeeded_with_webhook(sqlite_store, f"http://hooks.example:{receiver.port}/")
+    with running_sender(sqlite_store, retries_s=[], resolve=lambda host, port: ["127.0.0.9", "127.0.0.1"]):
+        assert final_delivery(sqlite_store, job).state == "delivered"
+
+
+def test_a_name_without_an_address_is_a_failed_attempt(sqlite_store: Store) -> None:
+    """A lookup that fails is written down like any other failure."""
+    job = succeeded_with_webhook(sqlite_store, "https://hooks.example/")
+
+    def nothing(host: str, port: int) -> list[str]:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    with running_sender(sqlite_store, retries_s=[], resolve=nothing):
+        assert final_delivery(sqlite_store, job).history[0]["error"] == "hooks.example has no address"
+
+
+@pytest.fixture
+def certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
+    """A server's TLS context for the name hooks.example, trusted through SSL_CERT_FILE as an operator's own CA would be."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "hooks.example")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("hooks.example")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = tmp_path / "cert.pem"
+    secret = tmp_path / "key.pem"
+    pem.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    secret.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    monkeypatch.setenv("SSL_CERT_FILE", str(pem))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem, secret)
+    return context
+
+
+@pytest.mark.parametrize(("host", "state"), [("hooks.example", "delivered"), ("other.example", "failed")])
+def test_the_certificate_is_that_of_the_name(
+    sqlite_store: Store, certificate: ssl.SSLContext, host: str, state: str
+) -> None:
+    """Over TLS the certificate must be for the URL's name, although the connection is made to an address."""
+    with running_receiver(certificate) as receiver:
+        job = succeeded_with_webhook(sqlite_store, f"https://{host}:{receiver.port}/")
+        with running_sender(sqlite_store, retries_s=[], resolve=lambda host, port: ["127.0.0.1"]):
+            delivery = final_delivery(sqlite_store, job)
+        assert delivery.state == state
+        assert len(receiver.received) == (state == "delivered")
+    if state == "failed":
+        assert "certificate is not valid for 'other.example'" in delivery.history[0]["error"]

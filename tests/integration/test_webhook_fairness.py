@@ -1,0 +1,121 @@
+"""How senders share their work among receivers and owners."""
+
+import threading
+
+import pytest
+
+from serve_app.background.receivers import receiver_at
+from serve_app.config import QueueArgs
+from serve_app.errors import QuotaExceeded
+from serve_app.jobs import Job
+from serve_app.music import MusicRequest
+from serve_app.store import Store
+from tests.support.helpers import eventually
+from tests.support.webhooks import Receiver, final_delivery, running_receiver, running_sender, succeeded_with_webhook
+
+
+def test_many_senders_share_the_work(store: Store, receiver: Receiver, database_url: str) -> None:
+    """Three senders send twenty events once each."""
+    made = [succeeded_with_webhook(store, receiver.url) for _ in range(20)]
+    others = [Store(database_url) for _ in range(2)]
+    with running_sender(store), running_sender(others[0]), running_sender(others[1]):
+        ids = {final_delivery(store, job).id for job in made}
+    for other in others:
+        other.close()
+    assert sorted(request.headers["webhook-id"] for request in receiver.received) == sorted(ids)
+
+
+def test_a_slow_receiver_does_not_hold_up_the_others(store: Store, receiver: Receiver) -> None:
+    """While one host answers nothing, events to another arrive, and the slow one gets a few at a time only."""
+    with running_receiver(host="127.0.0.2") as slow:
+        slow.hold = threading.Event()
+        stuck = [succeeded_with_webhook(store, slow.url) for _ in range(12)]
+        quick = [succeeded_with_webhook(store, receiver.url) for _ in range(5)]
+        with running_sender(store, timeout_s=60):
+            assert {final_delivery(store, job).state for job in quick} == {"delivered"}
+            assert len(slow.received) <= 2
+            slow.hold.set()
+            assert {final_delivery(store, job).state for job in stuck} == {"delivered"}
+
+
+@pytest.mark.fault("B9")
+def test_many_names_of_one_machine_are_one_receiver(store: Store, receiver: Receiver) -> None:
+    """Twelve names lead to one slow machine: it takes two senders, the others go on, and what waited for it costs no attempt."""
+    with running_receiver(host="127.0.0.2") as slow:
+        slow.hold = threading.Event()
+        stuck = [succeeded_with_webhook(store, f"http://n{number}.slow.example:{slow.port}/") for number in range(12)]
+        quick = [
+            succeeded_with_webhook(store, f"http://n{number}.quick.example:{receiver.port}/") for number in range(5)
+        ]
+        found = {"slow": ["127.0.0.2"], "quick": ["127.0.0.1"]}
+        with running_sender(store, timeout_s=60, resolve=lambda host, port: found[host.split(".")[1]]):
+            assert {final_delivery(store, job).state for job in quick} == {"delivered"}
+            assert len(slow.received) <= 2
+            slow.hold.set()
+            ended = [final_delivery(store, job) for job in stuck]
+        assert {(delivery.state, delivery.attempts) for delivery in ended} == {("delivered", 1)}
+        assert len(slow.received) == 12
+
+
+@pytest.mark.fault("B9")
+def test_one_owner_does_not_take_every_sender(store: Store, receiver: Receiver) -> None:
+    """One owner has twelve slow machines: half of the senders are for others, and an owner with nothing under way comes first."""
+    with running_receiver(host="0.0.0.0") as slow:  # noqa: S104  it is many machines
+        slow.hold = threading.Event()
+        stuck = [
+            succeeded_with_webhook(store, f"http://127.0.1.{number}:{slow.port}/", "greedy") for number in range(1, 13)
+        ]
+        quick = [succeeded_with_webhook(store, receiver.url, "modest") for _ in range(5)]
+        with running_sender(store, timeout_s=60):
+            assert {final_delivery(store, job).state for job in quick} == {"delivered"}
+            assert len(slow.received) <= 4
+            slow.hold.set()
+            assert {final_delivery(store, job).state for job in stuck} == {"delivered"}
+
+
+@pytest.mark.fault("B9")
+def test_a_receiver_that_one_owner_floods_is_open_to_others(store: Store) -> None:
+    """Somebody fills all places at another's receiver: the next place there is the other's, however long the first queue is."""
+    with running_receiver(host="127.0.0.2") as shared:
+        shared.hold = threading.Event()
+        flood = [succeeded_with_webhook(store, f"{shared.url}/flood", "greedy") for _ in range(12)]
+        late = succeeded_with_webhook(store, f"{shared.url}/late", "modest")
+        with running_sender(store, timeout_s=60, limits={"per_receiver": 1}):
+            eventually(lambda: shared.received)
+            shared.hold.set()
+            assert {final_delivery(store, job).state for job in [*flood, late]} == {"delivered"}
+        assert [request.path for request in shared.received].index("/hook/late") <= 1
+
+
+@pytest.mark.fault("B9")
+def test_an_owner_may_have_so_many_webhooks_on_their_way(store: Store) -> None:
+    """With so many, a job that names a URL is refused, with the reason; one without, another owner's, and one after a delivery
+    are taken."""
+    limits = QueueArgs(max_owner_webhooks=2)
+
+    def ask(owner: str, url: str | None = "https://hooks.example/") -> Job:
+        request = MusicRequest(prompt="piano", model="m", seed=1, webhook_url=url)
+        return store.jobs.submit(request, owner=owner, deadline_s=600, max_attempts=3, limits=limits)[0]
+
+    made = [ask("studio") for _ in range(2)]
+    for job in made:
+        store.jobs.cancel(job.id)
+    with pytest.raises(
+        QuotaExceeded, match=r"2 webhooks of your jobs are on their way, and queue\.max_owner_webhooks is 2"
+    ):
+        ask("studio")
+    with pytest.raises(QuotaExceeded):
+        store.jobs.retry(made[0].id, 3, limits=limits)
+    ask("studio", url=None)
+    ask("another")
+    assert store.webhooks.pending("studio") == 2
+    delivery = store.webhooks.claim(60)
+    assert delivery is not None
+    assert store.webhooks.record(delivery, "delivered", status=200)
+    ask("studio")
+
+
+def test_addresses_of_one_network_are_one_receiver() -> None:
+    """An IPv4 address is a receiver, in whichever spelling; of IPv6, the network whose addresses all are one owner's."""
+    assert receiver_at("192.0.2.1") == receiver_at("::ffff:192.0.2.1") == "192.0.2.1"
+    assert receiver_at("2001:db8::1") == receiver_at("2001:db8::ffff:2") != receiver_at("2001:db8:0:1::1")
