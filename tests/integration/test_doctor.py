@@ -23,7 +23,9 @@ import sys
 from pathlib import Path
 from serve_app.ops import doctor
 from serve_app.config import AppArgs
-sys.exit(doctor.run(AppArgs(data_dir=Path(sys.argv[1]))))
+# Nothing is `auto` here: a Ray cluster that answers on this machine, such as another test's, may have GPUs.
+models = {"m": {"source": "embedded", "device": "cpu"}}
+sys.exit(doctor.run(AppArgs.model_validate({"data_dir": Path(sys.argv[1]), "models": models})))
 """
 
 
@@ -168,7 +170,9 @@ def test_a_package_that_is_too_old_is_found(tmp_path: Path) -> None:
     ran = _doctor([sys.executable], finding(tmp_path / "site"), tmp_path)
 
     assert ran.returncode == 1
-    [line] = [line for line in ran.stdout.splitlines() if line.startswith("FAIL")]
+    failures = [line for line in ran.stdout.splitlines() if line.startswith("FAIL")]
+    assert len(failures) == 1, ran.stdout
+    line = failures[0]
     assert line.startswith("FAIL package_mismatch: packages: mutagen 0.1 is installed; Sophia needs mutagen>=1.48")
     provoked("package_mismatch", "doctor: a package that is too old", line.partition("packages: ")[2], "doctor")
 

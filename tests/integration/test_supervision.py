@@ -121,7 +121,7 @@ def test_a_thread_that_has_ended_by_itself_is_told() -> None:
 @pytest.mark.parametrize(
     ("part", "name", "task"),
     [
-        ("jobs", "sweep", "sweeper"),
+        ("time_limits", "enforce", "sweeper"),
         ("leases", "take", "janitor"),
         ("webhooks", "claim", "webhooks"),
         ("jobs", "get_many", "job watcher"),
