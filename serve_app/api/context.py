@@ -54,7 +54,7 @@ class Keys:
                 self._work.went_well()
 
     def _read(self) -> dict[str, str]:
-        """In a thread. Who asks when it is over finds what it has read, also before those who waited for it go on."""
+        """Read the keys, in a thread. A caller that comes later finds them at once, even before the waiting callers resume."""
         asked_at = time.monotonic()
         known = self._store.keys.digests()
         self._until = asked_at + KEYS_FRESH_S

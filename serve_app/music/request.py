@@ -277,7 +277,7 @@ def _other_spellings(name: str, field: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _automatic_duration(given: dict[str, Any]) -> int:
-    """The seconds that `auto` stands for. Fields are read as far as they are right; what is wrong of them is told by their own."""
+    """The length in seconds that `auto` stands for. An invalid field is ignored here; its own validator reports the error."""
     lyrics = given.get("lyrics", "")
     bpm = spellings.number(given.get("bpm"))
     try:

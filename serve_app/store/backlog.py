@@ -27,8 +27,11 @@ class Backlog:
         self._counting = threading.Lock()
 
     def counts(self) -> dict[str, int]:
-        """Jobs by state. Those that have ended may be many: counting them is let take 1/_COUNT_REST of the time, so that figure
-        is old by so many times what counting took."""
+        """Jobs by state.
+
+        Ended jobs may be many, so they are counted again only after a pause of _COUNT_REST times what the last count took.
+        Their number can be that old.
+        """
         with self._counting:
             if time.monotonic() > self._ended_until:
                 began = time.monotonic()
