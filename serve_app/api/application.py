@@ -47,7 +47,7 @@ def create_api(
 ) -> FastAPI:
     """The application. It owns `store` from now on and closes it when it shuts down.
 
-    `keys_needed`: every caller needs an API key, even while there is none (`exposure.keys_are_needed`).
+    `keys_needed`: every caller needs an API key, even while there is none (`listen_policy.keys_are_needed`).
     """
 
     @asynccontextmanager

@@ -40,7 +40,7 @@ class ClusterView(BaseModel):
     name: str = Field(description="The cluster: its `cluster_name`, or Ray's id of it.", examples=["on-premises"])
     ready: int = Field(description="Its workers that can generate now.", examples=[1])
     wanted: int = Field(description="Workers that it asks for.", examples=[1])
-    pending: int = Field(description="Those of them that have not spoken yet.", examples=[0])
+    pending: int = Field(description="Those of them that have not reported yet.", examples=[0])
     reason: str = Field(description="Why that many.", examples=["min_workers is 1"])
 
 
@@ -50,7 +50,7 @@ class ScaleView(BaseModel):
     ready: int = Field(description="Workers that can generate now.", examples=[1])
     starting: int = Field(description="Workers on their way.", examples=[0])
     wanted: int = Field(description="Workers asked for.", examples=[1])
-    pending: int = Field(description="Workers asked for that have not spoken yet.", examples=[0])
+    pending: int = Field(description="Workers asked for that have not reported yet.", examples=[0])
     pending_for: str | None = Field(
         description="What those of the cluster that answers wait for.",
         examples=[

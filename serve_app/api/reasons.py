@@ -120,16 +120,14 @@ def why_no_place(parts: Context, model: str) -> str | None:
     if not fitting:
         return _no_cpus(settings, nodes) if with_card or not gpus else _no_card(settings, nodes)
     if gpus and _unannounced_gpus(parts, fitting) >= settings.num_gpus:
-        return (
-            "a GPU that fits is taken by a process that has not spoken yet: a worker that starts, or another program's"
-        )
+        return "a GPU that fits is in use by a process that has not reported yet: a worker that is starting, or another program"
     needed = " and ".join(f"{amount:g} {name}" for name, amount in needs.items())
     full = "the only node that fits is full" if len(fitting) == 1 else f"the {len(fitting)} nodes that fit are full"
     return f"{full}: a worker needs {needed}. It starts when there is room, or a node more"
 
 
 def _unannounced_gpus(parts: Context, nodes: list[Node]) -> float:
-    """GPUs that Ray has given away on these nodes, and no worker has said to be there: between the two lie imports."""
+    """GPUs on these nodes that Ray has assigned to a process, and that no worker has reported: it imports first."""
     addresses = {node.address for node in nodes}
     here = [parts.args.models.get(row.model) for row in living(parts) if row.node in addresses]
     announced = sum(model.num_gpus for model in here if model and model.device == "cuda")

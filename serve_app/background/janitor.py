@@ -28,7 +28,7 @@ AUDIT_EVERY_S: Final = 86_400.0
 """An audit asks the artifact store for every file; what is merely old needs no audit."""
 
 HELD_BACK_EVERY_S: Final = 3600.0
-"""More is over its time than may go in one round: so much time has an operator to notice."""
+"""The time between two rounds while more has expired than one round may remove, so that an operator can notice."""
 
 REFUSED_EVERY_S: Final = 3600.0
 """To look through a store that is not proven to be ours, to see whether it is by now, asks for every file, too."""
@@ -135,7 +135,7 @@ def expire(
 def _pages_of(
     due: Callable[[int], list[Holding]], count: Callable[[], int], share: float, go_on: GoOn
 ) -> Iterator[list[Holding]]:
-    """Pages of what is due and goes when it was yielded: one at least, and no more in all than `share` of what is there."""
+    """Pages of expired jobs, which the caller removes: at least one page, and in all at most `share` of what there is."""
     done = 0
     at_most = PAGE
     while go_on() and (page := due(min(PAGE, at_most - done))):

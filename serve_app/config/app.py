@@ -116,6 +116,11 @@ class AppArgs(BaseSettings):
         return decode_keys(self.webhook_secret.get_secret_value()) if self.webhook_secret else ()
 
     @property
+    def weights_dir(self) -> Path:
+        """The folder in which this node caches checkpoints."""
+        return self.data_dir / "weights"
+
+    @property
     def resolved_artifacts_url(self) -> str:
         """The audio store's URL; by default a folder in `data_dir`."""
         return self.artifacts_url or (self.data_dir / "audio").as_uri()

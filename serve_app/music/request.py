@@ -145,7 +145,8 @@ class MusicRequest(BaseModel):
         0.0,
         ge=0,
         le=1,
-        description="Noise level below which guidance is not applied, as in ACE-Step: it falls from 1 to 0 in the song's making.",
+        description="Noise level below which guidance is not applied, as in ACE-Step. The noise level falls from 1 to 0 while the "
+        "song is made.",
         examples=[0.0],
     )
     cfg_interval_end: float = Field(

@@ -47,7 +47,7 @@ def check(args: AppArgs, http_host: str | None = None, load: bool = False) -> It
         yield _result("API keys", lambda: _keys(args, http_host))
     for name, model in args.models.items():
         if model.source != "simulated":
-            yield from _model(name, model, args.data_dir / "weights", load)
+            yield from _model(name, model, args.weights_dir, load)
 
 
 def run(args: AppArgs, http_host: str | None = None, load: bool = False) -> int:

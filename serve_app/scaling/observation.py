@@ -39,7 +39,7 @@ def open_fleet(
     limits: dict[str, float],
     cluster: str = "",
 ) -> "StoreFleet":
-    """The Fleet of one model, for the policy's thread in Serve's controller; `database` names its address in the vault."""
+    """The Fleet of one model, for the policy's thread in Serve's controller; `database` is the key of its address in `ray_kv`."""
     store = Store(ray_kv.get(database), DatabaseArgs.model_validate(limits))
     return StoreFleet(store, model, deployment, bounds, BreakerArgs.model_validate(breaker), cluster)
 

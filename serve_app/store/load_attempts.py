@@ -148,7 +148,7 @@ class LoadAttemptStore:
         )
 
     def _failures(self, model: str, deployment: str) -> list[sa.Row[Any]]:
-        """Those that no load has forgiven where they happened, newest first; `works_elsewhere` tells of one on any other host."""
+        """The failed loads that no success has cleared, newest first, and whether a later load worked on another host."""
         ours = sa.and_(loads.c.model == model, loads.c.deployment == deployment)
         age = (now() - loads.c.ended_at).label("age")
         elsewhere = _worked_later(model, deployment, same_host=False)

@@ -169,7 +169,7 @@ def _count_own(connection: sa.Connection, asked: list[tuple[Job, _Line]]) -> dic
 
 
 def _before(lines: dict[Key, _Line], own: _Line, before: _Part) -> list[_Ahead]:
-    """What of each other line starts before a job that has `before` before it in its own."""
+    """The part of every other line that starts before a job. `before` is what stands before the job in its own line."""
     return [_of_line(line, own.share, before.audio_s) for line in lines.values() if line is not own]
 
 

@@ -107,5 +107,13 @@ def _values(row: WorkerRow) -> dict[str, Any]:
 
 def _row(values: dict[str, Any]) -> WorkerRow:
     process = Process(values.pop("host"), values.pop("pid"), values.pop("born"))
-    phase = WorkerPhase(values.pop("phase"))
+    phase = _phase(values.pop("phase"))
     return WorkerRow(**values, process=process, phase=phase)
+
+
+def _phase(name: str) -> WorkerPhase:
+    """The phase of this name. One that only a later version knows, as during an update, counts as starting: not ready."""
+    try:
+        return WorkerPhase(name)
+    except ValueError:
+        return WorkerPhase.STARTING

@@ -66,9 +66,9 @@ class Plan:
 
 
 def plan(home: Path, revision: str, commit: str | None, ask: Callable[[], Remote]) -> Plan:
-    """Where below `home` lies what `revision` means: `commit` where that is known, else what `ask` says.
+    """The folder below `home` for a revision: that of `commit` if it is known, else of the commit that `ask` returns.
 
-    Where `ask` gets no answer, that is the state which the revision had when it was fetched last.
+    When `ask` gets no answer, the commit that was fetched last for the revision is used.
 
     Raises:
         LoadError: what `ask` raises.

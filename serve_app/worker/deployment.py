@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-from pathlib import Path
 
 import ray
 
@@ -89,8 +88,4 @@ def _engine(model: str, args: AppArgs) -> Engine:
         return SimulatedEngine(model, settings)
     from serve_app.engine.ace_step.engine import AceStepEngine  # imports torch, which the simulated engine does without
 
-    return AceStepEngine(model, settings, _weights(args.data_dir))
-
-
-def _weights(data_dir: Path) -> Path:
-    return data_dir / "weights"
+    return AceStepEngine(model, settings, args.weights_dir)

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from serve_app.config import AppArgs
 from serve_app.ops import doctor
+from serve_app.ops.cli import main
 from tests.support.checkpoints import changed
 from tests.support.disks import fill, small_disk
 from tests.support.environments import bare, distribution, finding, without
@@ -101,6 +103,22 @@ def test_listening_to_everybody_without_keys_is_found(tmp_path: Path) -> None:
 
     assert found.code == "auth_not_configured"
     provoked(found.code, "doctor: beyond loopback without keys", found.message, "doctor")
+
+
+def test_a_serve_config_without_a_host_listens_to_everybody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Serve's default for a config file is 0.0.0.0, so `sophia doctor` asks for a key there, too."""
+    models = {"m": {"source": "embedded", "device": "cpu"}}
+    application = {"import_path": "serve_app.app:build", "args": {"data_dir": str(tmp_path), "models": models}}
+    (tmp_path / "serve_config.yaml").write_text(yaml.safe_dump({"applications": [application]}))
+    monkeypatch.chdir(tmp_path)
+
+    assert main(["doctor"]) == 1
+
+    failures = [line for line in capsys.readouterr().out.splitlines() if line.startswith("FAIL")]
+    assert len(failures) == 1
+    assert failures[0].startswith("FAIL auth_not_configured: API keys: Sophia listens on 0.0.0.0")
 
 
 def test_a_full_disk_is_found(tmp_path: Path) -> None:

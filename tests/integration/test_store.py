@@ -28,7 +28,7 @@ from serve_app.store import Beat, Store, WorkerRow
 from serve_app.store.database import Database
 from serve_app.store.keys import owner_of
 from serve_app.store.places import Place
-from serve_app.store.tables import jobs, metadata
+from serve_app.store.tables import jobs, metadata, workers
 from tests.support.failure_codes import provoked
 from tests.support.helpers import eventually
 from tests.support.queue import LEASE_S, claim, finish, lose_lease, submit
@@ -312,6 +312,19 @@ def test_a_workers_phase_keeps_its_beginning(store: Store) -> None:
     assert third.phase_since > first.phase_since
     store.workers.forget("w")
     assert store.workers.seen() == []
+
+
+def test_a_phase_that_only_a_later_version_knows_counts_as_starting(store: Store) -> None:
+    """During an update, a new worker's row does not stop an old process from listing the workers."""
+    store.workers.report(
+        WorkerRow(id="w", model="m", node="n", process=Process.this(), device="cpu", phase=WorkerPhase.IDLE)
+    )
+    with store.database.write() as connection:
+        connection.execute(workers.update().values(phase="planning"))
+
+    (seen,) = store.workers.seen()
+
+    assert seen.phase is WorkerPhase.STARTING
 
 
 def test_keys_are_stored_hashed_and_can_be_revoked(store: Store) -> None:

@@ -113,6 +113,11 @@ def test_rays_stack_traces_and_what_ends_while_it_stops_stay_in_the_file(
     assert capfd.readouterr().err == ""
 
 
+def test_a_record_without_a_level_is_no_warning() -> None:
+    """A line of JSON whose level is empty is read like any other: it must not end the thread that reads."""
+    assert record('{"levelname": "", "message": "x"}') == ("I", "x")
+
+
 def test_a_plain_line_begins_no_record() -> None:
     """Text that only resembles a record, such as broken JSON, is a continuation."""
     assert record("{not json}") is None

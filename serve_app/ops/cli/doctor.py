@@ -24,10 +24,11 @@ def check(
 
 
 def _http_host(config: Path | None) -> str | None:
-    """The address that Serve listens on by this Serve config; Serve's own default is loopback. None without a config."""
+    """The address that Serve listens on by this Serve config. None without a config. Raises ConfigurationError."""
     if config is None:
         return None
     import yaml
 
-    options = yaml.safe_load(config.read_text()).get("http_options") or {}
-    return str(options.get("host", "127.0.0.1"))
+    from serve_app.ops.launch.address import address_of
+
+    return address_of(yaml.safe_load(config.read_text())).host

@@ -1,7 +1,6 @@
 """`sophia weights`: fetch and verify checkpoints."""
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -24,7 +23,7 @@ def pull(context: typer.Context, model: ModelName) -> None:
 
     args = configuration(context)
     settled = _settled_model(model, args)
-    folder = weights.resolve(model, settled, _cache(args), _show_progress)
+    folder = weights.resolve(model, settled, args.weights_dir, _show_progress)
     facts = weights.verify(folder, settled)
     print(f"{folder}: {facts.variant}, {facts.bytes / 1e9:.2f} GB")
 
@@ -38,13 +37,9 @@ def verify(context: typer.Context, model: ModelName) -> None:
     from serve_app import weights
 
     args = configuration(context)
-    folder = weights.resolve(model, _settled_model(model, args), _cache(args), _show_progress, online=False)
+    folder = weights.resolve(model, _settled_model(model, args), args.weights_dir, _show_progress, online=False)
     checked = weights.check_hashes(folder, _show_progress)
     print(f"{folder}: {checked / 1e9:.2f} GB match the manifest")
-
-
-def _cache(args: "AppArgs") -> Path:
-    return args.data_dir / "weights"
 
 
 def _settled_model(name: str, args: "AppArgs") -> "ModelArgs":

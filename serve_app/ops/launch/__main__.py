@@ -10,8 +10,9 @@ import subprocess
 import sys
 import threading
 from contextlib import closing
+from io import TextIOWrapper
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any, Final, cast
 
 import yaml
 
@@ -119,4 +120,6 @@ def _prepare_child() -> None:
 
 
 if __name__ == "__main__":
+    # A terminal that cannot show a character must not end the thread that reads the output.
+    cast(TextIOWrapper, sys.stdout).reconfigure(errors="backslashreplace")
     sys.exit(main(sys.argv[1:]))

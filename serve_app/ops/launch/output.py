@@ -143,7 +143,7 @@ def record(line: str) -> tuple[str, str] | None:
     if line.startswith("{"):  # logging_config: {encoding: JSON}
         with suppress(ValueError, KeyError):
             fields = json.loads(line)
-            return str(fields["levelname"])[0], str(fields["message"]).partition("\n")[0]
+            return str(fields["levelname"])[:1] or "I", str(fields["message"]).partition("\n")[0]
     for form in _FORMATS:
         if found := form.match(line):
             return found["level"][0], found["text"]
