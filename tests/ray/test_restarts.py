@@ -3,14 +3,21 @@
 import re
 import signal
 import socket
+from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
+import psutil
 import pytest
 
 from serve_app.ops.launch.address import is_free
 from tests.support.helpers import eventually, free_port
 from tests.support.running import running, simulated
 from tests.support.serve_run import configure, has_waiting_connection, launched, served
+
+RAYS_AGENTS: Final = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
+"""When Ray had to kill its raylet, these report that to its control store, which has ended, for 60 s
+(`report_raylet_error_logs` in ray/_private/process_watcher.py, Ray 2.60), and then end. They hold neither the port nor a device."""
 
 
 @pytest.mark.timeout(600)
@@ -82,9 +89,6 @@ def test_a_start_whose_model_cannot_be_loaded_ends_with_one_sentence(tmp_path: P
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-@pytest.mark.xfail(
-    strict=False, reason="in one of two runs processes of Ray were left after 60 s; the cause is not known yet"
-)
 def test_a_launcher_that_was_killed_leaves_no_service(tmp_path: Path) -> None:
     """`serve run` and the processes of its Ray end with it."""
     port = free_port()
@@ -93,5 +97,15 @@ def test_a_launcher_that_was_killed_leaves_no_service(tmp_path: Path) -> None:
 
         service.process.kill()
 
-        eventually(lambda: not [process for process in started if process.is_running()], 60)
+        eventually(lambda: not names_of_running(started) - RAYS_AGENTS, 60)
+        eventually(lambda: not names_of_running(started), 120)
     assert is_free("127.0.0.1", port)
+
+
+def names_of_running(processes: list[psutil.Process]) -> set[str]:
+    found = set()
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            if process.is_running():
+                found.add(process.name())
+    return found
