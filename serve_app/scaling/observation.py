@@ -14,7 +14,7 @@ from serve_app.jobs import Status, WorkerPhase
 from serve_app.ray_adapters import ray_kv
 from serve_app.scaling.policy import WINDOW_S, WINDOWS, Observation
 from serve_app.store import Breaker, Store, WorkerRow
-from serve_app.store.database import now, statement_time
+from serve_app.store.clock import now, statement_time
 from serve_app.store.tables import jobs, loads, shares, state_is, workers
 from serve_app.store.workers import cannot_store
 

@@ -8,9 +8,11 @@ from typing import Final
 import sqlalchemy as sa
 
 from serve_app.jobs import Job, Status
-from serve_app.store.database import Database, lock_table, now
+from serve_app.store.clock import now
+from serve_app.store.database import Database
 from serve_app.store.places import Place, places
 from serve_app.store.shares import Use, are_exact, recount, use_of
+from serve_app.store.statements import lock_table
 from serve_app.store.tables import jobs, shares, state_is
 
 _MEASURED_JOBS: Final = 20  # how many finished jobs an estimate looks back on

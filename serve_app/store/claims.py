@@ -16,10 +16,12 @@ import sqlalchemy as sa
 
 from serve_app.errors import DeviceLost, SophiaError
 from serve_app.jobs import Job, Status, StoredAudio
+from serve_app.store.clock import now
 from serve_app.store.costs import add_songs, add_wasted_time
-from serve_app.store.database import Database, lock, now
+from serve_app.store.database import Database
 from serve_app.store.moves import ENDED, UNCLAIMED, failure, moving
 from serve_app.store.shares import OWN_ORDER, in_turn, queued_in
+from serve_app.store.statements import lock
 from serve_app.store.tables import jobs, pauses, state_is
 
 _MAX_SHARES: Final = 20

@@ -10,7 +10,9 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from serve_app.store.database import Database, increment, this_hour
+from serve_app.store.clock import this_hour
+from serve_app.store.database import Database
+from serve_app.store.statements import increment
 from serve_app.store.tables import device_hours, owner_hours
 from serve_app.store.workers import WorkerRow
 

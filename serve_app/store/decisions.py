@@ -6,7 +6,8 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from serve_app.store.database import Database, now
+from serve_app.store.clock import now
+from serve_app.store.database import Database
 from serve_app.store.tables import decisions
 
 LIVING_S: Final = 60.0

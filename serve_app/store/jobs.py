@@ -11,9 +11,11 @@ from serve_app.config import QueueArgs
 from serve_app.errors import Conflict, IdempotencyConflict, NotFound
 from serve_app.jobs import Job, Status, new_id
 from serve_app.music import MusicRequest
-from serve_app.store.database import Database, lock, now
+from serve_app.store.clock import now
+from serve_app.store.database import Database
 from serve_app.store.moves import ENDED, UNCLAIMED, Moves, job_of, moving, owned_by
 from serve_app.store.shares import check_limits, rank_of
+from serve_app.store.statements import lock
 from serve_app.store.tables import jobs, state_is
 from serve_app.store.webhooks import check_pending
 

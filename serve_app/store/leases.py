@@ -3,7 +3,8 @@
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from serve_app.store.database import Database, now
+from serve_app.store.clock import now
+from serve_app.store.database import Database
 from serve_app.store.tables import leases
 
 _NOBODY = ""

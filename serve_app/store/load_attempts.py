@@ -25,7 +25,8 @@ from serve_app.config import BreakerArgs
 from serve_app.errors import DeviceLost, LoadCrashed, codes_not_caused_by_host, load_cause
 from serve_app.jobs import new_id
 from serve_app.processes import Process
-from serve_app.store.database import Database, now
+from serve_app.store.clock import now
+from serve_app.store.database import Database
 from serve_app.store.tables import decisions, loads
 
 _MEASURED_LOADS: Final = 5

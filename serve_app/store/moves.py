@@ -13,7 +13,8 @@ import sqlalchemy as sa
 from serve_app.errors import SophiaError, WorkerLost
 from serve_app.jobs import Job, JobFailure, Status, StoredAudio, origins
 from serve_app.music import MusicRequest
-from serve_app.store.database import Database, Topic, now
+from serve_app.store.clock import now
+from serve_app.store.database import Database, Topic
 from serve_app.store.shares import Tally
 from serve_app.store.tables import jobs, state_is
 from serve_app.store.webhooks import add_webhook_delivery

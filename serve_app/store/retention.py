@@ -7,7 +7,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from serve_app.jobs import Status
-from serve_app.store.database import Database, now, statement_time
+from serve_app.store.clock import now, statement_time
+from serve_app.store.database import Database
 from serve_app.store.tables import jobs, state_is
 
 _FINAL = tuple(state for state in Status if state.final)

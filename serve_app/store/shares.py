@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from serve_app.config import QueueArgs
 from serve_app.errors import QueueFull, QuotaExceeded
 from serve_app.jobs import Job, Status
-from serve_app.store.database import upsert
+from serve_app.store.statements import upsert
 from serve_app.store.tables import api_keys, jobs, shares, state_is
 
 USUAL_RANK: Final = 5
@@ -107,7 +107,7 @@ def _write(connection: sa.Connection, key: Key, change: _Change) -> None:
             "turn": clock + change.charged_s,
             "served": 0.0,
         },
-        there=_moved(
+        existing=_moved(
             clock, sa.literal(change.jobs), sa.literal(change.audio_s), sa.literal(change.charged_s), sa.false()
         ),
     )

@@ -6,7 +6,8 @@ import sqlalchemy as sa
 
 from serve_app.errors import DeadlineExceeded, RunLimitExceeded
 from serve_app.jobs import Job, Status, origins
-from serve_app.store.database import Database, now
+from serve_app.store.clock import now
+from serve_app.store.database import Database
 from serve_app.store.moves import Moves, moving
 from serve_app.store.tables import jobs, state_is
 

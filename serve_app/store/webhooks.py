@@ -13,7 +13,8 @@ import sqlalchemy as sa
 
 from serve_app.errors import QuotaExceeded
 from serve_app.jobs import Job, new_id
-from serve_app.store.database import Database, now
+from serve_app.store.clock import now
+from serve_app.store.database import Database
 from serve_app.store.tables import webhook_deliveries as deliveries
 
 DeliveryState = Literal["pending", "delivered", "failed"]

@@ -8,7 +8,8 @@ import sqlalchemy as sa
 from serve_app.errors import ArtifactsUnavailable
 from serve_app.jobs import WorkerPhase
 from serve_app.processes import Process
-from serve_app.store.database import Database, now
+from serve_app.store.clock import now
+from serve_app.store.database import Database
 from serve_app.store.tables import workers
 
 FORGET_AFTER_S: Final = 600

@@ -78,7 +78,12 @@ def test_nothing_is_fetched_to_see_whether_it_could_be(
 @pytest.mark.parametrize(
     ("check", "code", "words", "settings"),
     [
-        ("database", "store_unavailable", "did not answer", {"database_url": "postgresql://sophia@127.0.0.1:1/sophia"}),
+        (
+            "database",
+            "store_unavailable",
+            "unavailable: it refuses connections",
+            {"database_url": "postgresql://sophia@127.0.0.1:1/sophia"},
+        ),
         ("audio store", "configuration_error", "artifacts_url", {"artifacts_url": "file:///dev/null/audio"}),
         ("m, device", "device_unavailable", "set device: cpu", {"model": {"device": "cuda"}}),
         ("m, checkpoint", "missing_file", "there is no folder /nowhere", {"model": {"source": "/nowhere"}}),

@@ -58,7 +58,7 @@ def test_the_first_request_finds_the_tables(tmp_path: Path) -> None:
 
 
 def test_a_database_without_tables_says_so(tmp_path: Path) -> None:
-    """Who asks too early reads that the tables are not made yet."""
+    """Who asks too early reads that the tables are not created yet."""
     store = Store(f"sqlite:///{tmp_path / 'jobs.db'}")
     refusals: list[str] = []
 
@@ -68,4 +68,4 @@ def test_a_database_without_tables_says_so(tmp_path: Path) -> None:
         refusals.append(error.message)
     store.close()
 
-    assert ["its tables are not made yet" in refusal for refusal in refusals] == [True]
+    assert ["its tables are not created yet" in refusal for refusal in refusals] == [True]

@@ -21,7 +21,7 @@ from serve_app.jobs import Job, Status
 from serve_app.music import MusicRequest
 from serve_app.ops.cli import main
 from serve_app.store import Store
-from serve_app.store.database import now
+from serve_app.store.clock import now
 from serve_app.store.tables import jobs, leases
 from tests.support.helpers import eventually
 from tests.support.queue import stored_audio

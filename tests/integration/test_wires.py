@@ -73,7 +73,7 @@ def test_every_request_is_answered_while_the_database_is_silent(wired: tuple[Wir
         line.mend()
 
         assert {answer.status_code for answer in answers} == {503}
-        assert (ready.status_code, "no answer in time" in ready.json()["reason"]) == (503, True)
+        assert (ready.status_code, "did not answer in time" in ready.json()["reason"]) == (503, True)
         eventually(lambda: service.client.get("/v1/jobs").status_code == 200)
 
 
