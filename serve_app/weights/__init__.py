@@ -1,6 +1,6 @@
 """Find, fetch, build and verify a checkpoint, before anything touches a device."""
 
-from serve_app.weights.check import CheckpointFacts, verify
+from serve_app.weights.check import CheckpointFacts, verify, weight_bytes
 from serve_app.weights.embedded import quiet_libraries
 from serve_app.weights.find import is_local, missing_bytes, resolve
 from serve_app.weights.hub import DEFAULT_REPOSITORY, DEFAULT_REVISION
@@ -18,4 +18,5 @@ __all__ = [
     "quiet_libraries",
     "resolve",
     "verify",
+    "weight_bytes",
 ]

@@ -1,6 +1,6 @@
-"""Checking a checkpoint that is there: what is cheap to find out before its weights are read."""
+"""Checks a checkpoint on disk without reading its weights: its layout, classes, files and sizes."""
 
-import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,34 +22,35 @@ from serve_app.weights.layout import (
 
 @dataclass(frozen=True)
 class CheckpointFacts:
-    """What a checked checkpoint is. `bytes` is the size of its weight files."""
+    """A checkpoint that passed `verify`."""
 
     folder: Path
     variant: Variant
     bytes: int
+    """Size of all weight files."""
     numbers: Mapping[str, int]
-    """How many numbers (parameters and buffers) the weight files hold, by component."""
+    """How many numbers (parameters and buffers) the weight files of each component hold."""
     has_audio_tokenizer: bool
     random_weights: bool
     files: Mapping[str, int]
-    """Weight files and their sizes in bytes, by path inside the folder."""
+    """Size in bytes of each weight file, by its path inside the folder."""
 
     @property
     def parameters(self) -> int:
-        """All numbers of the checkpoint: times the bytes of a dtype, what a device must hold."""
+        """All numbers in the checkpoint. Multiplied by the bytes of a dtype: the memory that the weights need."""
         return sum(self.numbers.values())
 
 
 def verify(folder: Path, args: ModelArgs) -> CheckpointFacts:
-    """Checks a checkpoint in `folder` without reading its weights: milliseconds, whatever its size.
+    """Checks the checkpoint in `folder`. Takes milliseconds, whatever the checkpoint's size, since it reads headers only.
 
     Raises:
-        WrongLayout, WrongClass, MissingFile, CorruptFile: naming the file and what to do.
+        WrongLayout, WrongClass, MissingFile, CorruptFile: the message names the file and what to do.
     """
     index = _model_index(folder)
     present = [name for name in COMPONENTS if _present(folder, name, index.get(name))]
     weights = {name: files for name in present if (files := _weight_files(folder, name))}
-    numbers = {name: sum(_check_safetensors(file) for file in files) for name, files in weights.items()}
+    numbers = {name: sum(_count_numbers(file) for file in files) for name, files in weights.items()}
     sizes = {str(file.relative_to(folder)): file.stat().st_size for files in weights.values() for file in files}
     return CheckpointFacts(
         folder=folder,
@@ -62,6 +63,11 @@ def verify(folder: Path, args: ModelArgs) -> CheckpointFacts:
     )
 
 
+def weight_bytes(folder: Path) -> int:
+    """Size of the weight files in `folder`, which need not be a valid checkpoint."""
+    return sum(file.stat().st_size for file in folder.glob("*/*.safetensors"))
+
+
 def _model_index(folder: Path) -> dict[str, Any]:
     file = folder / "model_index.json"
     if not file.exists():
@@ -69,13 +75,13 @@ def _model_index(folder: Path) -> dict[str, Any]:
     index = read_json(file)
     if index.get("_class_name") != "AceStepPipeline":
         raise errors.WrongClass(
-            f"{file} names the pipeline {index.get('_class_name')!r}; Sophia plays AceStepPipeline. Name another source."
+            f"{file} names the pipeline {index.get('_class_name')!r}, but Sophia can only load AceStepPipeline. Set another source."
         )
     return index
 
 
 def _present(folder: Path, name: str, entry: list[str | None] | None) -> bool:
-    """Whether model_index.json has the component, of the expected class, with its configuration beside it."""
+    """Whether model_index.json names the component. If it does, checks the component's class and configuration files."""
     if not entry or entry[1] is None:
         if name in OPTIONAL:
             return False
@@ -92,7 +98,7 @@ def _check_class(folder: Path, name: str, found: str) -> None:
     expected = DIFFUSERS_CLASSES.get(name, {"text_encoder": "Qwen3Model"}.get(name, found))
     if found != expected:
         raise errors.WrongClass(
-            f"{folder / 'model_index.json'} names the class {found} for {name}; ACE-Step 1.5 has {expected}. Name another "
+            f"{folder / 'model_index.json'} names the class {found} for {name}, but ACE-Step 1.5 uses {expected}. Set another "
             "source, or fetch the checkpoint again."
         )
 
@@ -107,7 +113,7 @@ def _config_files(folder: Path, name: str) -> list[Path]:
 
 
 def _weight_files(folder: Path, name: str) -> list[Path]:
-    """A component's weights: one file, or the shards that its index names."""
+    """The weight files of a component: a single file, or the shards that its index lists."""
     if name in ("scheduler", "tokenizer"):
         return []
     whole = folder / name / ("model" if name == "text_encoder" else "diffusion_pytorch_model")
@@ -118,38 +124,32 @@ def _weight_files(folder: Path, name: str) -> list[Path]:
     return [need(index.with_name(shard)) for shard in shards]
 
 
-def _check_safetensors(file: Path) -> int:
-    """How many numbers `file` holds, after comparing its size with its header, which finds a cut file at once.
+def _count_numbers(file: Path) -> int:
+    """How many numbers the tensors in a safetensors file hold, from its header alone.
 
-    The format (https://github.com/huggingface/safetensors#format): 8 bytes little-endian length N, N bytes of JSON with
-    each tensor's `shape` and `data_offsets` [begin, end), then the data.
+    Opening the file compares its size with its header, which finds a truncated file. It maps the file into memory and reads
+    none of the tensors.
+
+    Raises:
+        CorruptFile
+        MemoryError: a limit on the process's address space forbids mapping the file.
     """
-    size = file.stat().st_size
+    # Imported here, so that a missing package is reported as one when the model loads.
+    from safetensors import SafetensorError, safe_open
+
     try:
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            # The format allows no header over 100 MB; a garbage length must not be allocated.
-            header: dict[str, Any] = json.loads(stream.read(length if length <= 100_000_000 else 0))
-        tensors = [tensor for key, tensor in header.items() if key != "__metadata__"]
-        expected = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors), default=0)
-        numbers = sum(_product(tensor["shape"]) for tensor in tensors)
-    except (ValueError, AttributeError, KeyError, TypeError, IndexError) as error:
-        raise errors.CorruptFile(f"{file} has no readable safetensors header: {AGAIN}") from error
-    if size != expected:
-        raise errors.CorruptFile(f"{file} has {size} bytes where its header says {expected}: {AGAIN}")
-    return numbers
-
-
-def _product(shape: list[int]) -> int:
-    count = 1
-    for side in shape:
-        count *= side
-    return count
+        with safe_open(file, framework="np") as tensors:
+            return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.offset_keys())
+    except SafetensorError as error:
+        reason = str(error).removeprefix("Error while deserializing header: ")
+        raise errors.CorruptFile(
+            f"{file} is truncated or corrupt ({file.stat().st_size} bytes; safetensors reports: {reason}): {AGAIN}"
+        ) from error
 
 
 def _variant(transformer: Mapping[str, Any]) -> Variant:
-    """turbo, base or sft, from the transformer's `is_turbo` and `model_version`, which diffusers' converter writes."""
-    said = str(transformer.get("model_version") or "").lower()
-    if transformer.get("is_turbo") or "turbo" in said:
+    """The variant, from the keys `is_turbo` and `model_version` that diffusers' converter writes into the transformer's config."""
+    version = str(transformer.get("model_version") or "").lower()
+    if transformer.get("is_turbo") or "turbo" in version:
         return "turbo"
-    return "sft" if "sft" in said else "base"
+    return "sft" if "sft" in version else "base"

@@ -182,11 +182,11 @@ class Case:
 CASES = [
     Case("a weight file is missing", _without_a_file, errors.MissingFile, "load", "fetch or copy the checkpoint again"),
     Case("the folder is missing", _without_a_folder, errors.MissingFile, "download", "Put the checkpoint there"),
-    Case("a weight file is cut short", _cut_short, errors.CorruptFile, "load", "where its header says"),
+    Case("a weight file is cut short", _cut_short, errors.CorruptFile, "load", r"truncated or corrupt \(100000 bytes"),
     Case("a weight file's header is garbage", _garbage_for_a_header, errors.CorruptFile, "load", "delete it and fetch"),
     Case("a tensor is missing", _without_a_tensor, errors.CorruptFile, "load", "lack tensors"),
     Case("a file is changed on the way", _changed_on_the_way, errors.CorruptFile, "download", "expected [0-9a-f]{64}"),
-    Case("another model's class", _another_component, errors.WrongClass, "load", "Name another source"),
+    Case("another model's class", _another_component, errors.WrongClass, "load", "Set another source"),
     Case("ACE-Step's original layout", _original_layout, errors.WrongLayout, "load", "convert_ace_step_to_diffusers"),
     Case("the hub does not know it", _unknown_repository, errors.UnknownRepository, "download", "check the name"),
     Case("no such revision", _unknown_revision, errors.UnknownRevision, "download", "Give a commit, tag or branch"),

@@ -358,13 +358,22 @@ def test_a_missing_file_is_named(name: str, copy: Path) -> None:
 
 
 def test_a_truncated_weight_file_is_found_without_reading_it(copy: Path) -> None:
-    """A weight file one byte short of what its header says is refused with both sizes."""
+    """A weight file one byte shorter than its header says is refused with its name and size."""
     file = copy / LARGEST
     size = file.stat().st_size
     with file.open("r+b") as stream:
         stream.truncate(size - 1)
 
-    with pytest.raises(errors.CorruptFile, match=f"{LARGEST} has {size - 1} bytes where its header says {size}"):
+    with pytest.raises(errors.CorruptFile, match=rf"{LARGEST} is truncated or corrupt \({size - 1} bytes;"):
+        weights.verify(copy, EMBEDDED)
+
+
+def test_a_weight_file_with_bytes_appended_is_refused(copy: Path) -> None:
+    """A weight file one byte longer than its header says is refused with its name."""
+    with (copy / LARGEST).open("ab") as stream:
+        stream.write(b"x")
+
+    with pytest.raises(errors.CorruptFile, match=f"{LARGEST} is truncated or corrupt"):
         weights.verify(copy, EMBEDDED)
 
 
@@ -375,7 +384,7 @@ def test_a_weight_file_that_is_something_else_is_refused(content: bytes, copy: P
     """An empty file, garbage, or an error page saved in a weight file's place is refused with the file's name."""
     (copy / LARGEST).write_bytes(content)
 
-    with pytest.raises(errors.CorruptFile, match=f"{LARGEST} has no readable safetensors header"):
+    with pytest.raises(errors.CorruptFile, match=rf"{LARGEST} is truncated or corrupt \({len(content)} bytes;"):
         weights.verify(copy, EMBEDDED)
 
 

@@ -72,7 +72,8 @@ class AceStepEngine:
         folder = weights.resolve(self._name, self._args, self._cache, report)
 
         report("load", None, f"checking {folder}")
-        checkpoint = weights.verify(folder, self._args)
+        with memory_errors(device, weights.weight_bytes(folder)):  # verify maps the weight files into memory
+            checkpoint = weights.verify(folder, self._args)
         needed = checkpoint.parameters * dtype.itemsize
         release_memory(device)
         need_memory(device, needed)
