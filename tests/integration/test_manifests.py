@@ -185,6 +185,19 @@ def test_workflows_are_valid() -> None:
     run([BIN / "actionlint", *sorted((ROOT / ".github" / "workflows").glob("*.yaml"))])
 
 
+def test_dependabot_reads_its_configuration() -> None:
+    """It is valid by the published schema."""
+    schema = json.loads(builtin_schema("dependabot.json"))
+    jsonschema.Draft7Validator(schema).validate(load(ROOT / ".github" / "dependabot.yml"))
+
+
+def test_actions_are_pinned_by_commit() -> None:
+    """A tag can be moved to other code; a commit cannot."""
+    for workflow in sorted((ROOT / ".github" / "workflows").glob("*.yaml")):
+        for action in re.findall(r"uses: (?!\./)(\S+)", workflow.read_text()):
+            assert re.fullmatch(r"[\w.-]+/[\w./-]+@[0-9a-f]{40}", action), f"{workflow.name}: {action}"
+
+
 def test_the_compose_file_fits_the_specification() -> None:
     """It is valid by the Compose specification's schema."""
     schema = json.loads(builtin_schema("compose-spec.json"))
