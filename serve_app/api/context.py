@@ -19,7 +19,7 @@ from serve_app.config import AppArgs
 from serve_app.errors import Unauthorized
 from serve_app.store import Store
 from serve_app.store.keys import owner_of
-from serve_app.supervision import Work
+from serve_app.supervision import SupervisedTask
 
 KEYS_FRESH_S: Final = 5.0
 """A new or revoked key takes effect within this time."""
@@ -32,7 +32,7 @@ class Keys:
         self._watcher = watcher
         self._store = store
         self._flight = Flight(threads, self._read)
-        self._work = Work(store.supervisor, "watch of revoked keys", KEYS_FRESH_S)
+        self._refresh = SupervisedTask(store.supervisor, "watch of revoked keys", KEYS_FRESH_S)
         self._known: dict[str, str] | None = None
         self._until = 0.0
 
@@ -49,9 +49,9 @@ class Keys:
             try:
                 self._watcher.keep_only(await self.digests())
             except Exception as error:  # who waits, waits on until the keys can be read
-                self._work.failed(error)
+                self._refresh.record_failure(error)
             else:
-                self._work.went_well()
+                self._refresh.record_success()
 
     def _read(self) -> dict[str, str]:
         """Read the keys, in a thread. A caller that comes later finds them at once, even before the waiting callers resume."""

@@ -9,7 +9,7 @@ from serve_app.api.threads import Threads
 from serve_app.errors import Unauthorized
 from serve_app.jobs import Job
 from serve_app.store import Store
-from serve_app.supervision import Work
+from serve_app.supervision import SupervisedTask
 
 LOOK_S: Final = 0.25
 """An end is seen at once; progress, of which PostgreSQL sends no word, within this time."""
@@ -47,7 +47,7 @@ class JobWatcher:
         self._task: asyncio.Task[None] | None = None
         self._bell: asyncio.Task[bool] | None = None
         self._threads = Threads("watcher", 2)  # one looks, the other waits for the bell
-        self._work = Work(store.supervisor, "job watcher")
+        self._health = SupervisedTask(store.supervisor, "job watcher")
 
     async def changed(self, job: Job, timeout: float | None = None) -> Change | None:
         """The job as soon as it has another version; None when it is gone.
@@ -115,9 +115,9 @@ class JobWatcher:
             try:
                 await self._look()
             except Exception as error:  # who waits, waits on: the job is safe, and what is away comes back
-                await asyncio.sleep(self._work.failed(error))
+                await asyncio.sleep(self._health.record_failure(error))
                 continue
-            self._work.went_well()
+            self._health.record_success()
             took_s = asyncio.get_running_loop().time() - began
             await asyncio.sleep(min(_REST * took_s, LOOK_S))
             await self._until_there_is_reason(seen)

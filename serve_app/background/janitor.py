@@ -19,7 +19,7 @@ from serve_app.errors import ConfigurationError, NotFound
 from serve_app.jobs import new_id
 from serve_app.store import Store
 from serve_app.store.retention import Holding
-from serve_app.supervision import WorkThread
+from serve_app.supervision import PeriodicThread
 
 logger = logging.getLogger("ray.serve.sophia")
 
@@ -51,7 +51,7 @@ class Janitor:
         self._artifacts = artifacts
         self._retention = retention
         self._id = new_id()
-        self._thread = WorkThread(store.supervisor, "janitor", self._step, _LOOK_S)
+        self._thread = PeriodicThread(store.supervisor, "janitor", self._step, _LOOK_S, retry_s=_LOOK_S)
 
     def start(self) -> None:
         """Begin."""
@@ -64,10 +64,9 @@ class Janitor:
     def _step(self) -> None:
         if self._go_on():
             self._work()
-        self._thread.ended.wait(_LOOK_S)
 
     def _go_on(self) -> bool:
-        return not self._thread.ended.is_set() and self._store.leases.take(_JANITOR, self._id, _LEASE_S)
+        return not self._thread.stopping.is_set() and self._store.leases.take(_JANITOR, self._id, _LEASE_S)
 
     def _work(self) -> None:
         refusal = custody.claim(self._store, self._artifacts, self._retention.orphans_share, self._go_on)
@@ -83,7 +82,7 @@ class Janitor:
         self._rest(HELD_BACK_EVERY_S if held_back else EXPIRE_EVERY_S)
 
     def _rest(self, seconds: float) -> None:
-        self._store.leases.release(_JANITOR, self._id, 0 if self._thread.ended.is_set() else seconds)
+        self._store.leases.release(_JANITOR, self._id, 0 if self._thread.stopping.is_set() else seconds)
 
     def _tidy(self) -> str:
         parts = (self._store, self._artifacts, self._retention, self._go_on)

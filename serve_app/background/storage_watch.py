@@ -8,7 +8,7 @@ from serve_app import metrics
 from serve_app.artifacts import Artifacts
 from serve_app.errors import ArtifactsUnavailable
 from serve_app.log_throttle import LogThrottle
-from serve_app.supervision import Supervisor, WorkThread
+from serve_app.supervision import PeriodicThread, Supervisor
 
 logger = logging.getLogger("ray.serve.sophia")
 
@@ -27,7 +27,7 @@ class StorageWatch:
         self._log = LogThrottle()
         self._gauges = metrics.Gauges()
         self._tried = threading.Event()
-        self._thread = WorkThread(supervisor, "storage", self._step, FAILING_EVERY_S)
+        self._thread = PeriodicThread(supervisor, "storage", self._step, retry_s=FAILING_EVERY_S)
 
     def start(self) -> None:
         """Begin."""
@@ -43,9 +43,9 @@ class StorageWatch:
             return ArtifactsUnavailable(why="it has not answered since this process started")
         return self._failure
 
-    def _step(self) -> None:
+    def _step(self) -> float:
         self._try()
-        self._thread.ended.wait(FAILING_EVERY_S if self._failure else EVERY_S)
+        return FAILING_EVERY_S if self._failure else EVERY_S
 
     def _try(self) -> None:
         failed_before = self._failure

@@ -10,7 +10,7 @@ from serve_app.config import AppArgs
 from serve_app.errors import StoreUnavailable
 from serve_app.jobs import new_id
 from serve_app.store import Store, WorkerRow
-from serve_app.supervision import WorkThread
+from serve_app.supervision import PeriodicThread
 
 logger = logging.getLogger("ray.serve.sophia")
 
@@ -44,7 +44,9 @@ class Sweeper:
         self._gauges = metrics.Gauges()
         self._migrated = False
         self._tried = threading.Event()
-        self._thread = WorkThread(self._store.supervisor, "sweeper", self._step, EVERY_S, longest_pause_s=EVERY_S)
+        self._thread = PeriodicThread(
+            store.supervisor, "sweeper", self._step, EVERY_S, retry_s=EVERY_S, max_retry_s=EVERY_S
+        )
 
     def start(self) -> None:
         """Begin, and wait a little for the tables, which the first request needs.
@@ -69,7 +71,6 @@ class Sweeper:
             # While the database was away no worker could be heard: give them a lease's time to speak up again.
             self._deaf_until = time.monotonic() + self._queue.lease_s
             raise
-        self._thread.ended.wait(EVERY_S)
 
     def _migrate(self) -> None:
         if self._migrated:

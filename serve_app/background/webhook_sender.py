@@ -35,7 +35,7 @@ from serve_app.errors import InvalidRequest, NotFound, StoreUnavailable
 from serve_app.jobs import Job
 from serve_app.store import Store
 from serve_app.store.webhooks import Delivery, DeliveryState
-from serve_app.supervision import WorkThread
+from serve_app.supervision import PeriodicThread
 
 logger = logging.getLogger("ray.serve.sophia")
 
@@ -161,7 +161,7 @@ class Sender:
         self._room = threading.Semaphore(AT_ONCE)
         self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="webhook")
         self._ended = store.notifications.waiter("ended")
-        self._thread = WorkThread(store.supervisor, "webhooks", self._step)
+        self._thread = PeriodicThread(store.supervisor, "webhooks", self._step)
 
     def start(self) -> None:
         """Begin."""
@@ -169,7 +169,7 @@ class Sender:
 
     def close(self) -> None:
         """End after the attempts under way, which takes `timeout_s` at most."""
-        self._thread.ended.set()
+        self._thread.stopping.set()
         self._ended.wake()
         self._thread.join()
         self._pool.shutdown()

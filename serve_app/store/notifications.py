@@ -12,7 +12,7 @@ from typing import Final, cast, get_args
 
 from serve_app.store.database import Database, Topic
 from serve_app.store.postgresql import Connection
-from serve_app.supervision import Supervisor, WorkThread
+from serve_app.supervision import PeriodicThread, Supervisor
 
 POLL_S: Final = 0.01
 """Seconds between two reads of SQLite's `data_version`."""
@@ -39,8 +39,8 @@ class Notifications:
         self._condition = threading.Condition()
         self._counts: dict[Topic, int] = dict.fromkeys(get_args(Topic), 0)
         watch = self._watch_sqlite if database.is_sqlite else self._watch_postgresql
-        self._thread = WorkThread(supervisor, "changes", lambda: self._watch(watch), RECONNECT_S)
-        self._closed = self._thread.ended
+        self._thread = PeriodicThread(supervisor, "changes", lambda: self._watch(watch), retry_s=RECONNECT_S)
+        self._closed = self._thread.stopping
 
     def count(self, topic: Topic) -> int:
         """How often the topic has been announced. Read it *before* the database, then pass it to `wait`: no change is missed."""
@@ -91,7 +91,7 @@ class Notifications:
             self._announce()  # changes until the next connection are missed
 
     def _connected(self) -> None:
-        self._thread.went_well()
+        self._thread.record_success()
         self._announce()  # changes before the connection were missed
 
     def _watch_sqlite(self) -> None:

@@ -11,7 +11,7 @@ from serve_app import metrics
 from serve_app.errors import SophiaError, StoreUnavailable
 from serve_app.jobs import WorkerPhase
 from serve_app.store import Store, WorkerRow
-from serve_app.supervision import WorkThread
+from serve_app.supervision import PeriodicThread
 from serve_app.worker.claims import Claim
 from serve_app.worker.device_time import DeviceTime, use_of
 
@@ -48,8 +48,9 @@ class Heartbeat:
         self._revoked = store.notifications.waiter("revoked")
         self._revocations_checked = -1
         self._full_beat_at = 0.0
-        self._thread = WorkThread(store.supervisor, "heartbeat", self._step, _RETRY_S, longest_pause_s=_RETRY_S)
-        self._done = self._thread.ended
+        self._thread = PeriodicThread(
+            store.supervisor, "heartbeat", self._step, _MIN_STEP_S, retry_s=_RETRY_S, max_retry_s=_RETRY_S
+        )
 
     @property
     def row(self) -> WorkerRow:
@@ -74,7 +75,7 @@ class Heartbeat:
 
     def close(self, last_write: Callable[[], None]) -> None:
         """Stop the thread. Then write the device time and call `last_write`, each once: a store that is away gets neither."""
-        self._done.set()
+        self._thread.stopping.set()
         self._revoked.wake()
         self._thread.join()
         self._try_to_write(self._write_device_time)
@@ -126,7 +127,6 @@ class Heartbeat:
         self._revocations_checked = revocations
         until_full_beat_s = max(self._full_beat_at - time.monotonic(), PROGRESS_S)
         self._revoked.wait(revocations, PROGRESS_S if claims else until_full_beat_s)
-        self._done.wait(_MIN_STEP_S)
 
     def _beat(self, claims: Sequence[Claim], has_revocations: bool) -> None:
         full = self._row_changed.is_set() or time.monotonic() >= self._full_beat_at

@@ -10,7 +10,7 @@ from serve_app.errors import LoadError, StoreUnavailable
 from serve_app.jobs import new_id
 from serve_app.processes import Process
 from serve_app.store import Breaker, Store
-from serve_app.supervision import Work
+from serve_app.supervision import SupervisedTask
 from serve_app.worker.worker import Worker
 
 logger = logging.getLogger("ray.serve.sophia")
@@ -101,15 +101,15 @@ def migrate(store: Store, cancelled: threading.Event) -> None:
 
     Raises LoadError once `cancelled` is set.
     """
-    work = Work(store.supervisor, "a worker's start", RETRY_S)
+    task = SupervisedTask(store.supervisor, "a worker's start", RETRY_S)
     while True:
         try:
             store.migrate()
         except Exception as error:
-            if cancelled.wait(work.failed(error)):
-                raise LoadError(f"Ended while it waited for the job database: {work.problem}") from error
+            if cancelled.wait(task.record_failure(error)):
+                raise LoadError(f"Ended while it waited for the job database: {task.problem}") from error
         else:
-            work.went_well()
+            task.record_success()
             return
 
 

@@ -22,7 +22,7 @@ from serve_app.music import SELF_TEST
 from serve_app.processes import Process
 from serve_app.store import Store, WorkerRow
 from serve_app.store.notifications import Waiter
-from serve_app.supervision import WorkThread
+from serve_app.supervision import PeriodicThread
 from serve_app.worker.claims import Claim
 from serve_app.worker.failures import DeviceRecord, diagnose
 from serve_app.worker.heartbeat import Heartbeat
@@ -57,7 +57,7 @@ class WorkerOptions:
 class _Slot:
     """A thread that generates one job at a time, and its wait for new jobs."""
 
-    thread: WorkThread
+    thread: PeriodicThread
     queued: Waiter
 
 
@@ -177,13 +177,14 @@ class Worker:
     def _new_slot(self, number: int) -> _Slot:
         name = "generate" if number == 0 else f"generate {number + 1}"
         queued = self._store.notifications.waiter("queued")
-        return _Slot(WorkThread(self._store.supervisor, name, partial(self.run_one, queued), _RETRY_S), queued)
+        run_one = partial(self.run_one, queued)
+        return _Slot(PeriodicThread(self._store.supervisor, name, run_one, retry_s=_RETRY_S), queued)
 
     def _stop_claiming(self) -> None:
         with self._lock:
             self._stopping.set()
             for slot in self._slots:
-                slot.thread.ended.set()
+                slot.thread.stopping.set()
                 slot.queued.wake()
 
     def _show_load_failure(self, error: Exception) -> LoadError:

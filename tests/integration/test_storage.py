@@ -303,7 +303,7 @@ def test_a_try_that_fails_as_nobody_foresaw_is_told_and_made_again(
 
     with running(tmp_path) as service:
         monkeypatch.setattr(Artifacts, "probe", broken)
-        eventually(lambda: "storage fails (RuntimeError)" in str(service.client.get("/v1/health").json()))
+        eventually(lambda: "storage fails with RuntimeError" in str(service.client.get("/v1/health").json()))
         monkeypatch.setattr(Artifacts, "probe", probe)
         eventually(lambda: "storage fails" not in str(service.client.get("/v1/health").json()))
 

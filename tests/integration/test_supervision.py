@@ -1,4 +1,4 @@
-"""Background work: whatever it meets, it goes on, and while it does not get on somebody is told."""
+"""Background work: tasks survive every error, and report while they fail."""
 
 import logging
 import threading
@@ -19,7 +19,7 @@ from serve_app.artifacts import Artifacts
 from serve_app.config import AppArgs
 from serve_app.errors import DatabaseTooNew, LoadError
 from serve_app.store import Store, revisions
-from serve_app.supervision import Supervisor, WorkThread
+from serve_app.supervision import PeriodicThread, SupervisedTask, Supervisor
 from serve_app.worker.startup import migrate
 from tests.support.helpers import eventually
 from tests.support.running import running, simulated
@@ -46,12 +46,12 @@ class Broken(Exception):
     """An error that no part of Sophia foresees."""
 
 
-# --- Any work ---------------------------------------------------------------------------------------------------------
+# --- Any task ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.fault("B10")
 def test_work_goes_on_after_an_error_that_nobody_foresaw(caplog: pytest.LogCaptureFixture) -> None:
-    """A failing step is told at once, tried again and logged with one traceback; when it works nothing is told any more."""
+    """A failing step is reported at once, retried with backoff and logged with one traceback, until it works again."""
     supervisor = Supervisor()
     broken = threading.Event()
     broken.set()
@@ -63,14 +63,14 @@ def test_work_goes_on_after_an_error_that_nobody_foresaw(caplog: pytest.LogCaptu
             raise Broken("secret detail")
         time.sleep(0.01)
 
-    work = WorkThread(supervisor, "sweeper", step, pause_s=0.01)
+    thread = PeriodicThread(supervisor, "sweeper", step, retry_s=0.01)
     with caplog.at_level(logging.INFO, "ray.serve.sophia"):
-        work.start()
+        thread.start()
         eventually(lambda: len(steps) > 5)
         [problem] = supervisor.problems()
         broken.clear()
         eventually(lambda: not supervisor.problems())
-    work.close()
+    thread.close()
 
     assert "sweeper" in problem
     assert "Broken" in problem
@@ -85,13 +85,13 @@ def test_work_goes_on_after_an_error_that_nobody_foresaw(caplog: pytest.LogCaptu
 def test_work_that_fails_for_long_is_logged_once_a_minute(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A failure that lasts neither fills the log nor falls silent."""
-    monkeypatch.setattr(supervision, "TELL_EVERY_S", 0.3)
-    work = supervision.Work(Supervisor(), "sweeper")
+    """A lasting failure is logged again at intervals, and not for each try."""
+    monkeypatch.setattr(supervision, "LOG_EVERY_S", 0.3)
+    task = SupervisedTask(Supervisor(), "sweeper")
     began = time.monotonic()
     with caplog.at_level(logging.WARNING, "ray.serve.sophia"):
         while time.monotonic() < began + 1:
-            work.failed(Broken())
+            task.record_failure(Broken())
             time.sleep(0.005)
 
     assert 2 <= len(caplog.records) <= 5
@@ -100,18 +100,34 @@ def test_work_that_fails_for_long_is_logged_once_a_minute(
 
 @pytest.mark.fault("B10")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_thread_that_has_ended_by_itself_is_told() -> None:
-    """Even what no thread outlives is seen by somebody."""
+def test_a_thread_that_died_is_reported() -> None:
+    """An error that ends the thread itself shows as a problem."""
     supervisor = Supervisor()
 
     def step() -> None:
         raise SystemExit
 
-    work = WorkThread(supervisor, "sweeper", step)
-    work.start()
-    eventually(lambda: not work.alive)
+    thread = PeriodicThread(supervisor, "sweeper", step)
+    thread.start()
+    eventually(lambda: not thread.alive)
 
-    assert supervisor.problems() == ["sweeper has ended by itself; the log of the process says why"]
+    assert supervisor.problems() == ["sweeper: its thread has died; see the log of its process"]
+
+
+def test_a_step_chooses_when_the_next_one_runs() -> None:
+    """The thread waits for the seconds that a step returns instead of its period."""
+    steps: list[float] = []
+
+    def step() -> float:
+        steps.append(time.monotonic())
+        return 0.0
+
+    thread = PeriodicThread(Supervisor(), "sweeper", step, period_s=3600)
+    thread.start()
+    eventually(lambda: len(steps) > 2)
+    thread.close()
+
+    assert not thread.alive
 
 
 # --- The API's and the worker's ---------------------------------------------------------------------------------------
