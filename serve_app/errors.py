@@ -6,6 +6,7 @@ they are made again.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar, Literal
 
@@ -40,12 +41,24 @@ class SophiaError(Exception):
 # --- Requests -------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class WrongField:
+    """One invalid field of a request: its name, the given value, and what is allowed."""
+
+    field: str
+    value: str
+    message: str
+
+
 class InvalidRequest(SophiaError):
     """A field, header or query parameter is wrong; the message or the `errors` list names it."""
 
     status = 422
     code = "invalid_request"
     title = "The request is not valid"
+
+    wrong_fields: tuple[WrongField, ...] = ()
+    """The invalid fields, for the answer's `errors` list; an error may set its own."""
 
 
 class MalformedBody(SophiaError):

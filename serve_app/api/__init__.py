@@ -1,1 +1,1 @@
-"""The HTTP side. It never imports torch, and answers pings whatever the workers do."""
+"""The HTTP interface. It never imports torch, and its liveness probes depend on neither workers nor the database."""

@@ -1,22 +1,22 @@
-"""The FastAPI application: its routes, its errors, and the background work of its process."""
+"""The FastAPI application of one API process: its routes, its error handlers and its background work."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from typing import Any
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+from typing import Any, Final
 
 from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
 
 from serve_app import __version__
-from serve_app.api import health, problems
+from serve_app.api import files, health, jobs, models, music, problems, usage
 from serve_app.api.context import Context
-from serve_app.api.job_viewer import Viewer
-from serve_app.api.jobs import job_routes
+from serve_app.api.job_presenter import JobPresenter
 from serve_app.api.middleware import PAGES_FILES, RequestMiddleware
-from serve_app.api.threads import Flight
-from serve_app.api.views import Problem
+from serve_app.api.openapi import openapi_of
+from serve_app.api.readiness import check_readiness
+from serve_app.api.threads import SingleFlight
 from serve_app.api.watch import JobWatcher
 from serve_app.artifacts import Artifacts
 from serve_app.background.janitor import Janitor
@@ -28,11 +28,14 @@ from serve_app.jobs import Job
 from serve_app.ray_adapters.cluster import Node
 from serve_app.store import Store
 
-_DESCRIPTION = """
+ROUTERS: Final = (jobs.router, music.router, files.router, usage.router, models.router, health.router)
+"""All native routes."""
+
+_DESCRIPTION: Final = """
 Songs from ACE-Step 1.5: send a caption and lyrics, get stereo audio at 48 kHz.
 
-`POST /v1/music` answers with the song itself; `POST /v1/jobs` answers at once with a job to look at, follow, fetch or cancel.
-Errors are `application/problem+json` with a stable `code`.
+`POST /v1/music` answers with the song itself. `POST /v1/jobs` answers at once with a job that you can poll, follow, download or
+cancel. Errors are `application/problem+json` with a stable `code`.
 """
 
 
@@ -45,61 +48,64 @@ def create_api(
     cluster: Callable[[], list[Node]] | None = None,
     keys_needed: bool = False,
 ) -> FastAPI:
-    """The application. It owns `store` from now on and closes it when it shuts down.
+    """Create the application. It owns `store` from now on and closes it at shutdown.
 
-    `keys_needed`: every caller needs an API key, even while there is none (`listen_policy.keys_are_needed`).
+    See `Context` for the other parameters.
     """
 
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    def create_context() -> Context:
         storage = StorageWatch(artifacts, store.supervisor)
-        context = Context(args, store, artifacts, storage, JobWatcher(store), commit, deployment, cluster, keys_needed)
-        app.state.context = context
-        app.state.readiness = Flight(context.probes, lambda: health.readiness(context))
-        busy: list[Sweeper | Janitor | Sender | StorageWatch] = [
-            storage,
-            Sweeper(store, args, deployment),
-            Janitor(store, artifacts, args.retention),
-        ]
-        if args.webhook_secret:
-            busy.append(Sender(store, args, lambda job: _rendered(context, job)))
-        for part in busy:
-            await asyncio.to_thread(part.start)
-        keys = asyncio.create_task(context.keys.keep_fresh())
-        yield
-        keys.cancel()
-        await context.watcher.close()
-        for part in busy:
-            await asyncio.to_thread(part.close)
-        await asyncio.to_thread(context.close)
-        store.close()
+        return Context(args, store, artifacts, storage, JobWatcher(store), commit, deployment, cluster, keys_needed)
 
     app = FastAPIOffline(
-        title="Sophia", version=__version__, description=_DESCRIPTION, lifespan=lifespan, static_url=PAGES_FILES
+        title="Sophia",
+        version=__version__,
+        description=_DESCRIPTION,
+        lifespan=_lifespan(create_context),
+        static_url=PAGES_FILES,
     )
     app.add_middleware(RequestMiddleware, args=args.api)
     problems.install(app)
-    app.include_router(job_routes(args))
-    app.include_router(health.router)
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
+    for router in ROUTERS:
+        app.include_router(router)
+    app.openapi = openapi_of(app, args)  # type: ignore[method-assign]  # the way to extend it that FastAPI documents
     return app
 
 
-def _rendered(context: Context, job: Job) -> dict[str, Any]:
-    return Viewer(context).view(job).model_dump(mode="json")
+def _lifespan(create_context: Callable[[], Context]) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """The application's lifespan. It creates the context on the event loop, to which the job watcher belongs."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        context = create_context()
+        app.state.context = context
+        app.state.readiness = SingleFlight(context.probe_threads, partial(check_readiness, context))
+        background = _background_work(context)
+        for work in background:
+            await asyncio.to_thread(work.start)
+        key_watch = asyncio.create_task(context.keys.watch_for_revoked())
+        yield
+        key_watch.cancel()
+        await context.watcher.close()
+        for work in background:
+            await asyncio.to_thread(work.close)
+        await asyncio.to_thread(context.close)
+        context.store.close()
+
+    return lifespan
 
 
-def _openapi(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's page, with our errors instead of its own validation error, which is never sent."""
-    if app.openapi_schema is None:
-        page = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        schemas = page["components"]["schemas"]
-        for name in ("HTTPValidationError", "ValidationError"):
-            schemas.pop(name, None)
-        problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-        schemas.update(problem.pop("$defs"))
-        schemas["Problem"] = problem
-        events = page["paths"]["/v1/jobs/{job_id}/events"]["get"]["responses"]["200"]["content"]["text/event-stream"]
-        del events["schema"]  # FastAPI says that every stream is a string; `itemSchema` says what this one's parts are
-        app.openapi_schema = page
-    return app.openapi_schema
+def _background_work(context: Context) -> list[StorageWatch | Sweeper | Janitor | Sender]:
+    """The threads that every API process runs. Webhooks are sent only if there is a secret to sign them with."""
+    work: list[StorageWatch | Sweeper | Janitor | Sender] = [
+        context.storage,
+        Sweeper(context.store, context.args, context.deployment),
+        Janitor(context.store, context.artifacts, context.args.retention),
+    ]
+    if context.args.webhook_secret:
+        work.append(Sender(context.store, context.args, partial(_webhook_data, context)))
+    return work
+
+
+def _webhook_data(context: Context, job: Job) -> dict[str, Any]:
+    return JobPresenter(context).view(job).model_dump(mode="json")

@@ -1,20 +1,20 @@
-"""Answering with a job's life as server-sent events, which all followers of a job share."""
+"""A job's changes as server-sent events. All followers of a job share the text of each event."""
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from serve_app.api.context import Context
-from serve_app.api.job_viewer import Viewer
+from serve_app.api.job_presenter import JobPresenter
 from serve_app.api.watch import Change
 from serve_app.errors import StoreUnavailable, Unauthorized
 from serve_app.jobs import Job, Status
 
 KEEPALIVE_S: Final = 15.0
-"""A stream in which nothing happens says so often that it lives, or a proxy between would close it."""
+"""How often an idle stream sends a comment, so that proxies in between do not close it."""
 
 EVENT_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
     200: {
@@ -30,55 +30,69 @@ EVENT_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
     },
 }
 
-_HEADERS: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # the latter keeps nginx from buffering
+_HEADERS: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # the latter stops nginx from buffering
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events. FastAPI's own would make each event anew for each follower."""
+    """A stream of server-sent events. FastAPI's own class would serialize each event again for every follower."""
 
     media_type = "text/event-stream"
 
     def __init__(
-        self, events: AsyncIterator[bytes], place: AbstractContextManager[None], status_code: int = 200
+        self, events: AsyncIterator[bytes], slot: AbstractContextManager[None], status_code: int = 200
     ) -> None:
-        """`place` is had from the first byte to the last; what it raises is the answer. FastAPI reads the status off here."""
+        """`slot` is held while the events are sent; an error that entering it raises is the answer instead.
+
+        FastAPI reads the default of `status_code` for the OpenAPI page.
+        """
         super().__init__(events, status_code, headers=_HEADERS)
-        self._place = place
+        self._slot = slot
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events."""
-        with self._place:
+        with self._slot:
             await super().__call__(scope, receive, send)
 
 
-def answer_events(parts: Context, job: Job, seen: int) -> EventStream:
-    """The stream of a job's changes after the version `seen`."""
-    return EventStream(_events(parts, job, seen), parts.limits.streams.taken(job.owner))
+def answer_events(context: Context, job: Job, seen: int) -> EventStream:
+    """The stream of a job's changes after version `seen`."""
+    return EventStream(_events(context, job, seen), context.limits.streams.hold(job.owner))
 
 
-async def _events(parts: Context, job: Job, seen: int) -> AsyncIterator[bytes]:
-    """Ends with the job's end, when it is deleted, or soon after the key was revoked.
+async def _events(context: Context, job: Job, seen: int) -> AsyncIterator[bytes]:
+    """Yield events until the job has ended or is deleted, the caller's key is revoked, or the database fails.
 
-    A database that goes away ends it, too: the client comes back.
+    After a database failure the client reconnects and resumes.
     """
     change: Change | None = Change(job)
     state: Status | None = None
     while change is not None:
         job = change.job
         if job.version > seen:
-            seen = job.version
-            kind = "done" if job.status.final else "progress" if job.status == state else "state"
-            state = job.status
             try:
-                view = await change.text(parts.work, lambda job: Viewer(parts).view(job).model_dump_json())
+                event = await _event(context, change, state)
             except StoreUnavailable:
                 return
-            yield f"event: {kind}\ndata: {view}\nid: {job.version}\n\n".encode()
+            yield event
+            seen = job.version
+            state = job.status
         if job.status.final:
             return
         try:
-            change = await parts.watcher.changed(job, KEEPALIVE_S)
+            change = await context.watcher.changed(job, KEEPALIVE_S)
         except TimeoutError:
             yield b": ping\n\n"
         except Unauthorized:
             return
+
+
+async def _event(context: Context, change: Change, previous: Status | None) -> bytes:
+    job = change.job
+    text = await change.text(context.threads, lambda job: JobPresenter(context).view(job).model_dump_json())
+    return f"event: {_event_type(job, previous)}\ndata: {text}\nid: {job.version}\n\n".encode()
+
+
+def _event_type(job: Job, previous: Status | None) -> Literal["done", "progress", "state"]:
+    if job.status.final:
+        return "done"
+    return "progress" if job.status == previous else "state"

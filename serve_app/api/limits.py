@@ -1,6 +1,6 @@
-"""What one caller may have under way, and how often it may ask, in one API process.
+"""Limits on a caller's concurrent requests, downloads and request rate, in one API process.
 
-Every limit is counted in the process, so a caller of an API with several replicas has an even part of it in each, rounded up.
+Each process counts for itself. With several API replicas, a caller therefore gets an equal part of its limit in each, rounded up.
 """
 
 import math
@@ -13,69 +13,72 @@ from typing import Final
 from serve_app.config import ApiArgs
 from serve_app.errors import TooManyRequests
 
-_REMEMBERED: Final = 10_000
-"""Callers whose last requests are remembered: the memory of it must not grow with made-up addresses."""
+_MAX_BUCKETS: Final = 10_000
+"""Callers whose token buckets are kept. A bound is needed because a client can use many addresses."""
 
-LASTING: Final = 0.7
-"""The part of `api.max_ongoing` that may wait or follow: the rest is for what is answered at once."""
+LONG_REQUESTS: Final = 0.7
+"""Fraction of `api.max_ongoing` for requests that wait for a song or follow a job; the rest serves quick requests."""
 
-WORKING: Final = 0.9
-"""The part of `api.max_ongoing` that probes leave to all others."""
+NON_PROBES: Final = 0.9
+"""Fraction of `api.max_ongoing` for everything but probes, so that probes are always answered."""
 
-
-class Places:
-    """Places for what lasts: so many for each owner, and so many in all."""
-
-    def __init__(self, what: str, setting: str, per_owner: int, overall: "Overall") -> None:
-        self._what = what
-        self._setting = setting
-        self._per_owner = per_owner
-        self._overall = overall
-        self._taken: Counter[str] = Counter()
-
-    @contextmanager
-    def taken(self, owner: str) -> Iterator[None]:
-        """Have a place. Raises TooManyRequests."""
-        if self._taken[owner] >= self._per_owner:
-            raise TooManyRequests(
-                f"You have {self._per_owner} {self._what} already, as many as one caller may ({self._setting})"
-            )
-        with self._overall.taken():
-            self._taken[owner] += 1
-            try:
-                yield
-            finally:
-                self._taken[owner] -= 1
-                if not self._taken[owner]:
-                    del self._taken[owner]
+_REFUSALS_PER_S: Final = 10
+_REFUSAL_BURST: Final = 100
 
 
-class Overall:
-    """Places that all callers share."""
+class SharedSlots:
+    """A fixed number of concurrent requests, shared by all callers."""
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._count = 0
+        self._used = 0
 
     @contextmanager
-    def taken(self) -> Iterator[None]:
-        """Have a place. Raises TooManyRequests."""
-        if self._count >= self._size:
+    def hold(self) -> Iterator[None]:
+        """Hold a slot for the duration of the context. Raises TooManyRequests if none is free."""
+        if self._used >= self._size:
             raise TooManyRequests(
-                f"This API process has {self._size} such requests under way, as many as it takes (api.max_ongoing)"
+                f"This API process already serves {self._size} requests of this kind, its maximum (see api.max_ongoing). "
+                "Try again later"
             )
-        self._count += 1
+        self._used += 1
         try:
             yield
         finally:
-            self._count -= 1
+            self._used -= 1
+
+
+class OwnerSlots:
+    """A fixed number of concurrent requests for each owner; every request also holds one of the shared slots."""
+
+    def __init__(self, what: str, setting: str, per_owner: int, shared: SharedSlots) -> None:
+        self._what = what
+        self._setting = setting
+        self._per_owner = per_owner
+        self._shared = shared
+        self._used: Counter[str] = Counter()
+
+    @contextmanager
+    def hold(self, owner: str) -> Iterator[None]:
+        """Hold a slot for the duration of the context. Raises TooManyRequests if none is free."""
+        if self._used[owner] >= self._per_owner:
+            raise TooManyRequests(f"You already have {self._per_owner} {self._what}, the maximum ({self._setting})")
+        with self._shared.hold():
+            self._used[owner] += 1
+            try:
+                yield
+            finally:
+                self._used[owner] -= 1
+                if not self._used[owner]:
+                    del self._used[owner]
 
 
 class Downloads:
-    """Bytes of files on their way to their readers.
+    """The bytes of files that are being sent to clients.
 
-    Serve takes a whole answer from us as fast as we give it, however slowly its reader reads: what is between lies in Ray's object
-    store, which spills to disk. Serve has no way to hold that back, nor to end an answer that nobody reads; so it is counted.
+    Serve accepts a whole response as fast as the API produces it, however slowly the client reads, and holds the rest in Ray's
+    object store, which spills to disk. Serve can neither slow the API down nor drop a client that stopped reading, so the bytes
+    are counted here.
     """
 
     def __init__(self, per_owner: int, overall: int) -> None:
@@ -84,8 +87,11 @@ class Downloads:
         self._bytes: Counter[str] = Counter()
 
     @contextmanager
-    def under_way(self, owner: str, size: int, path: str) -> Iterator[None]:
-        """Have room for so many bytes until the reader has them. Raises TooManyRequests, which tells the `path`."""
+    def hold(self, owner: str, size: int, path: str) -> Iterator[None]:
+        """Count `size` bytes for the duration of the context. Raises TooManyRequests, which names `path` for a later try.
+
+        A caller without any download always has room, whatever the size.
+        """
         _check_room(self._bytes[owner], size, self._per_owner, path, "you have", "api.download_bytes_per_key")
         _check_room(self._bytes.total(), size, self._overall, path, "this API process has", "api.download_bytes")
         self._bytes[owner] += size
@@ -97,60 +103,64 @@ class Downloads:
                 del self._bytes[owner]
 
 
-class Rate:
-    """So many requests a second from each caller, and a burst of more after a rest (a token bucket)."""
+class RateLimit:
+    """A token bucket for each caller: `per_s` requests a second on average, and up to `burst` at once."""
 
     def __init__(self, per_s: float, burst: int) -> None:
         self._per_s = per_s
         self._burst = burst
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
-        """By caller: what was left, and when; the callers who asked last are last."""
+        """By caller, its tokens and when they were counted; the most recent caller is last."""
 
-    def spend(self, caller: str) -> float:
-        """Count a request; 0, or after how many seconds one would be taken."""
+    def take(self, caller: str) -> float:
+        """Take a token and return 0, or return the seconds until one is available."""
         now = time.monotonic()
-        left, at = self._buckets.pop(caller, (float(self._burst), now))
-        left = min(self._burst, left + (now - at) * self._per_s)
-        wait_s = 0.0 if left >= 1 else (1 - left) / self._per_s
-        self._buckets[caller] = (left if wait_s else left - 1, now)
-        if len(self._buckets) > _REMEMBERED:
+        tokens, counted_at = self._buckets.pop(caller, (float(self._burst), now))
+        tokens = min(self._burst, tokens + (now - counted_at) * self._per_s)
+        wait_s = 0.0 if tokens >= 1 else (1 - tokens) / self._per_s
+        self._buckets[caller] = (tokens if wait_s else tokens - 1, now)
+        if len(self._buckets) > _MAX_BUCKETS:
             self._buckets.popitem(last=False)
         return wait_s
 
 
 class Limits:
-    """The limits of one API process."""
+    """All limits of one API process."""
 
     def __init__(self, args: ApiArgs) -> None:
-        def share(limit: int) -> int:
+        def per_replica(limit: int) -> int:
             return math.ceil(limit / args.replicas)
 
-        lasting = Overall(int(args.max_ongoing * LASTING))
-        self.waits = Places("requests that wait", "api.waits_per_key", share(args.waits_per_key), lasting)
-        self.streams = Places("event streams", "api.streams_per_key", share(args.streams_per_key), lasting)
+        long_requests = SharedSlots(int(args.max_ongoing * LONG_REQUESTS))
+        self.waits = OwnerSlots("waiting requests", "api.waits_per_key", per_replica(args.waits_per_key), long_requests)
+        self.streams = OwnerSlots(
+            "event streams", "api.streams_per_key", per_replica(args.streams_per_key), long_requests
+        )
         self.downloads = Downloads(args.download_bytes_per_key, args.download_bytes)
-        self._requests = Rate(args.requests_per_s / args.replicas, share(args.request_burst))
-        self._refusals = Rate(10, 100)
+        self._requests = RateLimit(args.requests_per_s / args.replicas, per_replica(args.request_burst))
+        self._refusals = RateLimit(_REFUSALS_PER_S, _REFUSAL_BURST)
         self._per_s = args.requests_per_s
 
-    def ask(self, owner: str) -> None:
+    def count_request(self, owner: str) -> None:
         """Count a request of an owner. Raises TooManyRequests."""
-        wait_s = self._requests.spend(owner)
+        wait_s = self._requests.take(owner)
         if wait_s:
-            raise _too_fast(f"You ask more often than {self._per_s:g} times a second (api.requests_per_s)", wait_s)
+            raise _too_fast(
+                f"You send more than {self._per_s:g} requests per second, the maximum (api.requests_per_s)", wait_s
+            )
 
-    def refuse(self, address: str) -> None:
+    def count_refusal(self, address: str) -> None:
         """Count a request without a valid key from an address. Raises TooManyRequests."""
-        wait_s = self._refusals.spend(address)
+        wait_s = self._refusals.take(address)
         if wait_s:
-            raise _too_fast("Too many requests without a valid API key came from your address", wait_s)
+            raise _too_fast("Your address has sent too many requests without a valid API key", wait_s)
 
 
-def _check_room(taken: int, size: int, most: int, path: str, who: str, setting: str) -> None:
-    if taken and taken + size > most:
+def _check_room(used: int, size: int, limit: int, path: str, who: str, setting: str) -> None:
+    if used and used + size > limit:
         raise TooManyRequests(
-            f"The file of {size} bytes is ready, GET {path} later: {who} {taken} bytes under way that are not read, "
-            f"and may have {most} ({setting})"
+            f"The file of {size} bytes cannot be sent now: {who} {used} unread bytes of downloads, and the maximum is {limit} "
+            f"({setting}). Read or close a download, then GET {path}"
         )
 
 

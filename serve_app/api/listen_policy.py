@@ -1,4 +1,4 @@
-"""Who could use Sophia without being meant to: whether callers need an API key."""
+"""Whether callers need an API key, decided by the configuration and the address that Sophia listens on."""
 
 import ipaddress
 
@@ -8,10 +8,10 @@ from serve_app.store import Store
 
 
 def keys_are_needed(args: AppArgs, http_host: str) -> bool:
-    """Whether every caller needs an API key, whatever keys there are.
+    """Whether every caller needs an API key, even if no key exists.
 
-    Decided by the configuration and the address that Sophia listens on, never by the table of keys: a key that is revoked, or a
-    database that is away, must not open a door. Where it is False and `auth.mode` is `auto`, keys are needed as soon as one exists.
+    The stored keys do not matter here: revoking the last key or losing the database must not open the service to everyone. If
+    this returns False and `auth.mode` is `auto`, callers need a key as soon as one exists.
     """
     if args.auth.mode == "auto":
         return not _is_loopback(http_host)
@@ -19,14 +19,14 @@ def keys_are_needed(args: AppArgs, http_host: str) -> bool:
 
 
 def require_a_key(args: AppArgs, store: Store, http_host: str) -> None:
-    """Raise AuthNotConfigured when callers need a key and there is none, so that nobody could use Sophia. For `sophia doctor`."""
+    """Raise AuthNotConfigured if callers need a key and none exists. `sophia doctor` calls this."""
     if not keys_are_needed(args, http_host):
         return
     store.migrate()
     if not store.keys.names():
         raise AuthNotConfigured(
-            f"Sophia listens on {http_host}, where every caller needs an API key, and there is none. Make one with "
-            "'sophia keys create NAME', or listen on 127.0.0.1 (http_options: host), or say that everybody may use it "
+            f"Sophia listens on {http_host}, where every caller needs an API key, and none exists. Create one with "
+            "'sophia keys create NAME', listen on 127.0.0.1 (http_options: host), or let everybody use Sophia "
             "(args: auth: {mode: none})."
         )
 

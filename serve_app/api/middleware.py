@@ -1,6 +1,6 @@
-"""Around every request: its id, and the limits of its size and of how many there are.
+"""Wraps every request: gives it an id, and limits its body and the number of concurrent requests.
 
-Plain ASGI, so that /ping stays cheap. Serve logs the requests.
+It is plain ASGI, because Starlette's middleware class would slow /ping down. Serve logs the requests.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.api.limits import WORKING, Overall
+from serve_app.api.limits import NON_PROBES, SharedSlots
 from serve_app.api.problems import problem
 from serve_app.config import ApiArgs
 from serve_app.errors import BodyTooLarge, BodyTooSlow, SophiaError, TooManyRequests, UnsupportedMediaType
@@ -23,18 +23,18 @@ _PAGES_POLICY: Final = (
     b"default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
     b"img-src 'self' data:; worker-src blob:"
 )
-"""Nothing from elsewhere; FastAPI's pages have their few lines of script and style inside."""
+"""Allows nothing from other sites. FastAPI's pages have some inline script and style."""
 
-_GIVEN_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_VALID_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
 class RequestMiddleware:
-    """Name the request as Serve's log and `X-Request-ID` do, and refuse one too many and a body over the limit."""
+    """Sets the request id that Serve's log and `X-Request-ID` show, and refuses excess requests and unreadable bodies."""
 
     def __init__(self, app: ASGIApp, args: ApiArgs) -> None:
         self._app = app
         self._args = args
-        self._places = Overall(int(args.max_ongoing * WORKING))
+        self._slots = SharedSlots(int(args.max_ongoing * NON_PROBES))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -43,27 +43,21 @@ class RequestMiddleware:
         headers = dict(scope["headers"])
         scope["request_id"] = _request_id(headers)
         if scope["path"] in _PROBES:
-            await self._take(scope, headers, receive, send)
+            await self._handle(scope, headers, receive, send)
             return
         try:
-            with self._places.taken():
-                await self._take(scope, headers, receive, send)
+            with self._slots.hold():
+                await self._handle(scope, headers, receive, send)
         except TooManyRequests as error:
             await _refuse(error, scope, receive, send)
 
-    async def _take(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send) -> None:
-        if _declared_length(headers) > self._args.max_body_bytes:
-            await _refuse(_too_large(self._args), scope, receive, send)
+    async def _handle(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send) -> None:
+        refusal = self._refusal(headers)
+        if refusal is not None:
+            await _refuse(refusal, scope, receive, send)
             return
-        encoding = headers.get(b"content-encoding", b"identity").strip().lower()
-        if encoding not in (b"", b"identity"):
-            detail = "Send the body as it is: a Content-Encoding such as gzip is not read here"
-            answer = problem(scope["request_id"], UnsupportedMediaType, detail, headers={"Accept-Encoding": "identity"})
-            await answer(scope, receive, send)
-            return
-        if scope["method"] == "HEAD" and not scope["path"].endswith("/events") and "/audio" not in scope["path"]:
-            # HEAD wherever there is GET (RFC 9110, 9.3.2); the server sends no body. Files have routes of their own for it.
-            scope = {**scope, "method": "GET"}
+        if _is_head_of_get(scope):
+            scope = {**scope, "method": "GET"}  # the server drops the body of the answer
         if scope["path"] in _PAGES:
             send = _with_policy(send)
         exchange = _Exchange(receive, send, self._args)
@@ -72,9 +66,32 @@ class RequestMiddleware:
         if exchange.refusal is not None and not exchange.answered:
             await _refuse(exchange.refusal, scope, receive, send)
 
+    def _refusal(self, headers: dict[bytes, bytes]) -> SophiaError | None:
+        """Why the body cannot be read, as far as the headers tell."""
+        if _declared_length(headers) > self._args.max_body_bytes:
+            return _too_large(self._args)
+        encoding = headers.get(b"content-encoding", b"identity").strip().lower()
+        if encoding in (b"", b"identity"):
+            return None
+        error = UnsupportedMediaType(
+            "The body has a Content-Encoding, such as gzip, which Sophia does not support. Send it uncompressed"
+        )
+        error.headers = {"Accept-Encoding": "identity"}
+        return error
+
 
 async def _refuse(error: SophiaError, scope: Scope, receive: Receive, send: Send) -> None:
-    await problem(scope["request_id"], type(error), error.message)(scope, receive, send)
+    answer = problem(scope["request_id"], type(error), error.message, headers=dict(error.headers))
+    await answer(scope, receive, send)
+
+
+def _is_head_of_get(scope: Scope) -> bool:
+    """Whether a HEAD request is handled like GET (RFC 9110, 9.3.2).
+
+    Files have HEAD routes of their own, which do not open the file; an event stream has no end.
+    """
+    path = scope["path"]
+    return scope["method"] == "HEAD" and not path.endswith("/events") and "/audio" not in path
 
 
 def _with_policy(send: Send) -> Send:
@@ -87,37 +104,40 @@ def _with_policy(send: Send) -> Send:
 
 
 class _Exchange:
-    """Bounds the body that is read in size and time, and holds back what the app answers to one that it did not get whole."""
+    """One request and its answer. Limits the body in size and time.
+
+    Once the body is refused, the application's own answer is dropped: it has seen an incomplete body.
+    """
 
     def __init__(self, receive: Receive, send: Send, args: ApiArgs) -> None:
         self._receive = receive
         self._send = send
         self._args = args
-        self._read = 0
-        self._is_whole = False
+        self._bytes = 0
+        self._is_complete = False
         self._deadline = asyncio.get_running_loop().time() + args.body_timeout_s
         self.refusal: SophiaError | None = None
-        """What is wrong with the body."""
+        """Why the body was refused."""
         self.answered = False
 
     async def receive(self) -> Message:
         message = await self._next()
-        self._read += len(message.get("body", b""))
-        self._is_whole = self._is_whole or not message.get("more_body", False)
-        if self._read > self._args.max_body_bytes:
+        self._bytes += len(message.get("body", b""))
+        self._is_complete = self._is_complete or not message.get("more_body", False)
+        if self._bytes > self._args.max_body_bytes:
             self.refusal = _too_large(self._args)
             raise self.refusal
         return message
 
     async def _next(self) -> Message:
-        if self._is_whole:  # what comes now is that the client has left, whenever it does
+        if self._is_complete:  # the next message is the client's disconnect, which may come at any time
             return await self._receive()
         try:
             async with asyncio.timeout_at(self._deadline):
                 return await self._receive()
         except TimeoutError:
             self.refusal = BodyTooSlow(
-                f"The body did not come within {self._args.body_timeout_s:g} s (api.body_timeout_s)"
+                f"The body did not arrive within {self._args.body_timeout_s:g} s, the maximum (api.body_timeout_s)"
             )
             raise self.refusal from None
 
@@ -128,12 +148,12 @@ class _Exchange:
 
 
 def _too_large(args: ApiArgs) -> BodyTooLarge:
-    return BodyTooLarge(f"The body is larger than {args.max_body_bytes} bytes (api.max_body_bytes)")
+    return BodyTooLarge(f"The body is larger than {args.max_body_bytes} bytes, the maximum (api.max_body_bytes)")
 
 
 def _request_id(headers: dict[bytes, bytes]) -> str:
     given = headers.get(b"x-request-id", b"")
-    return given.decode() if _GIVEN_ID.fullmatch(given) else new_id()
+    return given.decode() if _VALID_ID.fullmatch(given) else new_id()
 
 
 def _declared_length(headers: dict[bytes, bytes]) -> int:

@@ -1,44 +1,51 @@
-"""Which web pages may reach a Sophia that asks nobody for a key.
+"""Protection against web pages of other sites while callers need no API key.
 
-A browser on the machine reaches what listens on loopback, for whatever page it shows. A page of a name that points to
-127.0.0.1 (DNS rebinding) says that name in `Host`; a page of another site says itself in `Origin`. With an API key neither
-matters: a page has none.
+A browser on this machine can reach a server on the loopback address for any page that it shows. If a page's host name resolves to
+127.0.0.1 (DNS rebinding), its requests carry that name in `Host`; requests of another site's page carry that site in `Origin`.
+With API keys neither is a risk, because such a page has no key.
 """
 
 import ipaddress
 from collections.abc import Sequence
+from typing import Final
 from urllib.parse import urlsplit
 
 from fastapi import Request
 
 from serve_app.errors import CrossSite, WrongHost
 
+_SHOWN: Final = 100  # characters of a header in an error text
 
-def check_page(request: Request, allowed_hosts: Sequence[str]) -> None:
-    """Raises WrongHost and CrossSite."""
+
+def check_origin(request: Request, allowed_hosts: Sequence[str]) -> None:
+    """Check `Host` and `Origin`. Raises WrongHost and CrossSite."""
     host = request.headers.get("host", "")
-    if not _is_ours(host, allowed_hosts):
+    if not _is_allowed(host, allowed_hosts):
         raise WrongHost(
-            f"Without API keys Sophia answers to names of this machine only, not to Host: {host[:100]}. "
-            "Make a key ('sophia keys create NAME'), or name the host in api.allowed_hosts"
+            f"Without API keys, Sophia answers only requests to this machine's own names, not to Host: {host[:_SHOWN]}. "
+            "Create a key ('sophia keys create NAME'), or add the host to api.allowed_hosts"
         )
     origin = request.headers.get("origin")
     if origin is not None and urlsplit(origin).netloc != host:
         raise CrossSite(
-            f"Without API keys Sophia takes nothing from pages of other sites, such as {origin[:100]}. "
-            "Make a key ('sophia keys create NAME') and send it"
+            f"Without API keys, Sophia refuses requests from pages of other sites, such as {origin[:_SHOWN]}. "
+            "Create a key ('sophia keys create NAME') and send it"
         )
 
 
-def _is_ours(host: str, allowed_hosts: Sequence[str]) -> bool:
+def _is_allowed(host: str, allowed_hosts: Sequence[str]) -> bool:
     try:
         name = (urlsplit(f"//{host}").hostname or "").lower()
     except ValueError:
         return False
     if name == "localhost" or name.endswith(".localhost") or name in allowed_hosts:
         return True
+    return _is_ip_address(name)  # DNS rebinding needs a name
+
+
+def _is_ip_address(name: str) -> bool:
     try:
-        ipaddress.ip_address(name)  # a page cannot have an address of its own choice
+        ipaddress.ip_address(name)
     except ValueError:
         return False
     return True

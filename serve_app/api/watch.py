@@ -1,4 +1,4 @@
-"""Waiting for a job to change: one small query for all who wait, in every API process, and one view for all who follow."""
+"""Waiting for jobs to change. Each API process polls the store with one query for all waiting requests."""
 
 import asyncio
 from collections.abc import Callable, Collection
@@ -11,25 +11,25 @@ from serve_app.jobs import Job
 from serve_app.store import Store
 from serve_app.supervision import SupervisedTask
 
-LOOK_S: Final = 0.25
-"""An end is seen at once; progress, of which PostgreSQL sends no word, within this time."""
+POLL_S: Final = 0.25
+"""The longest time between two polls. The store announces the end of a job at once, but PostgreSQL does not announce progress."""
 
-_REST: Final = 9
-"""After a look the watcher rests so many times as long as the look took, up to LOOK_S: on SQLite every write of anybody wakes it,
-and whoever watches a thousand jobs must not spend a core on that."""
+_REST_RATIO: Final = 9
+"""After a poll the watcher rests this many times as long as the poll took, up to POLL_S. On SQLite every write by any process
+wakes the watcher; without the rest, watching a thousand jobs would occupy a core."""
 
 
 class Change:
-    """A job as it was at one version, with what its followers are told, which is made once for all of them."""
+    """A new version of a job. Its text for event streams is built once for all of the job's followers."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
         self._text: asyncio.Future[str] | None = None
 
-    async def text(self, threads: Threads, make: Callable[[Job], str]) -> str:
-        """What `make` gives for the job. It runs in a thread, for the first follower who asks. Raises what it raises."""
+    async def text(self, threads: Threads, build: Callable[[Job], str]) -> str:
+        """Return what `build` returns for the job. The first caller starts it, in a thread. Raises what `build` raises."""
         if self._text is None:
-            self._text = asyncio.ensure_future(threads.run(make, self.job))
+            self._text = asyncio.ensure_future(threads.run(build, self.job))
         return await asyncio.shield(self._text)
 
 
@@ -38,53 +38,53 @@ class JobWatcher:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._waiting: dict[str, dict[asyncio.Future[Change | None], int]] = {}
-        """By job, those who wait and the version that each of them knows."""
+        self._waiters: dict[str, dict[asyncio.Future[Change | None], int]] = {}
+        """By job id: the waiting requests, each with the version of the job that it has seen."""
         self._owners: dict[str, str] = {}
-        """By job, whose it is."""
-        self._somebody = asyncio.Event()
-        self._newcomer = asyncio.Event()
+        """The owner of each watched job, by job id."""
+        self._has_waiters = asyncio.Event()
+        self._new_waiter = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._bell: asyncio.Task[bool] | None = None
-        self._threads = Threads("watcher", 2)  # one looks, the other waits for the bell
+        self._notification: asyncio.Task[bool] | None = None
+        self._threads = Threads("watcher", 2)  # one polls, the other waits for a notification
         self._health = SupervisedTask(store.supervisor, "job watcher")
 
     async def changed(self, job: Job, timeout: float | None = None) -> Change | None:
-        """The job as soon as it has another version; None when it is gone.
+        """Wait until the job has another version, and return it; None if the job was deleted.
 
-        Raises TimeoutError, and Unauthorized when the key of the job's owner was revoked.
+        Raises TimeoutError, and Unauthorized if the key of the job's owner was revoked.
         """
         self._task = self._task or asyncio.create_task(self._watch())
         future: asyncio.Future[Change | None] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(job.id, {})[future] = job.version
+        self._waiters.setdefault(job.id, {})[future] = job.version
         self._owners[job.id] = job.owner
-        self._somebody.set()
-        self._newcomer.set()  # look at once: it may have changed since the caller did
+        self._has_waiters.set()
+        self._new_waiter.set()  # poll at once: the job may have changed since the caller read it
         try:
             return await asyncio.wait_for(future, timeout)
         finally:
-            self._leave(job.id, future)
+            self._remove(job.id, future)
 
     async def finished(self, job: Job, timeout: float) -> Job | None:
-        """The job once it has ended, or as it is after `timeout` seconds; None when it is gone.
+        """Wait up to `timeout` seconds for the job to reach a final state. Return its latest version; None if it was deleted.
 
-        Raises Unauthorized when the key of the job's owner was revoked.
+        Raises Unauthorized if the key of the job's owner was revoked.
         """
-        deadline = asyncio.get_running_loop().time() + timeout
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
         latest: Job | None = job
         with suppress(TimeoutError):
             while latest is not None and not latest.status.final:
-                left_s = deadline - asyncio.get_running_loop().time()
-                change = await self.changed(latest, left_s)
+                change = await self.changed(latest, deadline - loop.time())
                 latest = change.job if change else None
         return latest
 
-    def keep_only(self, owners: Collection[str]) -> None:
-        """Nobody else waits any longer; a job without an owner is everybody's."""
-        for job, waiting in self._waiting.items():
+    def end_waits_except(self, owners: Collection[str]) -> None:
+        """End the waits for jobs of all other owners with Unauthorized. Jobs without an owner are not affected."""
+        for job, waiters in self._waiters.items():
             owner = self._owners[job]
             if owner and owner not in owners:
-                for future in waiting:
+                for future in waiters:
                     if not future.done():
                         future.set_exception(Unauthorized("This API key was revoked"))
 
@@ -94,58 +94,59 @@ class JobWatcher:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
-        if self._bell is not None:
-            await asyncio.wait((self._bell,))
+        if self._notification is not None:
+            await asyncio.wait((self._notification,))
         self._threads.close()
 
-    def _leave(self, job: str, future: asyncio.Future[Change | None]) -> None:
-        del self._waiting[job][future]
-        if not self._waiting[job]:
-            del self._waiting[job]
+    def _remove(self, job: str, future: asyncio.Future[Change | None]) -> None:
+        del self._waiters[job][future]
+        if not self._waiters[job]:
+            del self._waiters[job]
             del self._owners[job]
-        if not self._waiting:
-            self._somebody.clear()
+        if not self._waiters:
+            self._has_waiters.clear()
 
     async def _watch(self) -> None:
         while True:
-            await self._somebody.wait()
-            self._newcomer.clear()
+            await self._has_waiters.wait()
+            self._new_waiter.clear()
             seen = self._store.notifications.count("ended")
-            began = asyncio.get_running_loop().time()
+            started_at = asyncio.get_running_loop().time()
             try:
-                await self._look()
-            except Exception as error:  # who waits, waits on: the job is safe, and what is away comes back
+                await self._poll()
+            except Exception as error:  # keep the waiters: the jobs are safe, and the store comes back
                 await asyncio.sleep(self._health.record_failure(error))
                 continue
             self._health.record_success()
-            took_s = asyncio.get_running_loop().time() - began
-            await asyncio.sleep(min(_REST * took_s, LOOK_S))
-            await self._until_there_is_reason(seen)
+            took_s = asyncio.get_running_loop().time() - started_at
+            await asyncio.sleep(min(_REST_RATIO * took_s, POLL_S))
+            await self._wait_for_next_poll(seen)
 
-    async def _look(self) -> None:
-        """Ask for the versions of all watched jobs, and for those jobs only that have another one."""
-        asked = list(self._waiting)
-        versions = await self._threads.run(self._store.jobs.versions, asked)
-        changed = [job for job in asked if job in versions and self._is_news(job, versions[job])]
+    async def _poll(self) -> None:
+        """Read the versions of all watched jobs, then read only the jobs that have changed."""
+        watched = list(self._waiters)
+        versions = await self._threads.run(self._store.jobs.versions, watched)
+        changed = [job for job in watched if job in versions and self._has_changed(job, versions[job])]
         found = await self._threads.run(self._store.jobs.get_many, changed) if changed else {}
-        for job in asked:
+        for job in watched:
             if job in found:
-                self._tell(job, Change(found[job]))
+                self._wake(job, Change(found[job]))
             elif job not in versions:
-                self._tell(job, None)
+                self._wake(job, None)
 
-    def _is_news(self, job: str, version: int) -> bool:
-        return any(known != version for known in self._waiting.get(job, {}).values())
+    def _has_changed(self, job: str, version: int) -> bool:
+        return any(seen != version for seen in self._waiters.get(job, {}).values())
 
-    def _tell(self, job: str, change: Change | None) -> None:
-        for future, known in self._waiting.get(job, {}).items():
-            if not future.done() and (change is None or change.job.version != known):
+    def _wake(self, job: str, change: Change | None) -> None:
+        for future, seen in self._waiters.get(job, {}).items():
+            if not future.done() and (change is None or change.job.version != seen):
                 future.set_result(change)
 
-    async def _until_there_is_reason(self, seen: int) -> None:
-        """Until something has changed since `seen`, somebody new waits, or LOOK_S is over."""
-        if self._bell is None or self._bell.done():  # else nothing has changed since it was hung up
-            self._bell = asyncio.create_task(self._threads.run(self._store.notifications.wait, "ended", seen, LOOK_S))
-        newcomer = asyncio.create_task(self._newcomer.wait())
-        await asyncio.wait((self._bell, newcomer), return_when=asyncio.FIRST_COMPLETED)
-        newcomer.cancel()
+    async def _wait_for_next_poll(self, seen: int) -> None:
+        """Wait until a job has ended since notification `seen`, a new waiter arrives, or POLL_S has passed."""
+        if self._notification is None or self._notification.done():  # else nothing has changed since that wait began
+            wait = self._threads.run(self._store.notifications.wait, "ended", seen, POLL_S)
+            self._notification = asyncio.create_task(wait)
+        new_waiter = asyncio.create_task(self._new_waiter.wait())
+        await asyncio.wait((self._notification, new_waiter), return_when=asyncio.FIRST_COMPLETED)
+        new_waiter.cancel()

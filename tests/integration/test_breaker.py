@@ -322,6 +322,6 @@ def test_a_job_of_a_model_that_is_gone_is_told(tmp_path: Path) -> None:
 
         assert listed.status_code == 200
         assert len(listed.json()["jobs"]) == 2
-        assert "is not in this service's configuration any more" in shown
+        assert "is no longer in this service's configuration" in shown
         assert retried.status_code == 409
         assert service.job(cancelled["id"])["state"] == "cancelled"

@@ -153,7 +153,7 @@ def test_another_services_name_or_a_slip_leads_to_the_field_that_is_meant(
     answer = service.client.post("/v1/jobs", json={"prompt": "x", foreign: "y"})
 
     [error] = answer.json()["errors"]
-    assert error["message"].endswith((f"here it is called {ours!r}", f"did you mean {ours!r}?"))
+    assert error["message"].endswith((f"where it is called {ours!r}", f"did you mean {ours!r}?"))
 
 
 @pytest.mark.fault("C2")
@@ -164,7 +164,7 @@ def test_a_name_that_means_something_else_is_not_taken_for_one_of_ours(service: 
 
     [error] = answer.json()["errors"]
     assert "did you mean" not in error["message"]
-    assert "there are prompt, title, lyrics" in error["message"]
+    assert "the fields are prompt, title, lyrics" in error["message"]
 
 
 @pytest.mark.fault("C2")
@@ -218,7 +218,7 @@ def test_an_error_is_bounded_whatever_the_body(service: Service) -> None:
 
     assert answer.status_code == 422
     assert len(answer.content) < 20_000
-    assert "40000 in all" in answer.json()["detail"]
+    assert "40000 errors in all" in answer.json()["detail"]
     assert quickest_s(send) < 15 * quickest_s(read)  # 2 here; 60 when a near name was looked for to each of them
 
 

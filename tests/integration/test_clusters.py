@@ -181,9 +181,9 @@ def test_health_shows_every_cluster(tmp_path: Path) -> None:
         assert [worker["cluster"] for worker in workers] == ["there"]
     with running(tmp_path, models={"other": simulated()}, workers=0, cluster_name="here") as service:
         shown = service.job(job)["waiting_for"]
-        assert shown == "another cluster plays this model, and has no worker for it yet: much work"
+        assert shown == "another cluster serves this model and has no worker for it yet: much work"
         make_old(service.store, decisions, "decided_at", 61)
-        assert "no other cluster on this queue has it" in service.job(job)["waiting_for"]
+        assert "no other cluster on this queue serves it" in service.job(job)["waiting_for"]
 
 
 def test_a_clusters_name_reaches_its_policy(tmp_path: Path) -> None:

@@ -19,10 +19,8 @@ import pytest
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 
-from serve_app.api import health
-from serve_app.api.jobs import job_routes
-from serve_app.api.limits import Rate
-from serve_app.config import AppArgs
+from serve_app.api.application import ROUTERS
+from serve_app.api.limits import RateLimit
 from serve_app.store.keys import KeyStore
 from serve_app.store.workers import WorkerStore
 from tests.support.helpers import eventually
@@ -48,11 +46,9 @@ def test_probes_answer_while_every_thread_waits_for_the_database(tmp_path: Path)
 
 
 @pytest.mark.fault("B6")
-def test_nothing_that_blocks_runs_in_a_shared_thread_pool(tmp_path: Path) -> None:
+def test_nothing_that_blocks_runs_in_a_shared_thread_pool() -> None:
     """Every route and dependency is a coroutine, so that none takes one of the threads that FastAPI shares among all."""
-    routers = (job_routes(AppArgs(data_dir=tmp_path)), health.router)
-
-    routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
+    routes = [route for router in ROUTERS for route in router.routes if isinstance(route, APIRoute)]
     blocking = [call.__name__ for route in routes for call in calls(route.dependant) if not is_coroutine(call)]
 
     assert routes
@@ -98,7 +94,7 @@ def test_the_keys_are_read_once_for_all_who_ask_meanwhile(tmp_path: Path, monkey
         return digests(self)
 
     monkeypatch.setattr(KeyStore, "digests", slow)
-    monkeypatch.setattr("serve_app.api.context.KEYS_FRESH_S", 600)
+    monkeypatch.setattr("serve_app.api.key_cache.KEYS_FRESH_S", 600)
     with running(tmp_path, workers=0) as service, ThreadPoolExecutor(20) as clients:
         statuses = list(clients.map(lambda _: httpx.get(f"{service.url}/v1/jobs", timeout=30).status_code, range(20)))
 
@@ -213,10 +209,10 @@ def test_who_reads_nothing_has_a_bounded_part_of_the_memory(tmp_path: Path) -> N
 @pytest.mark.fault("B8")
 def test_a_rate_forgets_old_callers_instead_of_growing() -> None:
     """However many addresses ask, the memory for them is bounded."""
-    rate = Rate(per_s=1, burst=1)
+    rate = RateLimit(per_s=1, burst=1)
 
     for caller in range(30_000):
-        rate.spend(str(caller))
+        rate.take(str(caller))
 
     assert len(rate._buckets) <= 10_000
 
@@ -226,7 +222,7 @@ def test_streams_and_waits_end_soon_after_their_key_was_revoked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever follows or waits with a key that is revoked hears no more, however often the job changes; others go on."""
-    monkeypatch.setattr("serve_app.api.context.KEYS_FRESH_S", 0.2)
+    monkeypatch.setattr("serve_app.api.key_cache.KEYS_FRESH_S", 0.2)
     with running(tmp_path, workers=0) as service, ThreadPoolExecutor(1) as clients:
         guest = {"Authorization": f"Bearer {service.store.keys.create('guest')}"}
         other = {"Authorization": f"Bearer {service.store.keys.create('other')}"}

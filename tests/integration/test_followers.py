@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from serve_app.api.job_viewer import Viewer
-from serve_app.api.views import JobView
+from serve_app.api.job_presenter import JobPresenter
+from serve_app.api.views.jobs import JobView
 from serve_app.jobs import Job
 from serve_app.music import MusicRequest
 from serve_app.store import Beat, Store
@@ -27,16 +27,16 @@ FOLLOWERS = 20
 def test_a_change_is_shown_once_for_all_its_followers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twenty followers of one running job get each change, of which one view is made."""
     views: list[str] = []
-    view = Viewer.view
+    view = JobPresenter.view
 
-    def counted(self: Viewer, job: Job) -> JobView:
+    def counted(self: JobPresenter, job: Job) -> JobView:
         views.append(job.id)
         return view(self, job)
 
     with running(tmp_path, workers=0) as service:
         job = claimed(service.store)
         with following(service, job.id) as events:
-            monkeypatch.setattr(Viewer, "view", counted)
+            monkeypatch.setattr(JobPresenter, "view", counted)
             beat(service.store, job, 1)
             eventually(lambda: len(events) == 2 * FOLLOWERS)
             beat(service.store, job, 2)

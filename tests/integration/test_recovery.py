@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.api.reasons import CARD_LABEL
+from serve_app.api.placement import CARD_LABEL
 from serve_app.config import BreakerArgs
 from serve_app.errors import Conflict
 from serve_app.jobs import Status
@@ -235,8 +235,10 @@ def test_an_open_breaker_is_told_to_whoever_waits(tmp_path: Path) -> None:
                 load, "missing_file", "vae/config.json is missing: fetch it again.", "load"
             )
         waiting = service.job(service.submit()["id"])["waiting_for"]
-        assert waiting.startswith("the model cannot be loaded: vae/config.json is missing: fetch it again. Since 20")
-        assert "3 attempts; not retrying until a changed configuration" in waiting
+        assert waiting.startswith(
+            "the model cannot be loaded: vae/config.json is missing: fetch it again. 3 attempts since 20"
+        )
+        assert "not retrying until a changed configuration" in waiting
         ready = service.client.get("/readyz")
         assert (ready.status_code, "cannot be loaded" in ready.json()["reason"]) == (503, True)
         breaker = service.client.get("/v1/health").json()["breakers"]["ace-step"]

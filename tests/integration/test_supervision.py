@@ -182,8 +182,8 @@ def test_the_watch_of_revoked_keys_goes_on_and_is_in_health_while_it_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It ends the streams of revoked keys, so an error that it does not expect must not end it unseen."""
-    monkeypatch.setattr("serve_app.api.context.KEYS_FRESH_S", 0.1)
-    real = JobWatcher.keep_only
+    monkeypatch.setattr("serve_app.api.key_cache.KEYS_FRESH_S", 0.1)
+    real = JobWatcher.end_waits_except
     broken = threading.Event()
     broken.set()
 
@@ -192,7 +192,7 @@ def test_the_watch_of_revoked_keys_goes_on_and_is_in_health_while_it_fails(
             raise Broken
         real(self, owners)
 
-    monkeypatch.setattr(JobWatcher, "keep_only", fails)
+    monkeypatch.setattr(JobWatcher, "end_waits_except", fails)
     with running(tmp_path, workers=0) as service:
 
         def told() -> bool:

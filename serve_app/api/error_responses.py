@@ -1,0 +1,43 @@
+"""The errors that routes declare in the OpenAPI page."""
+
+from typing import Any, Final
+
+from serve_app import errors
+from serve_app.errors import SophiaError
+
+AUTHENTICATED: Final = (
+    errors.Unauthorized,
+    errors.WrongHost,
+    errors.CrossSite,
+    errors.TooManyRequests,
+    errors.StoreUnavailable,
+)
+"""Errors of every route that identifies its caller."""
+
+WITH_PARAMETERS: Final = (*AUTHENTICATED, errors.InvalidRequest)
+"""Errors of every such route that takes parameters."""
+
+QUOTA: Final = (errors.QuotaExceeded, errors.QueueFull)
+"""Errors of every route that adds a job to the queue."""
+
+SUBMISSION: Final = (
+    *WITH_PARAMETERS,
+    *QUOTA,
+    errors.MalformedBody,
+    errors.BodyTooLarge,
+    errors.BodyTooSlow,
+    errors.UnsupportedMediaType,
+    errors.IdempotencyConflict,
+)
+"""Errors of every route that submits a job."""
+
+_CONTENT: Final = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+
+
+def error_responses(*kinds: type[SophiaError]) -> dict[int | str, dict[str, Any]]:
+    """The `responses=` of a route that can answer with these errors."""
+    found: dict[int | str, dict[str, Any]] = {}
+    for status in dict.fromkeys(kind.status for kind in kinds):
+        described = [f"{kind.title} (`{kind.code}`)" for kind in kinds if kind.status == status]
+        found[status] = {"description": "; ".join(described), "content": _CONTENT}
+    return found

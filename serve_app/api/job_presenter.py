@@ -1,0 +1,138 @@
+"""Builds the JSON views of jobs."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from serve_app.api.context import Context
+from serve_app.api.explanations import why_waiting
+from serve_app.api.fleet import count_ready, living_workers, of_model
+from serve_app.api.views.jobs import (
+    AudioFile,
+    JobError,
+    JobLinks,
+    JobView,
+    Progress,
+    Timing,
+    WebhookAttempt,
+    WebhookView,
+)
+from serve_app.jobs import Job, Status
+from serve_app.store import WorkerRow
+from serve_app.store.pauses import Pause
+from serve_app.store.places import Place
+from serve_app.store.webhooks import Delivery
+
+
+class JobPresenter:
+    """Builds the views for one answer. Reads workers, pauses and speeds from the store once. Blocks."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._workers: list[WorkerRow] | None = None
+        self._pauses: dict[str, Pause] | None = None
+        self._speeds: dict[str, float | None] = {}
+
+    def view(self, job: Job) -> JobView:
+        """The view of one job."""
+        return self.views([job])[0]
+
+    def views(self, jobs: Sequence[Job]) -> list[JobView]:
+        """The views of several jobs. Their queue positions are read together."""
+        queued = [job for job in jobs if job.status is Status.QUEUED]
+        places = self._context.store.backlog.places(queued)
+        return [self._view(job, places.get(job.id)) for job in jobs]
+
+    def _view(self, job: Job, place: Place | None) -> JobView:
+        return JobView(
+            id=job.id,
+            state=job.status.value,
+            model=job.model,
+            created_at=utc(job.created_at),
+            started_at=_utc_or_none(job.started_at),
+            finished_at=_utc_or_none(job.finished_at),
+            deadline_at=utc(job.deadline_at),
+            attempt=job.attempt,
+            position=place.ahead + 1 if place else None,
+            eta_s=self._eta_s(job.model, place) if place else None,
+            waiting_for=self._waiting_for(job.model, place) if place else None,
+            progress=Progress.model_validate(job.progress) if job.progress else None,
+            request=job.request,
+            warnings=list(job.warnings),
+            audio=[_file(job, index) for index in range(len(job.audio))],
+            audio_gone_at=_utc_or_none(job.audio_gone_at),
+            timing=Timing.model_validate(job.timing) if job.timing else None,
+            gpu_s=round(job.gpu_s, 3),
+            error=_error(job),
+            webhook=self._webhook(job),
+            links=_links(job.id),
+        )
+
+    def _eta_s(self, model: str, place: Place) -> float | None:
+        """The audio before the job, times the model's speed, divided by its ready workers; None if one of them is unknown."""
+        ready = count_ready(self._workers_of(model))
+        speed = self._speed(model)
+        if not ready or speed is None or place.audio_s is None:
+            return None
+        return round(place.audio_s * speed / ready, 1)
+
+    def _waiting_for(self, model: str, place: Place) -> str:
+        return why_waiting(self._context, model, place.ahead, self._workers_of(model), self._pause(model))
+
+    def _webhook(self, job: Job) -> WebhookView | None:
+        if not job.request.webhook_url:
+            return None
+        delivery = self._context.store.webhooks.latest(job.id)
+        return _delivery(delivery) if delivery else None
+
+    def _workers_of(self, model: str) -> list[WorkerRow]:
+        if self._workers is None:
+            self._workers = living_workers(self._context)
+        return of_model(self._workers, model)
+
+    def _pause(self, model: str) -> Pause | None:
+        if self._pauses is None:
+            self._pauses = self._context.store.pauses.all()
+        return self._pauses.get(model)
+
+    def _speed(self, model: str) -> float | None:
+        """Seconds of work per second of audio; None before the model's first song."""
+        if model not in self._speeds:
+            self._speeds[model] = self._context.store.backlog.speed(model)
+        return self._speeds[model]
+
+
+def utc(seconds: float) -> datetime:
+    """A time of the store (seconds since the epoch) in UTC, rounded to milliseconds."""
+    return datetime.fromtimestamp(round(seconds, 3), UTC)
+
+
+def _utc_or_none(seconds: float | None) -> datetime | None:
+    return None if seconds is None else utc(seconds)
+
+
+def _links(job: str) -> JobLinks:
+    base = f"/v1/jobs/{job}"
+    return JobLinks(self=base, events=f"{base}/events", audio=f"{base}/audio", cancel=f"{base}/cancel")
+
+
+def _file(job: Job, index: int) -> AudioFile:
+    return AudioFile.model_validate({**job.audio[index].to_json(), "url": f"/v1/jobs/{job.id}/audio/{index}"})
+
+
+def _delivery(delivery: Delivery) -> WebhookView:
+    history = [WebhookAttempt.model_validate(attempt) for attempt in delivery.history]
+    return WebhookView(
+        state=delivery.state,
+        attempts=delivery.attempts,
+        last_status=history[-1].status if history else None,
+        last_error=history[-1].error if history else None,
+        next_attempt_at=utc(delivery.due_at) if delivery.state == "pending" else None,
+        history=history,
+    )
+
+
+def _error(job: Job) -> JobError | None:
+    """The job's final error. The store also keeps the error of an attempt that is retried; clients do not see that one."""
+    if job.error is None or job.status not in (Status.FAILED, Status.EXPIRED):
+        return None
+    return JobError(code=job.error.code, message=job.error.message)

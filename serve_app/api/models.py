@@ -1,0 +1,47 @@
+"""Routes for the served models."""
+
+from fastapi import APIRouter
+
+from serve_app.api.auth import Owner
+from serve_app.api.context import Context, ContextDep
+from serve_app.api.error_responses import AUTHENTICATED, error_responses
+from serve_app.api.fleet import checkpoint_facts, count_ready, living_workers, of_model, plays_noise
+from serve_app.api.views.models import ModelList, ModelView
+from serve_app.config import ModelArgs, Variant
+from serve_app.music import MEDIA_TYPES, TASKS, VARIANT_DEFAULTS, bounds_of
+from serve_app.store import WorkerRow
+
+router = APIRouter(tags=["models"])
+
+
+@router.get(
+    "/v1/models", operation_id="models_v1_models_get", summary="List models", responses=error_responses(*AUTHENTICATED)
+)
+async def list_models(context: ContextDep, owner: Owner) -> ModelList:
+    """The served models, what each of them supports, and the limits."""
+    return await context.threads.run(_models, context)
+
+
+def _models(context: Context) -> ModelList:
+    workers = living_workers(context)
+    return ModelList(
+        models=[_model(context, workers, name, model) for name, model in context.args.models.items()],
+        formats=list(MEDIA_TYPES),  # type: ignore[arg-type]  # its keys are the formats
+        max_duration_s=bounds_of("duration")["maximum"],
+        max_variations=bounds_of("variations")["maximum"],
+    )
+
+
+def _model(context: Context, workers: list[WorkerRow], name: str, model: ModelArgs) -> ModelView:
+    variant: Variant | None = checkpoint_facts(workers, name).get("variant") or model.variant
+    return ModelView(
+        name=name,
+        is_default=name == context.args.default_model,
+        source=model.source,
+        revision=model.revision,
+        variant=variant,
+        tasks=list(TASKS[variant]) if variant else ["text2music"],
+        defaults=VARIANT_DEFAULTS[variant] if variant else None,
+        ready_workers=count_ready(of_model(workers, name)),
+        noise=plays_noise(workers, name, model),
+    )

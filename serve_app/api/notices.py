@@ -1,0 +1,37 @@
+"""What /v1/health tells an operator about storage, the database and models with random weights."""
+
+from serve_app.api.context import Context
+from serve_app.api.fleet import plays_noise
+from serve_app.store import WorkerRow
+from serve_app.store.postgresql import POOLER
+
+
+def operator_notices(context: Context, workers: list[WorkerRow]) -> list[str]:
+    """All notices; they may name folders and buckets. Blocks."""
+    failure = context.storage.failure()
+    database = context.store.database
+    installation = context.store.installation
+    found = (
+        f"No song can be stored. {failure.message}" if failure else "",
+        installation.refusal(),
+        installation.held_back(),
+        database.newer_schema,
+        POOLER if database.is_pooled else "",
+    )
+    return [*filter(None, found), *_noise_notices(context, workers)]
+
+
+def public_notices(context: Context, workers: list[WorkerRow]) -> list[str]:
+    """The notices that any caller may read: they name no folder or bucket."""
+    failure = context.storage.failure()
+    stored = [f"No song can be stored: {failure.public_why}"] if failure else []
+    return [*stored, *_noise_notices(context, workers)]
+
+
+def _noise_notices(context: Context, workers: list[WorkerRow]) -> list[str]:
+    return [
+        f"{name} uses the source {model.source!r}, which has random weights and generates noise, for trying Sophia out. Set "
+        f"models.{name}.source to a checkpoint to get music"
+        for name, model in context.args.models.items()
+        if plays_noise(workers, name, model)
+    ]

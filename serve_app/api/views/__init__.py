@@ -1,0 +1,1 @@
+"""The JSON bodies that the API answers with, as pydantic models: what /docs shows."""

@@ -1,0 +1,35 @@
+"""Answers about the served models."""
+
+from pydantic import BaseModel, Field
+
+from serve_app.config import Variant
+from serve_app.music import Format, TaskType, VariantDefaults
+
+
+class ModelView(BaseModel):
+    """A served model."""
+
+    name: str = Field(description="The value for a request's `model`.", examples=["ace-step"])
+    is_default: bool = Field(description="Whether requests without `model` use it.", examples=[True])
+    source: str = Field(
+        description="Where its checkpoint comes from.", examples=["ACE-Step/acestep-v15-xl-turbo-diffusers"]
+    )
+    revision: str | None = Field(
+        description="The revision of the checkpoint.", examples=["200ba991ae448051e14b0183157e35c2d27c9fb0"]
+    )
+    variant: Variant | None = Field(
+        description="turbo, base or sft; null until a worker has read the checkpoint.", examples=["turbo"]
+    )
+    tasks: list[TaskType] = Field(description="The tasks that it supports.", examples=[["text2music"]])
+    defaults: VariantDefaults | None = Field(description="The values it uses for fields that a request leaves out.")
+    ready_workers: int = Field(description="Workers that can generate now.", examples=[1])
+    noise: bool = Field(description="Whether it has random weights, so that it generates noise.", examples=[False])
+
+
+class ModelList(BaseModel):
+    """The served models and the limits that apply to all of them."""
+
+    models: list[ModelView] = Field(description="The served models.")
+    formats: list[Format] = Field(description="The supported file formats.", examples=[["mp3", "flac"]])
+    max_duration_s: float = Field(description="Maximum length of a song, in seconds.", examples=[600])
+    max_variations: int = Field(description="Maximum number of variations per request.", examples=[8])
