@@ -329,6 +329,24 @@ def test_a_wrong_field_is_named_with_what_is_allowed(
     assert "value" in wrong
 
 
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/music"])
+def test_all_wrong_fields_are_reported_together(service: Service, path: str) -> None:
+    """One 422 lists the fields that this service's configuration refuses beside those that are invalid everywhere."""
+    body = {"prompt": " ", "model": "gpt", "webhook_url": "https://example.com/hook", "duration": 601}
+
+    problem = service.client.post(path, json=body).json()
+
+    assert [wrong["field"] for wrong in problem["errors"]] == ["prompt", "model", "webhook_url", "duration"]
+    assert all(wrong["field"] in problem["detail"] for wrong in problem["errors"])
+
+
+def test_a_wrong_field_is_reported_once(service: Service) -> None:
+    """A webhook_url that is no URL, on a service without webhooks, has one entry."""
+    problem = service.client.post("/v1/jobs", json={"prompt": "x", "webhook_url": "nowhere", "bpm": 1}).json()
+
+    assert [wrong["field"] for wrong in problem["errors"]] == ["webhook_url", "bpm"]
+
+
 def test_a_missing_prompt_is_asked_for(service: Service) -> None:
     """The one required field is named."""
     problem = service.client.post("/v1/jobs", json={}).json()
