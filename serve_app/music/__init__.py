@@ -1,4 +1,4 @@
-"""A request for music and its vocabulary."""
+"""`MusicRequest` and the values that its fields may have."""
 
 from serve_app.music.request import SELF_TEST, MusicRequest, bounds_of
 from serve_app.music.vocabulary import (

@@ -1,8 +1,14 @@
-"""How long a song is that is asked for with `duration: "auto"`: a rule of thumb, until the model's own planner decides it.
+"""Estimates the length of a song from its lyrics, for `duration: "auto"`.
 
-Words are sung at 2.5 syllables a second. A line takes as many whole bars as it needs at that, a section of words one bar more to
-breathe. A section tag without words under it, such as [solo], is 8 bars; [intro] and [outro] are 4, and so are the beginning and
-the end of a song that has words there. Without words and sections it is two minutes.
+The rules:
+
+* Lyrics are sung at 2.5 syllables per second. Each line takes a whole number of bars.
+* Each section with lyrics takes one more bar, to breathe.
+* A section tag without lyrics, such as [solo], takes 8 bars; [intro] and [outro] take 4.
+* If a song starts with lyrics, 4 bars come before them. If it ends with lyrics, 4 bars follow.
+* A song without lyrics and sections takes two minutes.
+
+ACE-Step's own planner, which Sophia does not run yet, would choose the length itself.
 """
 
 import math
@@ -11,14 +17,14 @@ import unicodedata
 from typing import Final
 
 INSTRUMENTAL_S: Final = 120
-"""Seconds of a song of which nothing is known but that it has no words."""
+"""Length in seconds of a song without lyrics and sections."""
 
-USUAL_BPM: Final = 100
-USUAL_BEATS: Final = 4
+DEFAULT_BPM: Final = 100
+DEFAULT_BEATS: Final = 4
 
 _SHORTEST_S: Final = 10
 _LONGEST_S: Final = 600
-_SYLLABLES_A_SECOND: Final = 2.5
+_SYLLABLES_PER_S: Final = 2.5
 _SECTION_BARS: Final = 8
 _EDGE_BARS: Final = 4
 _BREATH_BARS: Final = 1
@@ -26,8 +32,8 @@ _BREATH_BARS: Final = 1
 _TAG: Final = re.compile(r"\[([^\[\]\n]{0,200})\]")
 _WORD: Final = re.compile(r"[^\W\d_]+|[0-9]+")
 _VOWELS: Final = re.compile("[aeiouyæøœıαεηιουωаеиоуыэюяіє]+")
-_WRITES_VOWELS: Final = ("LATIN", "CYRILLIC", "GREEK")
-_LETTER_IS_SYLLABLE: Final = (
+_SCRIPTS_WITH_VOWELS: Final = ("LATIN", "CYRILLIC", "GREEK")
+_SCRIPTS_OF_SYLLABLES: Final = (
     "CJK",
     "HIRAGANA",
     "KATAKANA",
@@ -41,18 +47,21 @@ _LETTER_IS_SYLLABLE: Final = (
 
 
 def song_length_s(lyrics: str, bpm: int | None = None, beats: int | None = None) -> int:
-    """Whole seconds, from 10 to 600, for lyrics at so many beats a minute and in a bar; None: 100 and 4."""
+    """Estimate the length in whole seconds, from 10 to 600.
+
+    `bpm` is the tempo in beats per minute (default: 100), `beats` the beats per bar (default: 4).
+    """
     sections = _sections(lyrics)
     if not sections:
         return INSTRUMENTAL_S
-    bar_s = (beats or USUAL_BEATS) * 60 / (bpm or USUAL_BPM)
+    bar_s = (beats or DEFAULT_BEATS) * 60 / (bpm or DEFAULT_BPM)
     bars = sum(_section_bars(tag, lines, bar_s) for tag, lines in sections)
     bars += sum(_EDGE_BARS for _, lines in (sections[0], sections[-1]) if lines)
     return min(max(round(bars * bar_s), _SHORTEST_S), _LONGEST_S)
 
 
 def _sections(lyrics: str) -> list[tuple[str, list[str]]]:
-    """Each section's tag and its lines of words. [Instrumental] alone says that there are none."""
+    """Each section's tag in lower case, and its lines that contain words. Empty if the lyrics are only [Instrumental]."""
     parts = ["", *_TAG.split(lyrics)]
     sections = []
     for tag, text in zip(parts[::2], parts[1::2], strict=True):
@@ -65,20 +74,24 @@ def _sections(lyrics: str) -> list[tuple[str, list[str]]]:
 
 def _section_bars(tag: str, lines: list[str], bar_s: float) -> int:
     if lines:
-        return _BREATH_BARS + sum(math.ceil(syllables(line) / _SYLLABLES_A_SECOND / bar_s) for line in lines)
+        return _BREATH_BARS + sum(math.ceil(syllables(line) / _SYLLABLES_PER_S / bar_s) for line in lines)
     return _EDGE_BARS if tag.startswith(("intro", "outro")) else _SECTION_BARS
 
 
 def syllables(line: str) -> int:
-    """About how many a line has: groups of vowels, characters where each is one, else half of the letters."""
+    """Estimate the syllables of a line.
+
+    Counts groups of vowels in scripts that write vowels, characters in scripts of syllables and in numbers, and half of the
+    letters in all other scripts.
+    """
     return sum(_syllables_of(word) for word in _WORD.findall(line))
 
 
 def _syllables_of(word: str) -> int:
     script = unicodedata.name(word[0], "").partition(" ")[0]
-    if script in _WRITES_VOWELS:
+    if script in _SCRIPTS_WITH_VOWELS:
         plain = "".join(unicodedata.normalize("NFD", letter)[0] for letter in word.lower())
         return max(1, len(_VOWELS.findall(plain)))
-    if script in _LETTER_IS_SYLLABLE or word[0].isdigit():
+    if script in _SCRIPTS_OF_SYLLABLES or word[0].isdigit():
         return len(word)
     return math.ceil(len(word) / 2)

@@ -1,7 +1,8 @@
-"""What else a request may say: other spellings that mean one thing only, and the names that other services give our fields.
+"""Alternative spellings of a request's values, and the names that other services use for its fields.
 
-A value comes back in our spelling, or as it was when it has no other meaning; the field's own type then refuses it. The names
-come from ACE-Step's own server and page, and from hosted music services.
+A function that reads a value returns it in Sophia's spelling. It returns an unknown value unchanged, which the field's type then
+refuses, unless its docstring names an error. The field names come from ACE-Step's own server and web page, and from hosted music
+services.
 """
 
 import math
@@ -56,45 +57,45 @@ FOREIGN_NAMES: Final = {
     "callback_url": "webhook_url",
     "webhook": "webhook_url",
 }
-"""What a field is called elsewhere, in snake case, and here. `our_name` reads other cases."""
+"""Sophia's field by the name that another service uses, in snake case. `our_name` also accepts other cases."""
 
 KEYSCALE: Final = r"^[A-Ga-g] ?([#♯b♭]|[Ss]harp|[Ff]lat)? ?([Mm]ajor|[Mm]inor|[Mm]aj|[Mm]in|m|M)?$"
-"""Every spelling of a key that is read; further spaces do not matter."""
+"""The accepted spellings of a key, with single spaces; `keyscale` accepts any number of spaces."""
 
 _LONGEST_KEY: Final = 40
-"""Characters of a key. A text without a bound could keep a regular expression busy for hours."""
+"""Maximum number of characters in a key. Without it, matching a very long text could take hours."""
 
 _KEYSCALE: Final = re.compile(r"([A-G]) ?(#|♯|b|♭|sharp|flat)? ?(major|minor|maj|min|m)?", re.IGNORECASE)
 _ACCIDENTALS: Final = {"#": "#", "♯": "#", "sharp": "#", "b": "b", "♭": "b", "flat": "b"}
 _BEATS: Final = {"2": "2", "3": "3", "4": "4", "6": "6", "2/4": "2", "3/4": "3", "4/4": "4", "6/8": "6"}
 TIMESIGNATURES: Final = (*_BEATS, 2, 3, 4, 6)
-"""Every spelling of a time signature that is read."""
+"""The accepted spellings of a time signature."""
 
 _INSIDE_CAMEL_CASE: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 _NUMBER: Final = re.compile(r"\s*[+-]?[0-9]{1,12}(\.[0-9]{1,12})?\s*")
 
-NOT_SAID: Final = ("", "N/A")
-"""What ACE-Step's own page and files have, in any case, where tempo, key or time signature are left open."""
+UNSET: Final = ("", "N/A")
+"""The values that ACE-Step's web page and files use, in any case, for a tempo, key or time signature that is not set."""
 
 
 def our_name(foreign: str) -> str | None:
-    """The field of ours that another service calls `foreign`, in any case: `audio_duration`, `audioDuration`. None: not known."""
+    """Sophia's name for another service's field, in snake case, camel case or kebab case. None if it is unknown."""
     snake = _INSIDE_CAMEL_CASE.sub("_", foreign).lower().replace("-", "_")
     return FOREIGN_NAMES.get(snake)
 
 
 def number(value: Any) -> Any:
-    """A number that came as text ("120"), and a whole number that came as 120.0: JSON Schema calls that an integer."""
+    """Convert text such as "120" to a number, and 120.0 to an integer, which it is in JSON Schema."""
     if isinstance(value, str) and _NUMBER.fullmatch(value):
         value = float(value)
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def number_pattern(least: float, most: float, is_whole: bool) -> str:
-    """A regular expression of texts that `number` reads and that lie between the bounds, with no more than they need to be written.
+    """A regular expression that matches the numbers from `least` to `most`, in their shortest spelling, as texts for `number`.
 
-    `most` is whole; so is `least`, or it is a number of tenths below 1.
+    `most` must be a whole number; `least` must be a whole number or a multiple of 0.1 below 1.
     """
     if is_whole:
         signed = ["-1"] if least < 0 else []
@@ -105,8 +106,8 @@ def number_pattern(least: float, most: float, is_whole: bool) -> str:
     return _either([*parts, str(int(most))])
 
 
-def word_pattern(words: Iterable[str]) -> str:
-    """A regular expression of the spellings that `word` reads as one of `words`."""
+def choice_pattern(words: Iterable[str]) -> str:
+    """A regular expression that matches the texts that `choice` converts to one of `words`."""
     return _either(
         "".join(f"[{letter}{letter.upper()}]" if letter.isalpha() else letter for letter in word) for word in words
     )
@@ -117,7 +118,7 @@ def _either(parts: Iterable[str]) -> str:
 
 
 def _whole(least: int, most: int) -> list[str]:
-    """Regular expressions of the whole numbers from `least` to `most`, each for numbers of one length."""
+    """Regular expressions for the whole numbers from `least` to `most`, one for each number of digits."""
     lengths = range(len(str(least)), len(str(most)) + 1)
     firsts = [max(least, 10 ** (length - 1)) if length > 1 else least for length in lengths]
     return [
@@ -126,6 +127,7 @@ def _whole(least: int, most: int) -> list[str]:
 
 
 def _same_length(least: str, most: str) -> str:
+    """A regular expression for the whole numbers from `least` to `most`, which have the same number of digits."""
     if least == most:
         return least
     if least[0] == most[0]:
@@ -145,15 +147,15 @@ def _same_length(least: str, most: str) -> str:
     return f"({'|'.join(parts)})"
 
 
-def is_said(value: Any) -> bool:
-    """Whether a tempo, key or time signature is given at all."""
-    return not isinstance(value, str) or value.strip().upper() not in NOT_SAID
+def is_unset(value: Any) -> bool:
+    """Whether the value of a tempo, key or time signature means that it is not set."""
+    return isinstance(value, str) and value.strip().upper() in UNSET
 
 
 def keyscale(value: Any) -> Any:
-    """A key as `A minor` or `F# major`: "Am", "c Major", "B♭ min" and a bare "C", which is C major, mean one thing only.
+    """Convert a key such as "Am", "c Major", "B♭ min" or "C" (C major) to the form `A minor` or `F# major`.
 
-    Raises ValueError for text that is no key.
+    Raises ValueError for text that is not a key.
     """
     if not isinstance(value, str):
         return value
@@ -167,19 +169,19 @@ def keyscale(value: Any) -> Any:
 
 
 def timesignature(value: Any) -> Any:
-    """Beats in a bar as `4`: 4, 4.0, "4" and "4/4" are the same. Raises ValueError for every other value."""
+    """Convert a time signature such as 4, 4.0, "4" or "4/4" to the text "4". Raises ValueError for every other value."""
     value = number(value)
     beats = _BEATS.get(str(value).replace(" ", ""))
     if beats is None:
-        raise ValueError("must be 2, 3, 4 or 6 beats in a bar, also written '2/4', '3/4', '4/4' or '6/8'")
+        raise ValueError("must be 2, 3, 4 or 6 beats per bar, also written '2/4', '3/4', '4/4' or '6/8'")
     return beats
 
 
-def word(value: Any) -> Any:
-    """A name out of a list, whatever its case: "MP3" is mp3."""
+def choice(value: Any) -> Any:
+    """Convert one of a list of names, such as "MP3", to lower case."""
     return value.strip().lower() if isinstance(value, str) else value
 
 
 def text(value: Any) -> Any:
-    """Lines that end in LF, as the model was trained on: the same words with CRLF would be another song."""
+    """Convert line ends to LF, which the model was trained on. With CRLF, the same lyrics would give another song."""
     return value.replace("\r\n", "\n").replace("\r", "\n") if isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""The words of a request: formats, tasks, languages, and what each variant does when nothing is said."""
+"""The values that a request's fields may have: formats, tasks and languages, and the defaults of each model variant."""
 
 from typing import Final, Literal
 
@@ -7,11 +7,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from serve_app.config import Variant
 
 SAMPLE_RATE: Final = 48_000
-"""Samples a second of every song (ACE-Step 1.5's VAE)."""
+"""Sample rate of every song in Hz: that of ACE-Step 1.5's VAE."""
 
 MAX_PROMPT_TOKENS: Final = 256
 MAX_LYRICS_TOKENS: Final = 2048
-"""Where AceStepPipeline cuts prompt and lyrics, silently (its `max_text_length` and `max_lyric_length`)."""
+"""AceStepPipeline silently cuts the prompt and the lyrics after this many tokens (its `max_text_length` and `max_lyric_length`)."""
 
 MAX_SEED: Final = 2**32 - 1
 
@@ -32,7 +32,7 @@ TASKS: Final[dict[Variant, tuple[TaskType, ...]]] = {
     "base": ("text2music",),
     "sft": ("text2music",),
 }
-"""What each variant can do here."""
+"""The tasks that Sophia supports for each variant."""
 
 # The languages of ACE-Step 1.5's lyrics (`VALID_LANGUAGES` in its constants.py).
 Language = Literal[
@@ -43,17 +43,17 @@ Language = Literal[
 
 
 class VariantDefaults(BaseModel):
-    """What a request that names no steps, guidance or shift gets."""
+    """A variant's values for requests without steps, guidance scale or shift."""
 
     model_config = ConfigDict(frozen=True)
 
-    steps: int = Field(description="Denoising steps.", examples=[8])
-    guidance_scale: float = Field(description="How closely to follow the prompt; 1 is no guidance.", examples=[1.0])
+    steps: int = Field(description="Number of denoising steps.", examples=[8])
+    guidance_scale: float = Field(description="Strength of classifier-free guidance; 1 is none.", examples=[1.0])
     shift: float = Field(description="Shift of the timestep schedule.", examples=[3.0])
 
 
-# The original's own: turbo is distilled to 8 steps and shift 3, and has its guidance in the weights. For base its page takes 64
-# steps, its command line and HTTP interface 50.
+# The defaults of the original ACE-Step. Turbo is distilled to 8 steps and shift 3, and its weights include guidance. For base
+# models, the original's web page uses 64 steps; its command line and HTTP interface use 50.
 VARIANT_DEFAULTS: Final[dict[Variant, VariantDefaults]] = {
     "turbo": VariantDefaults(steps=8, guidance_scale=1.0, shift=3.0),
     "base": VariantDefaults(steps=50, guidance_scale=7.0, shift=1.0),
