@@ -79,6 +79,6 @@ def checkpoint_facts(workers: Iterable[WorkerRow], model: str) -> dict[str, Any]
     return known[-1] if known else {}
 
 
-def plays_noise(workers: Iterable[WorkerRow], name: str, model: ModelArgs) -> bool:
+def generates_noise(workers: Iterable[WorkerRow], name: str, model: ModelArgs) -> bool:
     """Whether the model has random weights, so that it generates noise."""
     return bool(checkpoint_facts(workers, name).get("noise", model.source in ("embedded", "simulated")))

@@ -5,7 +5,7 @@ from fastapi import APIRouter
 from serve_app.api.auth import Owner
 from serve_app.api.context import Context, ContextDep
 from serve_app.api.error_responses import AUTHENTICATED, error_responses
-from serve_app.api.fleet import checkpoint_facts, count_ready, living_workers, of_model, plays_noise
+from serve_app.api.fleet import checkpoint_facts, count_ready, generates_noise, living_workers, of_model
 from serve_app.api.views.models import ModelList, ModelView
 from serve_app.config import ModelArgs, Variant
 from serve_app.music import MEDIA_TYPES, TASKS, VARIANT_DEFAULTS, bounds_of
@@ -43,5 +43,5 @@ def _model(context: Context, workers: list[WorkerRow], name: str, model: ModelAr
         tasks=list(TASKS[variant]) if variant else ["text2music"],
         defaults=VARIANT_DEFAULTS[variant] if variant else None,
         ready_workers=count_ready(of_model(workers, name)),
-        noise=plays_noise(workers, name, model),
+        noise=generates_noise(workers, name, model),
     )

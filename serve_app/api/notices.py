@@ -1,7 +1,7 @@
 """What /v1/health tells an operator about storage, the database and models with random weights."""
 
 from serve_app.api.context import Context
-from serve_app.api.fleet import plays_noise
+from serve_app.api.fleet import generates_noise
 from serve_app.store import WorkerRow
 from serve_app.store.postgresql import POOLER
 
@@ -33,5 +33,5 @@ def _noise_notices(context: Context, workers: list[WorkerRow]) -> list[str]:
         f"{name} uses the source {model.source!r}, which has random weights and generates noise, for trying Sophia out. Set "
         f"models.{name}.source to a checkpoint to get music"
         for name, model in context.args.models.items()
-        if plays_noise(workers, name, model)
+        if generates_noise(workers, name, model)
     ]

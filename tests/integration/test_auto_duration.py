@@ -37,7 +37,7 @@ def test_left_out_is_60_seconds_and_the_api_page_says_so(service: Service) -> No
     field = schemas["MusicRequest-Input"]["properties"]["duration"]
 
     assert job["request"]["duration"] == 60
-    assert "Left out: 60" in field["description"]
+    assert "Default: 60" in field["description"]
     assert {"const": "auto", "type": "string"} in field["anyOf"]
 
 
