@@ -17,7 +17,7 @@ _bearer = HTTPBearer(
 _Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 
 
-async def _owner(request: Request, context: ContextDep, credentials: _Credentials) -> str:
+async def identify_caller(request: Request, context: ContextDep, credentials: _Credentials) -> str:
     """The name of the caller's key; empty if callers need no key.
 
     Raises Unauthorized, WrongHost, CrossSite and TooManyRequests.
@@ -58,7 +58,7 @@ def _anonymous(request: Request, context: Context) -> str:
     return ""
 
 
-Owner = Annotated[str, Depends(_owner)]
+Owner = Annotated[str, Depends(identify_caller)]
 
 
 async def _is_operator(context: ContextDep, owner: Owner) -> bool:

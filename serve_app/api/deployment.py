@@ -17,10 +17,10 @@ from serve_app.store import Store
 class Api:
     """A replica that answers HTTP requests."""
 
-    def __init__(self, args: AppArgs, commit: str, deployment: str, *workers: DeploymentHandle) -> None:
+    def __init__(self, args: AppArgs, commit: str, deployment: str, *_workers: DeploymentHandle) -> None:
         """`commit` is that of the running code, `deployment` the id of this build of the application.
 
-        `workers` make the workers' deployments part of the application. The API never calls them: workers claim jobs themselves.
+        `_workers` make the workers' deployments part of the application. The API never calls them: workers claim jobs themselves.
         """
         watch_raylet()
         self._args = args

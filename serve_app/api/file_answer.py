@@ -43,7 +43,9 @@ def check_has_audio(job: Job | None) -> Job:
             raise Conflict(f"Job {job.id} has no audio: it is {job.status}")
 
 
-async def answer_file(request: Request, context: Context, job: Job, index: int) -> Response:
+async def answer_file(
+    request: Request, context: Context, job: Job, index: int, range_header: str | None = None
+) -> Response:
     """The file of one variation of a job that has succeeded.
 
     Raises NotFound, AudioExpired, RangeNotSatisfiable and ArtifactsUnavailable; TooManyRequests when the response is sent.
@@ -53,7 +55,7 @@ async def answer_file(request: Request, context: Context, job: Job, index: int) 
     headers = _headers(job, index)
     if _matches(request.headers.get("if-none-match"), headers["ETag"]):
         return Response(status_code=304, headers=headers)
-    byte_range = _byte_range(request, headers["ETag"], size)
+    byte_range = _byte_range(request, range_header, headers["ETag"], size)
     start, end = byte_range or (0, size)
     status = 200 if byte_range is None else 206
     headers["Content-Length"] = str(end - start)
@@ -120,12 +122,12 @@ async def _joined(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[byt
         yield chunk
 
 
-def _byte_range(request: Request, etag: str, size: int) -> tuple[int, int] | None:
+def _byte_range(request: Request, range_header: str | None, etag: str, size: int) -> tuple[int, int] | None:
     """The first byte and the one after the last, or None if the request has no single byte range.
 
     Any other `Range` is ignored, as RFC 9110 (14.2) allows. Raises RangeNotSatisfiable.
     """
-    found = _BYTE_RANGE.fullmatch(request.headers.get("range", "").replace(" ", ""))
+    found = _BYTE_RANGE.fullmatch((range_header or "").replace(" ", ""))
     if found is None or request.method != "GET" or request.headers.get("if-range", etag) != etag:
         return None
     first, last = found.groups()

@@ -39,7 +39,7 @@ _RESPONSES: Final = {
 @router.head("/v1/jobs/{job_id}/audio", include_in_schema=False)
 async def get_first_file(request: Request, context: ContextDep, job: OwnJob, byte_range: ByteRange = None) -> Response:
     """The file of the first variation."""
-    return await answer_file(request, context, check_has_audio(job), 0)
+    return await answer_file(request, context, check_has_audio(job), 0, byte_range)
 
 
 @router.get(
@@ -54,4 +54,4 @@ async def get_file(
     request: Request, context: ContextDep, job: OwnJob, index: Index, byte_range: ByteRange = None
 ) -> Response:
     """The file of one variation. Supports `Range`, `If-Range` and `If-None-Match`."""
-    return await answer_file(request, context, check_has_audio(job), index)
+    return await answer_file(request, context, check_has_audio(job), index, byte_range)

@@ -81,8 +81,7 @@ class RequestMiddleware:
 
 
 async def _refuse(error: SophiaError, scope: Scope, receive: Receive, send: Send) -> None:
-    answer = problem(scope["request_id"], type(error), error.message, headers=dict(error.headers))
-    await answer(scope, receive, send)
+    await problem(scope["request_id"], error)(scope, receive, send)
 
 
 def _is_head_of_get(scope: Scope) -> bool:

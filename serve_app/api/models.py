@@ -1,8 +1,8 @@
 """Routes for the served models."""
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 
-from serve_app.api.auth import Owner
+from serve_app.api.auth import identify_caller
 from serve_app.api.context import Context, ContextDep
 from serve_app.api.error_responses import AUTHENTICATED, error_responses
 from serve_app.api.fleet import checkpoint_facts, count_ready, generates_noise, living_workers, of_model
@@ -15,9 +15,13 @@ router = APIRouter(tags=["models"])
 
 
 @router.get(
-    "/v1/models", operation_id="models_v1_models_get", summary="List models", responses=error_responses(*AUTHENTICATED)
+    "/v1/models",
+    operation_id="models_v1_models_get",
+    summary="List models",
+    dependencies=[Depends(identify_caller)],
+    responses=error_responses(*AUTHENTICATED),
 )
-async def list_models(context: ContextDep, owner: Owner) -> ModelList:
+async def list_models(context: ContextDep) -> ModelList:
     """The served models, what each of them supports, and the limits."""
     return await context.threads.run(_models, context)
 

@@ -40,29 +40,21 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _answer_unexpected)
 
 
-def problem(
-    request_id: str,
-    kind: type[SophiaError],
-    detail: str,
-    wrong: list[FieldError] | None = None,
-    headers: dict[str, str] | None = None,
-    retry_after_s: int | None = None,
-) -> ProblemResponse:
-    """The response for one error. `Retry-After` is `retry_after_s`, or the default of the error's class."""
+def problem(request_id: str, error: SophiaError, wrong: list[FieldError] | None = None) -> ProblemResponse:
+    """The response for an error: its status, headers and public message, and the invalid fields `wrong`."""
     body = Problem(
         type="about:blank",
-        title=kind.title,
-        status=kind.status,
-        code=kind.code,
-        detail=detail,
+        title=error.title,
+        status=error.status,
+        code=error.code,
+        detail=error.public,
         request_id=request_id,
         errors=wrong or None,
     ).model_dump(exclude_none=True)
-    all_headers = {"WWW-Authenticate": "Bearer"} if kind.status == 401 else {}
-    wait_s = retry_after_s if retry_after_s is not None else kind.retry_after_s
-    if wait_s is not None:
-        all_headers["Retry-After"] = str(wait_s)
-    return ProblemResponse(body, kind.status, {**all_headers, **(headers or {})})
+    headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(error.retry_after_s)
+    return ProblemResponse(body, error.status, {**headers, **error.headers})
 
 
 def _request_id(request: Request) -> str:
@@ -78,14 +70,7 @@ async def _answer_ours(request: Request, error: Exception) -> ProblemResponse:
             FieldError(field=field.field, value=shortened(field.value), message=field.message)
             for field in error.wrong_fields
         ]
-    return problem(
-        _request_id(request),
-        type(error),
-        error.public,
-        wrong,
-        headers=dict(error.headers),
-        retry_after_s=error.retry_after_s,
-    )
+    return problem(_request_id(request), error, wrong)
 
 
 async def _answer_http(request: Request, error: Exception) -> ProblemResponse:
@@ -93,10 +78,11 @@ async def _answer_http(request: Request, error: Exception) -> ProblemResponse:
     assert isinstance(error, HTTPException)  # noqa: S101 - the handler is registered for this class only
     kind = _BY_STATUS.get(error.status_code, errors.BadRequest)
     if kind is errors.BadRequest:
-        return problem(_request_id(request), kind, str(error.detail))
-    detail = f"There is no {request.method} {request.url.path}. GET /docs lists all routes"
-    headers = {"Allow": _allowed_methods(request)} if kind is errors.MethodNotAllowed else {}
-    return problem(_request_id(request), kind, detail, headers=headers)
+        return problem(_request_id(request), kind(str(error.detail)))
+    ours = kind(f"There is no {request.method} {request.url.path}. GET /docs lists all routes")
+    if kind is errors.MethodNotAllowed:
+        ours.headers = {"Allow": _allowed_methods(request)}
+    return problem(_request_id(request), ours)
 
 
 def _allowed_methods(request: Request) -> str:
@@ -113,7 +99,7 @@ def _allowed_methods(request: Request) -> str:
 async def _answer_unexpected(request: Request, error: Exception) -> ProblemResponse:
     logger.exception("request %s failed", _request_id(request), exc_info=error)
     detail = "This is a bug in Sophia. The log has the traceback under the request id; please report it"
-    return problem(_request_id(request), SophiaError, detail)
+    return problem(_request_id(request), SophiaError(detail))
 
 
 async def _answer_invalid(request: Request, error: Exception) -> ProblemResponse:
@@ -122,12 +108,12 @@ async def _answer_invalid(request: Request, error: Exception) -> ProblemResponse
     found = error.errors()
     if found[0]["type"] == "json_invalid":
         reason = found[0].get("ctx", {}).get("error", "")
-        return problem(_request_id(request), errors.MalformedBody, f"The body is not valid JSON: {reason}")
+        return problem(_request_id(request), errors.MalformedBody(f"The body is not valid JSON: {reason}"))
     media_type = _media_type(request)
     if found[0]["loc"] == ("body",) and not _is_json(media_type):
         given = f"as {shortened(media_type)}" if media_type else "without a Content-Type"
         detail = f"The body was sent {given}. Send JSON with 'Content-Type: application/json'"
-        return problem(_request_id(request), errors.UnsupportedMediaType, detail)
+        return problem(_request_id(request), errors.UnsupportedMediaType(detail))
     return _answer_wrong_fields(request, found)
 
 
@@ -136,7 +122,7 @@ def _answer_wrong_fields(request: Request, found: Sequence[dict[str, Any]]) -> P
     detail = "; ".join(f"{entry.field}: {entry.message}" for entry in wrong[:_MAX_IN_DETAIL])
     if len(found) > len(wrong):
         detail = f"{detail}; there are {len(found)} errors in all, of which the first {len(wrong)} are listed"
-    return problem(_request_id(request), errors.InvalidRequest, detail, wrong)
+    return problem(_request_id(request), errors.InvalidRequest(detail), wrong)
 
 
 def _media_type(request: Request) -> str:

@@ -49,7 +49,7 @@ class JobWatcher:
         self._threads = Threads("watcher", 2)  # one polls, the other waits for a notification
         self._health = SupervisedTask(store.supervisor, "job watcher")
 
-    async def changed(self, job: Job, timeout: float | None = None) -> Change | None:
+    async def changed(self, job: Job, timeout_s: float | None = None) -> Change | None:
         """Wait until the job has another version, and return it; None if the job was deleted.
 
         Raises TimeoutError, and Unauthorized if the key of the job's owner was revoked.
@@ -61,17 +61,17 @@ class JobWatcher:
         self._has_waiters.set()
         self._new_waiter.set()  # poll at once: the job may have changed since the caller read it
         try:
-            return await asyncio.wait_for(future, timeout)
+            return await asyncio.wait_for(future, timeout_s)
         finally:
             self._remove(job.id, future)
 
-    async def finished(self, job: Job, timeout: float) -> Job | None:
-        """Wait up to `timeout` seconds for the job to reach a final state. Return its latest version; None if it was deleted.
+    async def finished(self, job: Job, timeout_s: float) -> Job | None:
+        """Wait up to `timeout_s` seconds for the job to reach a final state. Return its latest version; None if it was deleted.
 
         Raises Unauthorized if the key of the job's owner was revoked.
         """
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
+        deadline = loop.time() + timeout_s
         latest: Job | None = job
         with suppress(TimeoutError):
             while latest is not None and not latest.status.final:
