@@ -277,7 +277,7 @@ def test_a_card_that_the_cluster_lacks_is_named(tmp_path: Path) -> None:
         nodes.append(_node(label, GPU=1))
         assert service.job(service.submit()["id"])["waiting_for"] == "no worker of this model is running yet"
         nodes[-1].free["GPU"] = 0  # Ray has given it to a worker that is still importing
-        assert service.job(service.submit()["id"])["waiting_for"].startswith("a GPU that fits is taken by a process")
+        assert service.job(service.submit()["id"])["waiting_for"].startswith("a GPU that fits is in use by a process")
         report(service, phase="draining", node="node")
         assert service.job(service.submit()["id"])["waiting_for"].startswith("the only node that fits is full")
         nodes[-1].total["CPU"] = 0.1
