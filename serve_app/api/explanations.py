@@ -93,7 +93,7 @@ def _paused(pause: Pause) -> str:
 
 
 def describe_phase(context: Context, worker: WorkerRow) -> str:
-    """What the worker is doing; says if a starting worker has made no progress for `breaker.hang_s`."""
+    """What the worker is doing, or that a starting worker has made no progress for `breaker.hang_s` seconds."""
     detail = worker.detail or worker.phase
     if is_starting(worker) and worker.still_s > context.args.breaker.hang_s:
         return f"hung: no progress for {worker.still_s:.0f} s in phase {worker.phase} ({detail})"

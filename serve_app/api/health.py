@@ -17,7 +17,7 @@ router = APIRouter(tags=["health"])
 
 @router.get("/ping", summary="Ping")
 async def ping(context: ContextDep) -> Pong:
-    """Answer in milliseconds, whatever the workers do."""
+    """Answer within milliseconds, even if the database is down or no worker runs."""
     return Pong(version=__version__, commit=context.commit)
 
 

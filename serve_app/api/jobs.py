@@ -98,7 +98,7 @@ async def list_jobs(
         states=state or (),
         model=_without_nul(model),
         before=str(cursor) if cursor else None,
-        limit=limit + 1,  # the extra job tells whether there is another page
+        limit=limit + 1,  # the extra job shows whether there is another page
     )
     page = found[:limit]
     views = await context.threads.run(JobPresenter(context).views, page)

@@ -67,7 +67,7 @@ class RequestMiddleware:
             await _refuse(exchange.refusal, scope, receive, send)
 
     def _refusal(self, headers: dict[bytes, bytes]) -> SophiaError | None:
-        """Why the body cannot be read, as far as the headers tell."""
+        """Why the body will not be read, according to the headers. None if it may be read."""
         if _declared_length(headers) > self._args.max_body_bytes:
             return _too_large(self._args)
         encoding = headers.get(b"content-encoding", b"identity").strip().lower()

@@ -24,7 +24,9 @@ router = APIRouter(tags=["jobs"], route_class=SubmissionRoute)
 class SongRequest(MusicRequest):
     """A request for one song, answered with its audio; `variations` is therefore 1."""
 
-    variations: int = Field(1, ge=1, le=1, description="Always 1 here; POST /v1/jobs makes several.", examples=[1])
+    variations: int = Field(
+        1, ge=1, le=1, description="Always 1. POST /v1/jobs generates several variations.", examples=[1]
+    )
 
 
 @router.post(

@@ -1,4 +1,4 @@
-"""What /v1/health tells an operator about storage, the database and models with random weights."""
+"""Notices in /v1/health about storage, the database and models with random weights."""
 
 from serve_app.api.context import Context
 from serve_app.api.fleet import generates_noise

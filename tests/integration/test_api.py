@@ -1,4 +1,4 @@
-"""The HTTP interface, over real sockets, with workers that simulate."""
+"""The HTTP API over real sockets, with simulated workers."""
 
 import http.client
 import io
@@ -23,7 +23,7 @@ SONG = {"prompt": "warm lo-fi piano", "duration": 2, "seed": 7, "format": "flac"
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service with one worker and two models, of which the second has none."""
+    """A service with two models. The first has one worker, the second has none."""
     models = {"ace-step": simulated(), "asleep": simulated(workers=0)}
     with running(tmp_path_factory.mktemp("api"), models, queue={"lease_s": 2}) as service:
         yield service
@@ -39,7 +39,7 @@ def song(service: Service) -> dict[str, Any]:
 
 
 def test_music_answers_with_the_song_itself(service: Service) -> None:
-    """POST /v1/music gives a stereo 48 kHz file of the asked length, with its type, length and seed."""
+    """POST /v1/music returns a stereo 48 kHz file of the requested length, with headers for its type, size and seed."""
     answer = service.client.post("/v1/music", json=SONG)
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "audio/flac"
@@ -50,7 +50,7 @@ def test_music_answers_with_the_song_itself(service: Service) -> None:
 
 
 def test_a_job_is_accepted_at_once_and_tells_where_to_go_on(service: Service) -> None:
-    """202 with Location; the request comes back with model and seed filled in."""
+    """The answer is 202 with a Location header, and the job's request contains the model and a seed."""
     answer = service.client.post("/v1/jobs", json={"prompt": "piano", "duration": 1})
     assert answer.status_code == 202
     job = answer.json()
@@ -63,7 +63,7 @@ def test_a_job_is_accepted_at_once_and_tells_where_to_go_on(service: Service) ->
 
 
 def test_a_finished_job_tells_its_files_and_where_the_time_went(service: Service, song: dict[str, Any]) -> None:
-    """Each variation has a file with its own seed, size and hash, and timing adds up."""
+    """Each variation has a file with its own seed, size and hash, and the job has its timing."""
     assert song["state"] == "succeeded"
     assert [file["seed"] for file in song["audio"]] == [7, 8]
     for index, file in enumerate(song["audio"]):
@@ -75,7 +75,7 @@ def test_a_finished_job_tells_its_files_and_where_the_time_went(service: Service
 
 
 def test_health_tells_what_songs_cost(tmp_path: Path) -> None:
-    """With a price, device time is money: in all, for a song, and lost to loading and idling; without one it is null."""
+    """A model with a price reports its total cost, its cost per song and the cost of loading; without a price, costs are null."""
     models = {"paid": simulated(price_per_hour=3600.0), "free": simulated(workers=0)}
     with running(tmp_path, models) as service:
         job = service.ended(service.submit()["id"])
@@ -96,7 +96,7 @@ def _costs(service: Service) -> dict[str, Any]:
 
 
 def test_waiting_gives_the_finished_job_in_one_call(service: Service) -> None:
-    """`Prefer: wait=N` holds the answer until the job has ended."""
+    """`Prefer: wait=N` delays the answer until the job has ended."""
     answer = service.client.post("/v1/jobs", json=SONG, headers={"Prefer": "respond-async, wait=30"})
     assert answer.status_code == 200
     assert answer.headers["preference-applied"] == "wait=30"
@@ -104,7 +104,7 @@ def test_waiting_gives_the_finished_job_in_one_call(service: Service) -> None:
 
 
 def test_a_wait_that_is_too_short_gives_the_job_as_it_is(service: Service) -> None:
-    """When the time is over before the job, the answer is 202 and the job goes on."""
+    """If the wait times out before the job has ended, the answer is 202 and the job continues."""
     answer = service.client.post("/v1/jobs", json={**SONG, "model": "asleep"}, headers={"Prefer": "wait=1"})
     assert answer.status_code == 202
     assert answer.json()["state"] == "queued"
@@ -112,7 +112,7 @@ def test_a_wait_that_is_too_short_gives_the_job_as_it_is(service: Service) -> No
 
 
 def test_an_idempotency_key_makes_one_song_of_two_submissions(service: Service) -> None:
-    """The same key and body give the same job, another body gets 409."""
+    """The same key with the same body returns the same job; with another body it gets 409."""
     headers = {"Idempotency-Key": uuid.uuid4().hex}
     first = service.client.post("/v1/jobs", json=SONG, headers=headers).json()
     again = service.client.post("/v1/jobs", json=SONG, headers=headers)
@@ -123,7 +123,7 @@ def test_an_idempotency_key_makes_one_song_of_two_submissions(service: Service) 
 
 
 def test_a_caller_of_music_who_goes_away_frees_the_worker(tmp_path: Path) -> None:
-    """A connection that is cut cancels its job, since nobody could fetch the song."""
+    """Closing the connection cancels the job, because no client could fetch its song."""
     with running(tmp_path, {"ace-step": simulated(step_s=0.2)}) as service:
         host, port = service.url.removeprefix("http://").split(":")
         connection = http.client.HTTPConnection(host, int(port))
@@ -140,7 +140,7 @@ def test_a_caller_of_music_who_goes_away_frees_the_worker(tmp_path: Path) -> Non
 
 
 def test_events_tell_every_state_and_end(service: Service) -> None:
-    """The stream goes from queued or running over progress to done, with ids that grow."""
+    """The stream begins with a state event and ends with done, and its ids and progress increase."""
     job = service.submit(duration=2, steps=100)
     events = list(follow(service, job["id"]))
     assert [event["data"]["id"] for event in events] == [job["id"]] * len(events)
@@ -155,7 +155,7 @@ def test_events_tell_every_state_and_end(service: Service) -> None:
 
 
 def test_events_resume_after_the_last_one_seen(service: Service, song: dict[str, Any]) -> None:
-    """Who has seen all but the end gets the end; who has seen the end gets nothing more."""
+    """A client that has missed the last event receives it; a client that has received it gets no further event."""
     (end,) = follow(service, song["id"])
     assert list(follow(service, song["id"], last=str(int(end["id"]) - 1))) == [end]
     assert list(follow(service, song["id"], last=end["id"])) == []
@@ -176,7 +176,7 @@ def follow(service: Service, job: str, last: str | None = None) -> Iterator[dict
 
 
 def test_a_queued_job_says_its_place_and_why_it_waits(service: Service) -> None:
-    """A job of a model without workers waits with a reason; the second waits behind the first."""
+    """Each job that waits for a model without workers shows the reason and its position."""
     first = service.submit(model="asleep")
     second = service.submit(model="asleep")
     assert (service.job(first["id"])["position"], service.job(second["id"])["position"]) == (1, 2)
@@ -187,7 +187,7 @@ def test_a_queued_job_says_its_place_and_why_it_waits(service: Service) -> None:
 
 
 def test_cancelling_a_running_job_frees_the_worker_within_one_step(tmp_path: Path) -> None:
-    """The next job starts within a step's time of the cancellation."""
+    """The next job starts within the duration of one step after the cancellation."""
     step_s = 0.5
     with running(tmp_path, {"ace-step": simulated(step_s=step_s)}) as service:
         long = service.submit(steps=200)
@@ -207,7 +207,7 @@ def test_cancelling_a_running_job_frees_the_worker_within_one_step(tmp_path: Pat
 
 
 def test_a_deleted_job_is_gone_with_its_audio(service: Service) -> None:
-    """204, then 404 for the job and its file, which has left the store."""
+    """DELETE answers 204; then the job and its file answer 404, and the audio store has no file of it."""
     job = service.ended(service.submit()["id"])
     key = service.store.jobs.get(job["id"]).audio[0].key
     assert service.artifacts.size(key) > 0
@@ -218,7 +218,7 @@ def test_a_deleted_job_is_gone_with_its_audio(service: Service) -> None:
 
 
 def test_pages_go_through_all_jobs(service: Service) -> None:
-    """Following next_cursor gives every job once, newest first."""
+    """The pages that next_cursor links contain every job once, newest first."""
     made = {service.submit(duration=1)["id"] for _ in range(5)}
     seen: list[str] = []
     page = service.client.get("/v1/jobs?limit=2").json()
@@ -237,7 +237,7 @@ def test_pages_go_through_all_jobs(service: Service) -> None:
 
 
 def test_a_part_of_a_file_can_be_fetched(service: Service, song: dict[str, Any]) -> None:
-    """Ranges from the start, from the middle and from the end give those bytes and say so."""
+    """A range at the start, in the middle or at the end returns those bytes with a Content-Range header."""
     url = song["audio"][0]["url"]
     size = song["audio"][0]["bytes"]
     whole = service.client.get(url).content
@@ -252,13 +252,13 @@ def test_a_part_of_a_file_can_be_fetched(service: Service, song: dict[str, Any])
 
 @pytest.mark.parametrize("asked", ["bytes=5-2", "bytes=-", "bytes=0-1,4-5", "lines=1-2", "bytes=a-b"])
 def test_a_range_that_is_none_gives_the_whole_file(service: Service, song: dict[str, Any], asked: str) -> None:
-    """What RFC 9110 calls an invalid or unknown range is ignored."""
+    """A Range header that RFC 9110 calls invalid, or that has an unknown unit, is ignored."""
     answer = service.client.get(song["audio"][0]["url"], headers={"Range": asked})
     assert (answer.status_code, len(answer.content)) == (200, song["audio"][0]["bytes"])
 
 
 def test_a_file_that_is_cached_is_not_sent_again(service: Service, song: dict[str, Any]) -> None:
-    """The ETag is the file's SHA-256; with If-None-Match the answer is 304, and If-Range guards a part."""
+    """The ETag is the file's SHA-256; If-None-Match with it gets 304, and If-Range with another ETag gets the whole file."""
     url = song["audio"][0]["url"]
     etag = f'"{song["audio"][0]["sha256"]}"'
     assert service.client.get(url).headers["etag"] == etag
@@ -269,14 +269,14 @@ def test_a_file_that_is_cached_is_not_sent_again(service: Service, song: dict[st
 
 
 def test_head_tells_about_a_file_without_sending_it(service: Service, song: dict[str, Any]) -> None:
-    """HEAD has the headers of GET and no body."""
+    """HEAD returns the headers of GET and no body."""
     answer = service.client.head(f"/v1/jobs/{song['id']}/audio")
     assert (answer.status_code, answer.content) == (200, b"")
     assert int(answer.headers["content-length"]) == song["audio"][0]["bytes"]
 
 
 def test_audio_of_an_unfinished_or_missing_variation_is_an_answer(service: Service, song: dict[str, Any]) -> None:
-    """409 while there is no audio, 404 for a variation that was not asked for."""
+    """A job without audio answers 409, and a variation that the job does not have answers 404."""
     waiting = service.submit(model="asleep")
     answer = service.client.get(f"/v1/jobs/{waiting['id']}/audio")
     assert (answer.status_code, answer.json()["code"]) == (409, "conflict")
@@ -316,7 +316,7 @@ def test_audio_of_an_unfinished_or_missing_variation_is_an_answer(service: Servi
 def test_a_wrong_field_is_named_with_what_is_allowed(
     service: Service, body: dict[str, Any], field: str, says: str
 ) -> None:
-    """422 names the field's path, the value and what is allowed."""
+    """The 422 answer contains the field's path, its value and what is allowed."""
     content = json.dumps({"prompt": "x"} | body)
     answer = service.client.post("/v1/jobs", content=content, headers={"content-type": "application/json"})
     problem = answer.json()
@@ -348,7 +348,7 @@ def test_a_wrong_field_is_reported_once(service: Service) -> None:
 
 
 def test_a_missing_prompt_is_asked_for(service: Service) -> None:
-    """The one required field is named."""
+    """A request without a prompt gets the answer that `prompt` is required."""
     problem = service.client.post("/v1/jobs", json={}).json()
     assert problem["detail"] == "prompt: is required"
 
@@ -367,14 +367,14 @@ def test_a_missing_prompt_is_asked_for(service: Service) -> None:
 def test_a_body_that_is_no_request_is_refused(
     service: Service, content: bytes, content_type: str, status: int, code: str
 ) -> None:
-    """What is not JSON, not an object, or not said to be JSON gets an answer that says so."""
+    """A body that is not JSON, not an object, or not declared as JSON gets an error that names the cause."""
     headers = {"content-type": content_type} if content_type else {}
     answer = service.client.post("/v1/jobs", content=content, headers=headers)
     assert (answer.status_code, answer.json()["code"]) == (status, code), answer.text
 
 
 def test_a_body_over_the_limit_is_refused_before_it_is_read(service: Service) -> None:
-    """A declared length over the limit gets 413 although not one byte of the body was sent."""
+    """A Content-Length over the limit gets 413 before any byte of the body is sent."""
     host, port = service.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:
         connection.sendall(
@@ -385,14 +385,14 @@ def test_a_body_over_the_limit_is_refused_before_it_is_read(service: Service) ->
 
 
 def test_a_body_of_unknown_length_is_refused_at_the_limit(service: Service) -> None:
-    """A chunked body that grows over the limit gets 413."""
+    """A chunked body gets 413 as soon as it exceeds the limit."""
     chunks = (b" " * 65536 for _ in range(64))
     answer = service.client.post("/v1/jobs", content=chunks, headers={"content-type": "application/json"})
     assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
 
 
 def test_an_unknown_route_or_method_is_a_problem_too(service: Service) -> None:
-    """404 and 405 are problem+json, and 405 says what is allowed."""
+    """404 and 405 answers are problem+json, and a 405 answer lists the allowed methods."""
     missing = service.client.get("/v2/jobs")
     wrong = service.client.put("/v1/jobs")
     assert (missing.status_code, missing.json()["code"]) == (404, "not_found")
@@ -406,14 +406,14 @@ def test_an_unknown_route_or_method_is_a_problem_too(service: Service) -> None:
 
 
 def test_ping_and_probes_answer(service: Service) -> None:
-    """Ping tells version and commit; the probes are 200 while a worker can generate."""
+    """/ping contains version and commit, and the probes answer 200 while a worker can generate."""
     assert service.client.get("/ping").json() == {"pong": True, "version": "0.1.0", "commit": "test"}
     assert service.client.get("/healthz").status_code == 200
     assert service.client.get("/readyz").json()["ready"] is True
 
 
 def test_health_tells_workers_jobs_and_scale(service: Service, song: dict[str, Any]) -> None:
-    """Health counts jobs by state, shows the worker's phase, and says that simulated music is none."""
+    """/v1/health contains the jobs by state, the worker's phase, and a notice that the simulated engine makes no music."""
     health = service.client.get("/v1/health").json()
     assert health["status"] == "ok"
     assert health["jobs"]["succeeded"] >= 1
@@ -424,7 +424,7 @@ def test_health_tells_workers_jobs_and_scale(service: Service, song: dict[str, A
 
 
 def test_models_tell_variant_tasks_and_defaults(service: Service) -> None:
-    """A model whose worker has read its checkpoint tells its variant; one without a worker does not know yet."""
+    """The variant of a model is known once a worker has read its checkpoint, and null before that."""
     answer = service.client.get("/v1/models").json()
     known, asleep = answer["models"]
     assert (known["name"], known["is_default"], known["variant"], known["ready_workers"]) == (
@@ -439,7 +439,7 @@ def test_models_tell_variant_tasks_and_defaults(service: Service) -> None:
 
 
 def test_without_workers_readyz_says_so(tmp_path: Path) -> None:
-    """503 with the reason while a wanted worker is not there."""
+    """/readyz answers 503 with the reason while a model has no worker."""
     with running(tmp_path, workers=0) as service:
         answer = service.client.get("/readyz")
         assert answer.status_code == 503
@@ -448,7 +448,7 @@ def test_without_workers_readyz_says_so(tmp_path: Path) -> None:
 
 
 def test_every_field_of_the_openapi_page_is_explained(service: Service) -> None:
-    """Each property has a description, and an example or values of its own kind."""
+    """Every property has a description and either examples or a schema that has them."""
     schemas = service.client.get("/openapi.json").json()["components"]["schemas"]
     missing = [
         f"{name}.{field}"
@@ -460,7 +460,7 @@ def test_every_field_of_the_openapi_page_is_explained(service: Service) -> None:
 
 
 def _refers(spec: dict[str, Any]) -> bool:
-    """A field that is an object, or a list of them, has its examples there."""
+    """Whether the field is an object or a list of objects, whose own properties have examples."""
     return "$ref" in json.dumps(spec)
 
 
@@ -468,7 +468,7 @@ def _refers(spec: dict[str, Any]) -> bool:
 
 
 def test_keys_open_and_part_their_owners_jobs(tmp_path: Path) -> None:
-    """With a key, every route but the probes needs one, and a job is seen by its owner alone."""
+    """Once a key exists, every route but the probes needs one, and only its owner can see a job."""
     with running(tmp_path) as service:
         mine, yours = (service.store.keys.create(name) for name in ("mine", "yours"))
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic eDp5"}):
@@ -484,7 +484,7 @@ def test_keys_open_and_part_their_owners_jobs(tmp_path: Path) -> None:
 
 
 def test_mode_keys_is_closed_even_without_any_key(tmp_path: Path) -> None:
-    """Where keys are demanded and none exists, nobody is let in; `none` lets everybody in."""
+    """`auth.mode: keys` refuses every caller while no key exists; `none` admits every caller."""
     with running(tmp_path, auth={"mode": "keys"}) as service:
         assert service.client.get("/v1/jobs").status_code == 401
     with running(tmp_path, auth={"mode": "none"}) as service:
@@ -496,7 +496,7 @@ def test_mode_keys_is_closed_even_without_any_key(tmp_path: Path) -> None:
 
 
 def test_a_database_that_is_away_is_503_and_pings_go_on(tmp_path: Path) -> None:
-    """The API answers 503 with Retry-After, /ping as ever; the worker plays on and publishes when the database is back."""
+    """While the database is down the API answers 503 and /ping 200; the worker publishes its song once the database is back."""
     with private_postgresql() as server, running(tmp_path, database_url=server.get_uri()) as service:
         assert service.client.post("/v1/music", json=SONG).status_code == 200
         running_job = service.submit(steps=200)["id"]
@@ -515,7 +515,7 @@ def test_a_database_that_is_away_is_503_and_pings_go_on(tmp_path: Path) -> None:
 
 
 def test_many_waiting_requests_are_all_answered(service: Service) -> None:
-    """Twenty callers of /v1/music at once each get their own song."""
+    """Twenty concurrent callers of /v1/music each receive their own song."""
     answers: list[httpx.Response] = []
     threads = [
         threading.Thread(

@@ -19,7 +19,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 @pytest.mark.fault("C3")
 def test_auto_is_decided_at_submission_and_shown_in_seconds(service: Service) -> None:
-    """The job's request has a number, its song that length; the same text takes longer in a slower tempo."""
+    """The job's request contains a number, its song has that length, and a slower tempo gives a longer song."""
     slow = service.submit(duration="auto", lyrics="[verse]\nrain", bpm=80)
     fast = service.submit(duration="AUTO", lyrics="[verse]\nrain", bpm="160")
 
@@ -31,7 +31,7 @@ def test_auto_is_decided_at_submission_and_shown_in_seconds(service: Service) ->
 
 @pytest.mark.fault("C3")
 def test_left_out_is_60_seconds_and_the_api_page_says_so(service: Service) -> None:
-    """Lyrics alone change no length, and the field's description tells both."""
+    """Without `duration` a song with lyrics has 60 seconds, and the OpenAPI page describes both the default and `auto`."""
     job = service.submit(duration=None, lyrics=VERSE, steps=1)
     schemas = service.client.get("/openapi.json").json()["components"]["schemas"]
     field = schemas["MusicRequest-Input"]["properties"]["duration"]
@@ -52,7 +52,7 @@ def test_left_out_is_60_seconds_and_the_api_page_says_so(service: Service) -> No
     ],
 )
 def test_a_wrong_field_beside_auto_is_told_as_ever(service: Service, fields: dict[str, Any], wrong: str) -> None:
-    """What the rule cannot read is refused under its own name, and only that."""
+    """A wrong field beside `auto` is reported under its own name, and no other field is."""
     answer = service.client.post("/v1/jobs", json={"prompt": "x", "duration": "auto", **fields})
 
     assert answer.status_code == 422

@@ -1,4 +1,4 @@
-"""What callers meet: other spellings, bounded errors, probes, ranges, keys."""
+"""What API clients depend on: alternative spellings, errors of bounded size, probes, ranges and keys."""
 
 import json
 import socket
@@ -44,7 +44,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Any:
     ],
 )
 def test_what_means_one_thing_is_read_as_that(service: Service, field: str, given: Any, understood: Any) -> None:
-    """Other spellings are taken, and the job's `request` shows what was understood."""
+    """An alternative spelling is accepted, and the job's `request` contains the normal one."""
     job = service.submit(**{field: given})
 
     assert job["request"][field] == understood
@@ -53,7 +53,7 @@ def test_what_means_one_thing_is_read_as_that(service: Service, field: str, give
 @pytest.mark.fault("C1")
 @pytest.mark.parametrize("nothing", ["", "N/A", " n/a "])
 def test_musical_facts_may_be_said_to_be_open(service: Service, nothing: str) -> None:
-    """Tempo, key and time signature as ACE-Step's page writes them when the model shall choose."""
+    """The values that ACE-Step's web page sends for an unset tempo, key or time signature leave the choice to the model."""
     job = service.submit(bpm=nothing, keyscale=nothing, timesignature=nothing)
 
     assert [job["request"][name] for name in ("bpm", "keyscale", "timesignature")] == [None, None, None]
@@ -61,7 +61,7 @@ def test_musical_facts_may_be_said_to_be_open(service: Service, nothing: str) ->
 
 @pytest.mark.fault("C1")
 def test_digits_of_other_scripts_are_no_numbers(service: Service) -> None:
-    """A tempo in Arabic digits is refused, as every other number in words is."""
+    """A tempo in digits of another script is refused."""
     answer = service.client.post("/v1/jobs", json={"prompt": "x", "bpm": "١٢٠"})
 
     assert answer.json()["errors"][0]["field"] == "bpm"
@@ -85,7 +85,7 @@ def test_digits_of_other_scripts_are_no_numbers(service: Service) -> None:
     ],
 )
 def test_the_schema_says_what_is_read(field: str, read: list[str], refused: list[str]) -> None:
-    """The OpenAPI page and the service agree on every spelling in text; answers have the one spelling only."""
+    """The OpenAPI schema of a request accepts the same texts as the service, and that of an answer only the normal spelling."""
     schema = MusicRequest.model_json_schema()["properties"][field]
     answered = MusicRequest.model_json_schema(mode="serialization")["properties"][field]
     says = jsonschema.Draft202012Validator({"anyOf": schema["anyOf"]}).is_valid
@@ -105,7 +105,7 @@ def _is_read(field: str, text: str) -> bool:
 
 @pytest.mark.fault("C1")
 def test_null_means_left_out_and_minus_one_a_drawn_seed(service: Service) -> None:
-    """A client that fills in every field with null gets the defaults."""
+    """A client that sends null for every optional field gets the defaults."""
     names = set(MusicRequest.model_fields) - {"prompt", "duration", "format", "webhook_url"}
 
     job = service.submit(**dict.fromkeys(names), webhook_url=None)
@@ -117,7 +117,7 @@ def test_null_means_left_out_and_minus_one_a_drawn_seed(service: Service) -> Non
 
 @pytest.mark.fault("C2")
 def test_an_error_text_points_to_the_right_field(service: Service) -> None:
-    """A field's foreign name leads to ours, and a wrong key is told by examples."""
+    """The error for another service's field name contains Sophia's name, and the error for a wrong key contains examples."""
     wrong = {"prompt": "x", "caption": "y", "audio_duration": 3, "keyscale": "loud"}
 
     errors = {
@@ -149,7 +149,7 @@ def test_an_error_text_points_to_the_right_field(service: Service) -> None:
 def test_another_services_name_or_a_slip_leads_to_the_field_that_is_meant(
     service: Service, foreign: str, ours: str
 ) -> None:
-    """A name in another service's spelling, or with a letter missing, is answered with our name for it."""
+    """The error for another service's field name or for a misspelled one contains the right name."""
     answer = service.client.post("/v1/jobs", json={"prompt": "x", foreign: "y"})
 
     [error] = answer.json()["errors"]
@@ -159,7 +159,7 @@ def test_another_services_name_or_a_slip_leads_to_the_field_that_is_meant(
 @pytest.mark.fault("C2")
 @pytest.mark.parametrize("name", ["mood", "speed", "timesteps", "instrumental", "negative_prompt"])
 def test_a_name_that_means_something_else_is_not_taken_for_one_of_ours(service: Service, name: str) -> None:
-    """A name that only looks like one of ours gets the list of fields instead of a guess."""
+    """The error for a name that only resembles a field lists all fields and makes no suggestion."""
     answer = service.client.post("/v1/jobs", json={"prompt": "x", name: 1})
 
     [error] = answer.json()["errors"]
@@ -170,7 +170,7 @@ def test_a_name_that_means_something_else_is_not_taken_for_one_of_ours(service: 
 @pytest.mark.fault("C2")
 @pytest.mark.parametrize("wrong", [5, 4.5, "5/4", True, []])
 def test_a_wrong_time_signature_is_told_how_it_is_written(service: Service, wrong: Any) -> None:
-    """The message never asks for what was given, and 4.0 is the number 4."""
+    """The error for a wrong time signature lists the accepted spellings, and 4.0 is accepted as 4."""
     answer = service.client.post("/v1/jobs", json={"prompt": "x", "timesignature": wrong})
     whole = service.submit(timesignature=4.0)
 
@@ -181,7 +181,7 @@ def test_a_wrong_time_signature_is_told_how_it_is_written(service: Service, wron
 
 @pytest.mark.fault("C4")
 def test_the_variants_defaults_are_the_originals() -> None:
-    """Base and sft play with shift 1, guidance counts noise levels, and an instrumental is told as in training."""
+    """Each variant has the defaults of the original ACE-Step: shift, guidance interval, and the lyrics of an instrumental."""
     base = settings(MusicRequest(prompt="x"), "base")
     early = settings(MusicRequest(prompt="x", cfg_interval_start=0.75), "sft")
 
@@ -194,7 +194,7 @@ def test_the_variants_defaults_are_the_originals() -> None:
 
 @pytest.mark.fault("C9")
 def test_seeds_stay_in_range_and_line_ends_do_not_matter(service: Service) -> None:
-    """The seed after the largest is 0, CRLF is LF, and a blank prompt is refused."""
+    """Seed 0 follows the largest seed, CRLF is converted to LF, and a blank prompt is refused."""
     assert seeds(MusicRequest(prompt="x", seed=MAX_SEED, variations=2)) == [MAX_SEED, 0]
     assert service.submit(lyrics="one\r\ntwo\rthree")["request"]["lyrics"] == "one\ntwo\nthree"
     assert service.client.post("/v1/jobs", json={"prompt": " \t\n"}).status_code == 422
@@ -202,7 +202,7 @@ def test_seeds_stay_in_range_and_line_ends_do_not_matter(service: Service) -> No
 
 @pytest.mark.fault("B7")
 def test_an_error_is_bounded_whatever_the_body(service: Service) -> None:
-    """Forty thousand unknown fields are answered in a few kilobytes, at about the price of reading them."""
+    """The error for forty thousand unknown fields has a few kilobytes and takes little longer than parsing them."""
     fields = {"prompt": "x"} | {f"field{number}": 1 for number in range(40_000)}
     body = json.dumps(fields)
 
@@ -225,7 +225,7 @@ def test_an_error_is_bounded_whatever_the_body(service: Service) -> None:
 @pytest.mark.fault("B7")
 @pytest.mark.parametrize("field", ["keyscale", "timesignature", "bpm", "format", "vocal_language", "seed"])
 def test_a_huge_value_costs_no_more_than_its_reading(service: Service, field: str) -> None:
-    """Half a megabyte of spaces in a field is refused in about the time that half a megabyte of prompt is."""
+    """Half a megabyte of spaces in any field is refused about as fast as a prompt of that size."""
     spaces = " " * 500_000
 
     def send(body: dict[str, str]) -> httpx.Response:
@@ -242,7 +242,7 @@ def test_a_huge_value_costs_no_more_than_its_reading(service: Service, field: st
 
 @pytest.mark.fault("C7")
 def test_head_is_answered_wherever_there_is_get(service: Service) -> None:
-    """HEAD on probes and routes is GET without a body."""
+    """HEAD on a probe or route returns what GET returns, without a body."""
     for path in ("/ping", "/healthz", "/readyz", "/v1/health", "/v1/jobs", "/v1/models", "/docs"):
         answer = service.client.head(path)
         assert (path, answer.status_code, answer.content) == (path, 200, b"")
@@ -250,7 +250,7 @@ def test_head_is_answered_wherever_there_is_get(service: Service) -> None:
 
 @pytest.mark.fault("C7")
 def test_ranges_are_as_the_standard_says(service: Service) -> None:
-    """A range over the whole file is 206, and one outside it names the size."""
+    """A range that covers the whole file gets 206, and the error for a range beyond its end contains the file's size."""
     job = service.ended(service.submit()["id"])
     url = job["audio"][0]["url"]
     size = job["audio"][0]["bytes"]
@@ -265,7 +265,7 @@ def test_ranges_are_as_the_standard_says(service: Service) -> None:
 @pytest.mark.fault("C7")
 @pytest.mark.parametrize("prefer", ["respond-async, wait=30", 'Wait = "30"', "handling=lenient;x, WAIT=30"])
 def test_the_preference_to_wait_is_read_in_every_spelling(service: Service, prefer: str) -> None:
-    """Among others, quoted, with spaces, in any case."""
+    """The `wait` preference is found among others, in quotes, with spaces, and in any case."""
     answer = service.client.post("/v1/jobs", json={"prompt": "x", "duration": 1}, headers={"prefer": prefer})
 
     assert answer.headers["preference-applied"] == "wait=30"
@@ -273,7 +273,7 @@ def test_the_preference_to_wait_is_read_in_every_spelling(service: Service, pref
 
 @pytest.mark.fault("C7")
 def test_a_compressed_body_is_refused_by_name(service: Service) -> None:
-    """It is no malformed JSON: the answer says what is read."""
+    """A compressed body gets 415 with the supported encoding, not an error about malformed JSON."""
     headers = {"content-encoding": "gzip", "content-type": "application/json"}
 
     answer = service.client.post("/v1/jobs", content=b"\x1f\x8b", headers=headers)
@@ -283,7 +283,7 @@ def test_a_compressed_body_is_refused_by_name(service: Service) -> None:
 
 @pytest.mark.fault("B1", "B2")
 def test_beyond_loopback_no_key_opens_nothing(tmp_path: Path) -> None:
-    """Without any key, and after the last one was revoked, everything but the probes is a 401 that says how to make one."""
+    """While no key exists, every route but the probes answers 401 and explains how to create one."""
     with running(tmp_path, keys_needed=True) as service:
         closed = service.client.get("/v1/jobs")
         key = service.store.keys.create("studio")
@@ -300,7 +300,7 @@ def test_beyond_loopback_no_key_opens_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.fault("B11", "E18")
 def test_nobody_is_told_the_databases_address(tmp_path: Path) -> None:
-    """The cause is told in words, without host, user or password."""
+    """Errors about the database contain the cause but no host, user or password."""
     store = Store("postgresql://sophia:hunter2@db.internal.invalid:1/music")
 
     with pytest.raises(StoreUnavailable) as told:
@@ -313,7 +313,7 @@ def test_nobody_is_told_the_databases_address(tmp_path: Path) -> None:
 
 @pytest.mark.fault("E18")
 def test_a_password_that_is_not_encoded_is_refused_without_being_shown() -> None:
-    """An @ in a password would make the driver look up, and name, what comes after it."""
+    """A database URL with an unencoded @ in its password is refused, because drivers show the text after the @ as a host."""
     with pytest.raises(ConfigurationError, match="%40") as told:
         Store("postgresql://me:hunter@2secret@127.0.0.1/x")
 
@@ -322,7 +322,7 @@ def test_a_password_that_is_not_encoded_is_refused_without_being_shown() -> None
 
 @pytest.mark.fault("A8")
 def test_a_caller_who_leaves_during_the_insert_leaves_no_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The insert goes on to its end, and its job is cancelled."""
+    """If the caller disconnects while the job is inserted, the insert finishes and the job is cancelled."""
     with running(tmp_path, workers=0) as service:
         inserting = threading.Event()
         left = threading.Event()
@@ -344,7 +344,7 @@ def test_a_caller_who_leaves_during_the_insert_leaves_no_job(tmp_path: Path, mon
 
 
 def _leave(url: str, inserting: threading.Event) -> None:
-    """Ask for a song, and hang up while its job is being inserted."""
+    """Request a song, and disconnect while its job is being inserted."""
     address = httpx.URL(url)
     body = b'{"prompt": "x"}'
     head = (

@@ -1,4 +1,4 @@
-"""The HTTP side's bounds: probes beside work, limits for each owner, who sees what, who may ask."""
+"""Isolation in the API: probes under load, limits per owner, and what a caller may see and do."""
 
 import inspect
 import re
@@ -31,7 +31,7 @@ from tests.support.running import Service, running, simulated
 
 @pytest.mark.fault("B6")
 def test_probes_answer_while_every_thread_waits_for_the_database(tmp_path: Path) -> None:
-    """Sixty cancels wait for a lock; /ping, /healthz and /readyz answer before the first of them."""
+    """/ping, /healthz and /readyz answer while sixty requests wait for a database lock."""
     with running(tmp_path, workers=0) as service, ThreadPoolExecutor(60) as clients:
         with locked(service):
             answers = [clients.submit(cancel, service) for _ in range(60)]
@@ -47,7 +47,7 @@ def test_probes_answer_while_every_thread_waits_for_the_database(tmp_path: Path)
 
 @pytest.mark.fault("B6")
 def test_nothing_that_blocks_runs_in_a_shared_thread_pool() -> None:
-    """Every route and dependency is a coroutine, so that none takes one of the threads that FastAPI shares among all."""
+    """Every route and dependency is a coroutine, because FastAPI runs plain functions in one shared thread pool."""
     routes = [route for router in ROUTERS for route in router.routes if isinstance(route, APIRoute)]
     blocking = [call.__name__ for route in routes for call in calls(route.dependant) if not is_coroutine(call)]
 
@@ -59,7 +59,7 @@ def test_nothing_that_blocks_runs_in_a_shared_thread_pool() -> None:
 def test_a_database_that_says_nothing_is_told_by_readyz_in_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """/readyz answers 503 in words after its limit, and all who ask meanwhile share one question."""
+    """/readyz answers 503 with the reason after its timeout, and concurrent requests share one query."""
     silent = threading.Event()
     asked: list[int] = []
     seen = WorkerStore.seen
@@ -84,7 +84,7 @@ def test_a_database_that_says_nothing_is_told_by_readyz_in_time(
 
 @pytest.mark.fault("B6")
 def test_the_keys_are_read_once_for_all_who_ask_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twenty requests that come while the keys are read take the answer of that one question."""
+    """Twenty requests that arrive while the keys are read share that one query."""
     asked: list[int] = []
     digests = KeyStore.digests
 
@@ -107,7 +107,7 @@ def test_the_keys_are_read_once_for_all_who_ask_meanwhile(tmp_path: Path, monkey
 
 @pytest.mark.fault("B8")
 def test_one_waiter_too_many_is_refused_before_its_job_is_made(tmp_path: Path) -> None:
-    """Beyond `api.waits_per_key` a waiting request gets 429 with Retry-After; an ordinary one is taken, and so are probes."""
+    """A waiting request beyond `api.waits_per_key` gets 429 with Retry-After; other requests and probes are answered."""
     with running(tmp_path, workers=0, api={"waits_per_key": 3}) as service, ThreadPoolExecutor(3) as clients:
         waiting = [clients.submit(submit, service, wait_s=30) for _ in range(3)]
         eventually(lambda: service.client.get("/v1/usage").json()["queued_jobs"] == 3)
@@ -127,7 +127,7 @@ def test_one_waiter_too_many_is_refused_before_its_job_is_made(tmp_path: Path) -
 
 @pytest.mark.fault("B8")
 def test_one_event_stream_too_many_is_refused_and_a_closed_one_makes_room(tmp_path: Path) -> None:
-    """Beyond `api.streams_per_key` a follower gets 429; when another leaves, there is a place again."""
+    """An event stream beyond `api.streams_per_key` gets 429 until another stream is closed."""
     with running(tmp_path, workers=0, api={"streams_per_key": 2}) as service:
         path = f"{service.url}/v1/jobs/{service.submit()['id']}/events"
         with httpx.stream("GET", path) as first:
@@ -145,7 +145,7 @@ def test_one_event_stream_too_many_is_refused_and_a_closed_one_makes_room(tmp_pa
 
 @pytest.mark.fault("B8")
 def test_who_asks_too_often_waits_a_second_and_nobody_else_does(tmp_path: Path) -> None:
-    """Each key has a rate of its own; the 429 tells after how many seconds to come back, and probes are not counted."""
+    """Each key has its own rate limit; a 429 answer has Retry-After, and probes are not counted."""
     with running(tmp_path, workers=0, api={"requests_per_s": 0.5, "request_burst": 5}) as service:
         busy = {"Authorization": f"Bearer {service.store.keys.create('busy')}"}
         calm = {"Authorization": f"Bearer {service.store.keys.create('calm')}"}
@@ -161,7 +161,7 @@ def test_who_asks_too_often_waits_a_second_and_nobody_else_does(tmp_path: Path) 
 
 @pytest.mark.fault("B8")
 def test_a_full_process_refuses_work_and_answers_probes(tmp_path: Path) -> None:
-    """With nine tenths of `api.max_ongoing` under way further requests get 429, and probes their answer."""
+    """While nine tenths of `api.max_ongoing` requests are running, further requests get 429 and probes are answered."""
     with running(tmp_path, workers=0, api={"max_ongoing": 20}) as service, ThreadPoolExecutor(20) as clients:
         with locked(service):
             answers = [clients.submit(cancel, service) for _ in range(20)]
@@ -175,7 +175,7 @@ def test_a_full_process_refuses_work_and_answers_probes(tmp_path: Path) -> None:
 
 @pytest.mark.fault("B8")
 def test_a_body_that_does_not_come_gives_its_place_back(tmp_path: Path) -> None:
-    """Who sends a body byte by byte, with or without a key, holds a place for `api.body_timeout_s` and gets 408."""
+    """A client that sends its body byte by byte, with or without a key, gets 408 after `api.body_timeout_s`."""
     with running(tmp_path, workers=0, api={"body_timeout_s": 0.5}) as service:
         host = service.client.base_url.host
         port = service.client.base_url.port
@@ -192,7 +192,7 @@ def test_a_body_that_does_not_come_gives_its_place_back(tmp_path: Path) -> None:
 
 @pytest.mark.fault("B4")
 def test_who_reads_nothing_has_a_bounded_part_of_the_memory(tmp_path: Path) -> None:
-    """Beyond `api.download_bytes_per_key` that nobody has read a further download gets 429, until a reader has read or left."""
+    """A download beyond `api.download_bytes_per_key` unread bytes gets 429 until another download is read or closed."""
     with running(tmp_path, api={"download_bytes_per_key": 30_000_000}) as service:
         path = f"/v1/jobs/{service.ended(service.submit(duration=100, format='wav')['id'])['id']}/audio"
         with listener_that_reads_nothing(service, path):
@@ -208,7 +208,7 @@ def test_who_reads_nothing_has_a_bounded_part_of_the_memory(tmp_path: Path) -> N
 
 @pytest.mark.fault("B8")
 def test_a_rate_forgets_old_callers_instead_of_growing() -> None:
-    """However many addresses ask, the memory for them is bounded."""
+    """The rate limit keeps a bounded number of callers."""
     rate = RateLimit(per_s=1, burst=1)
 
     for caller in range(30_000):
@@ -221,7 +221,7 @@ def test_a_rate_forgets_old_callers_instead_of_growing() -> None:
 def test_streams_and_waits_end_soon_after_their_key_was_revoked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever follows or waits with a key that is revoked hears no more, however often the job changes; others go on."""
+    """Revoking a key ends its event streams and waits, even if the job keeps changing; those of other keys continue."""
     monkeypatch.setattr("serve_app.api.key_cache.KEYS_FRESH_S", 0.2)
     with running(tmp_path, workers=0) as service, ThreadPoolExecutor(1) as clients:
         guest = {"Authorization": f"Bearer {service.store.keys.create('guest')}"}
@@ -247,7 +247,7 @@ def test_streams_and_waits_end_soon_after_their_key_was_revoked(
 
 @pytest.mark.fault("B11")
 def test_health_tells_a_key_nothing_of_others(tmp_path: Path) -> None:
-    """A key sees its own job ids at the workers and no costs; an operator's key sees all, and so does the only key."""
+    """A key sees only its own job ids and no costs; an operator's key, or the only key, sees everything."""
     models = {"ace-step": simulated(step_s=5, price_per_hour=1.0)}
     with running(tmp_path, models, auth={"operators": ["boss"]}) as service:
         guest = {"Authorization": f"Bearer {service.store.keys.create('guest')}"}
@@ -287,7 +287,7 @@ def test_health_tells_a_key_nothing_of_others(tmp_path: Path) -> None:
 def test_without_keys_only_this_machine_is_answered(
     tmp_path: Path, headers: dict[str, str], status: int, code: str | None
 ) -> None:
-    """A page that a browser on this machine shows reaches nothing: neither by a name of its own nor as another site."""
+    """Requests from a web page of another site are refused by their Host or Origin header."""
     with running(tmp_path, workers=0, api={"allowed_hosts": ["studio.example"]}) as service:
         answer = service.client.get("/v1/jobs", headers=headers)
         probe = service.client.get("/ping", headers=headers)
@@ -298,7 +298,7 @@ def test_without_keys_only_this_machine_is_answered(
 
 @pytest.mark.fault("B11")
 def test_with_a_key_every_name_is_answered(tmp_path: Path) -> None:
-    """Behind a reverse proxy the name is the proxy's; no page has the key."""
+    """With a key, every Host is answered: behind a reverse proxy it is the proxy's name, and no web page has the key."""
     with running(tmp_path, workers=0) as service:
         key = {"Authorization": f"Bearer {service.store.keys.create('studio')}", "Host": "music.example"}
         answer = service.client.get("/v1/jobs", headers={**key, "Origin": "https://app.example"})
@@ -311,7 +311,7 @@ def test_with_a_key_every_name_is_answered(tmp_path: Path) -> None:
 
 @pytest.mark.fault("C7")
 def test_an_event_source_that_has_heard_the_end_is_told_to_stop(tmp_path: Path) -> None:
-    """It reconnects with the last id, and 204 ends that for good; without the id it hears the end once more."""
+    """A client that reconnects with the last event's id gets 204, which stops an EventSource; without the id it gets the event."""
     with running(tmp_path) as service:
         job = service.ended(service.submit()["id"])["id"]
         path = f"/v1/jobs/{job}/events"
@@ -326,7 +326,7 @@ def test_an_event_source_that_has_heard_the_end_is_told_to_stop(tmp_path: Path) 
 @pytest.mark.fault("C8")
 @pytest.mark.parametrize("page", ["/docs", "/redoc"])
 def test_the_pages_of_the_api_need_no_internet(tmp_path: Path, page: str) -> None:
-    """Whatever the page names lies here, and its policy lets a browser fetch from nowhere else."""
+    """The service itself serves every file that the page links, and the page's policy allows no other source."""
     with running(tmp_path, workers=0) as service:
         answer = service.client.get(page)
         links = re.findall(r"""(?:src|href|spec-url)=["']([^"']+)""", answer.text) + re.findall(
@@ -357,7 +357,7 @@ def _submitted(service: Service, headers: dict[str, str]) -> str | None:
 
 @contextmanager
 def listener_that_reads_nothing(service: Service, path: str) -> Iterator[None]:
-    """Asks for a file, reads the first bytes, and then nothing more."""
+    """Request a file, read its first bytes, and stop reading."""
     host = service.client.base_url.host
     port = service.client.base_url.port
     with socket.create_connection((host, port or 80)) as connection:
@@ -381,7 +381,7 @@ def _opens(path: str) -> bool:
 
 @contextmanager
 def follows(service: Service, job: str, headers: dict[str, str]) -> Iterator[Iterator[str]]:
-    """The lines of a job's events after the first."""
+    """The lines of a job's event stream after the first event."""
     path = f"{service.url}/v1/jobs/{job}/events"
     with httpx.stream("GET", path, headers=headers, timeout=httpx.Timeout(30, read=13)) as stream:
         lines = stream.iter_lines()
@@ -396,7 +396,7 @@ def submit(service: Service, wait_s: int, **headers: str) -> httpx.Response:
 
 @contextmanager
 def locked(service: Service) -> Iterator[None]:
-    """A writer of another program holds SQLite's lock."""
+    """Hold SQLite's write lock, as another program would."""
     connection = sqlite3.connect(service.args.data_dir / "sophia.db", isolation_level=None, check_same_thread=False)
     connection.execute("BEGIN IMMEDIATE")
     try:
@@ -407,7 +407,7 @@ def locked(service: Service) -> Iterator[None]:
 
 
 def working() -> int:
-    """How many threads the service's calls of the database have taken."""
+    """The number of threads that run the service's database calls."""
     return sum(thread.name.startswith("work") for thread in threading.enumerate())
 
 

@@ -1,4 +1,4 @@
-"""Titles and file names: what a song is called when it is saved."""
+"""Titles, and the names of downloaded files."""
 
 import re
 import unicodedata
@@ -20,7 +20,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def saved_as(service: Service, **fields: Any) -> tuple[str, str | None]:
-    """The file's name in ASCII, and the one in UTF-8 where there is one."""
+    """The file's name in ASCII, and its name in UTF-8 or None."""
     job = service.ended(service.submit(duration=1, seed=7, **fields)["id"])
     header = service.client.head(job["audio"][0]["url"]).headers["content-disposition"]
     found = re.fullmatch(r"""inline; filename="([ -!#-\[\]-~]+)"(?:; filename\*=UTF-8''([A-Za-z0-9%_.~-]+))?""", header)
@@ -43,13 +43,13 @@ def saved_as(service: Service, **fields: Any) -> tuple[str, str | None]:
 def test_a_file_is_saved_under_its_title(
     service: Service, fields: dict[str, Any], plain: str, other: str | None
 ) -> None:
-    """Title, or the prompt, and seed make the name; nothing in them can end the header or leave the folder."""
+    """The file name consists of title or prompt, and seed, without characters that could end the header or change the folder."""
     assert saved_as(service, **fields) == (plain, other)
 
 
 @pytest.mark.fault("C10")
 def test_a_title_of_another_script_has_the_jobs_id_in_ascii(service: Service) -> None:
-    """Where nothing of the title is ASCII the old name stands in, and a long one is cut to what file systems take."""
+    """The ASCII name of a title without ASCII characters is the job's id, and a long title is cut to what file systems allow."""
     title = "雨" * 200
 
     plain, other = saved_as(service, title=title)
@@ -62,7 +62,7 @@ def test_a_title_of_another_script_has_the_jobs_id_in_ascii(service: Service) ->
 
 @pytest.mark.fault("C10")
 def test_a_requests_title_tempo_key_and_lyrics_are_in_its_file(service: Service, tmp_path: Path) -> None:
-    """What was asked for is in the tags of the file that comes back."""
+    """The file's tags contain the request's title, tempo, key and lyrics."""
     fields = {"title": "Rainy day", "bpm": 92, "keyscale": "Am", "lyrics": "[verse]\nrain", "format": "aac"}
     job = service.ended(service.submit(duration=1, seed=7, **fields)["id"])
 
@@ -79,7 +79,7 @@ def test_a_requests_title_tempo_key_and_lyrics_are_in_its_file(service: Service,
 
 @pytest.mark.fault("C10")
 def test_a_title_is_one_line(service: Service) -> None:
-    """A title with a line end is refused by name."""
+    """A title with a line break is refused, and the error names the field."""
     answer = service.client.post("/v1/jobs", json={"prompt": "x", "title": "a\nb"})
 
     assert answer.status_code == 422

@@ -1,4 +1,4 @@
-"""The first moments of a process, in which several threads ask the database before its tables are there."""
+"""The start of a process, when several threads use the database before its tables exist."""
 
 import subprocess
 import sys
@@ -43,14 +43,14 @@ for thread in threads:
 
 
 def test_threads_that_ask_first_disturb_each_other_in_nothing(tmp_path: Path) -> None:
-    """A process's first requests and its migration begin at once, and none of them fails by the other's imports."""
+    """A process's first requests and its migration can run concurrently, although each imports modules."""
     ran = subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path)], capture_output=True, text=True, check=True)
 
     assert ran.stdout == ""
 
 
 def test_the_first_request_finds_the_tables(tmp_path: Path) -> None:
-    """On a new database the service is there when its tables are, so that nobody's first request is refused."""
+    """On a new database the service answers only once the tables exist, so that no first request is refused."""
     with running(tmp_path, workers=0, migrate=False) as service:
         answer = httpx.post(f"{service.url}/v1/jobs", json={"prompt": "x"}, timeout=30)
 
@@ -58,7 +58,7 @@ def test_the_first_request_finds_the_tables(tmp_path: Path) -> None:
 
 
 def test_a_database_without_tables_says_so(tmp_path: Path) -> None:
-    """Who asks too early reads that the tables are not created yet."""
+    """A request before the tables exist gets the error that they have not been created yet."""
     store = Store(f"sqlite:///{tmp_path / 'jobs.db'}")
     refusals: list[str] = []
 

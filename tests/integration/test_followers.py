@@ -1,4 +1,4 @@
-"""Many who follow jobs: what a change costs does not grow with them, and what does not change costs nothing."""
+"""The cost of event streams: it does not grow with the followers of a job, and unchanged jobs are not read."""
 
 import json
 import threading
@@ -25,7 +25,7 @@ FOLLOWERS = 20
 
 @pytest.mark.fault("B13")
 def test_a_change_is_shown_once_for_all_its_followers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twenty followers of one running job get each change, of which one view is made."""
+    """Twenty followers of a running job receive every change, and each view is built once."""
     views: list[str] = []
     view = JobPresenter.view
 
@@ -53,7 +53,7 @@ def test_a_change_is_shown_once_for_all_its_followers(tmp_path: Path, monkeypatc
 
 @pytest.mark.fault("B13")
 def test_a_watched_job_that_does_not_change_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While another job goes on, of those that are watched only versions are asked for."""
+    """While another job changes, only the versions of the watched jobs are read."""
     read: list[str] = []
     get_many = JobStore.get_many
 

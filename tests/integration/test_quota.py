@@ -1,4 +1,4 @@
-"""What may wait is limited, counted in the same transaction as the move, and told to its owner."""
+"""Limits on queued jobs and audio, which are counted in the transaction that changes the job."""
 
 import random
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +26,7 @@ def submit_within(store: Store, owner: str, limits: QueueArgs, duration: float =
 
 
 def counted(store: Store) -> dict[tuple[str, str, int], tuple[int, Any]]:
-    """Jobs and seconds of audio in each share that has any, by a look at the jobs."""
+    """Queued jobs and seconds of audio per share, counted from the jobs."""
     keys = (jobs.c.model, jobs.c.owner, jobs.c.rank)
     sums = (sa.func.count(), sa.func.sum(jobs.c.audio_seconds))
     query = sa.select(*keys, *sums).where(jobs.c.state == "queued").group_by(*keys)
@@ -35,7 +35,7 @@ def counted(store: Store) -> dict[tuple[str, str, int], tuple[int, Any]]:
 
 
 def kept(store: Store) -> dict[tuple[str, str, int], tuple[int, float]]:
-    """The same, as the shares say."""
+    """Queued jobs and seconds of audio per share, as stored in the shares."""
     query = sa.select(shares.c.model, shares.c.owner, shares.c.rank, shares.c.jobs, shares.c.audio_s)
     with store.database.read() as connection:
         rows = connection.execute(query.where(sa.or_(shares.c.jobs != 0, shares.c.audio_s != 0))).all()
@@ -44,8 +44,8 @@ def kept(store: Store) -> dict[tuple[str, str, int], tuple[int, float]]:
 
 @pytest.mark.fault("A11")
 def test_an_owner_may_have_so_many_jobs_waiting(tmp_path: Path) -> None:
-    """One more gets 429 with its reason and Retry-After; what was accepted can be asked for again, and a place that is given
-    back can be used, by a retry, too."""
+    """A job beyond the owner's limit gets 429 with Retry-After; a repeated submission of an accepted job still succeeds, a
+    cancelled job makes room for another, and a retry beyond the limit gets 429, too."""
     with running(tmp_path, workers=0, queue={"max_owner_jobs": 2}) as service:
         song = {"prompt": "piano", "duration": 10}
         first = service.client.post("/v1/jobs", json=song, headers={"idempotency-key": "first"})
@@ -81,7 +81,7 @@ def test_an_owner_may_have_so_many_jobs_waiting(tmp_path: Path) -> None:
 
 @pytest.mark.fault("A11")
 def test_an_owner_may_have_so_much_audio_waiting(store: Store) -> None:
-    """Long songs count for more than short ones, over all models."""
+    """An owner's queued audio is limited in seconds over all models."""
     limits = QueueArgs(max_owner_audio_s=4800)
     for number in range(8):
         submit_within(store, "a", limits, duration=600, model=f"m{number % 2}")
@@ -94,7 +94,7 @@ def test_an_owner_may_have_so_much_audio_waiting(store: Store) -> None:
 
 @pytest.mark.fault("A11")
 def test_the_queue_holds_so_many_jobs_of_all_owners(store: Store) -> None:
-    """Beyond it nobody's job is taken until some have started."""
+    """A full queue accepts no job of any owner until some have started."""
     limits = QueueArgs(max_jobs=2)
     submit_within(store, "a", limits)
     submit_within(store, "b", limits)
@@ -106,7 +106,7 @@ def test_the_queue_holds_so_many_jobs_of_all_owners(store: Store) -> None:
 
 
 def test_submissions_at_once_do_not_pass_an_owners_limit(store: Store) -> None:
-    """Of twenty at the same moment, to two models, exactly the ten that are allowed are taken."""
+    """Of twenty concurrent submissions to two models, exactly the ten that the limit allows are accepted."""
     limits = QueueArgs(max_owner_jobs=10)
 
     def try_it(number: int) -> bool:
@@ -122,7 +122,7 @@ def test_submissions_at_once_do_not_pass_an_owners_limit(store: Store) -> None:
 
 @pytest.mark.fault("A11")
 def test_the_counts_are_those_of_a_recount(store: Store) -> None:
-    """Whatever clients, workers and time do at once, the shares say what is queued, and no transaction stops another."""
+    """After concurrent submissions, claims, cancels and expiries, the shares match a recount, and no transaction deadlocks."""
     owners = ("a", "b", "c")
     store.keys.create("c", outranks=True)
 
@@ -167,7 +167,7 @@ def _do_something(store: Store, chance: random.Random, mine: list[Job], owners: 
 
 
 def test_what_an_earlier_version_queued_is_counted_in(store: Store) -> None:
-    """In a rollout an earlier version writes jobs without their shares: the next recount finds them, and they are played."""
+    """Jobs that an earlier version inserts without shares during a rollout are counted by the next recount and run."""
     job = submit(store, "a")
     submit(store, "b")
     with store.database.write() as connection:

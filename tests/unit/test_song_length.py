@@ -1,4 +1,4 @@
-"""`duration: "auto"`: how long a song becomes for its lyrics."""
+"""`duration: "auto"`: the length of a song estimated from its lyrics."""
 
 import pytest
 
@@ -23,18 +23,18 @@ CHORUS = "[chorus]\n" + "Rain on the window sings tonight\n" * 4
     ],
 )
 def test_length_is_counted_in_bars(lyrics: str, bars: int) -> None:
-    """Lines, sections with words and without, beginning and end have their bars, here of 2.4 s."""
+    """Lines, sections with and without lyrics, beginning and end each take whole bars, which last 2.4 s here."""
     assert song_length_s(lyrics) == round(bars * 2.4)
 
 
 @pytest.mark.parametrize("lyrics", ["", "  \n", "[Instrumental]", "[inst]", "[]", "..."])
 def test_without_words_and_sections_it_is_two_minutes(lyrics: str) -> None:
-    """An instrumental of which nothing more is said has the default."""
+    """Lyrics without words and sections get the default length."""
     assert song_length_s(lyrics) == INSTRUMENTAL_S
 
 
 def test_length_stays_in_its_bounds() -> None:
-    """The longest lyrics and the shortest give what a request may ask for."""
+    """The longest and the shortest lyrics give lengths that a request may have."""
     assert song_length_s("la " * 6000, bpm=30) == 600
     assert song_length_s("la", bpm=300, beats=2) == 10
 
@@ -54,5 +54,5 @@ def test_length_stays_in_its_bounds() -> None:
     ],
 )
 def test_syllables_of_many_scripts(line: str, count: int) -> None:
-    """About right in scripts with vowels, with characters for syllables, and without vowels."""
+    """Syllables are estimated for scripts with vowels, with one character per syllable, and without vowels."""
     assert syllables(line) == count
