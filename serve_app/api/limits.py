@@ -8,7 +8,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, NamedTuple
 
 from serve_app.config import ApiArgs
 from serve_app.errors import TooManyRequests
@@ -73,6 +73,15 @@ class OwnerSlots:
                     del self._used[owner]
 
 
+class _ByteLimit(NamedTuple):
+    """A limit on unread bytes, with the words for its error text."""
+
+    size: int
+    setting: str
+    holder: str
+    """Who holds the bytes, with its verb: `you have`."""
+
+
 class Downloads:
     """The bytes of files that are being sent to clients.
 
@@ -82,8 +91,8 @@ class Downloads:
     """
 
     def __init__(self, per_owner: int, overall: int) -> None:
-        self._per_owner = per_owner
-        self._overall = overall
+        self._per_owner = _ByteLimit(per_owner, "api.download_bytes_per_key", "you have")
+        self._overall = _ByteLimit(overall, "api.download_bytes", "this API process has")
         self._bytes: Counter[str] = Counter()
 
     @contextmanager
@@ -92,8 +101,8 @@ class Downloads:
 
         A caller without any download always has room, whatever the size.
         """
-        _check_room(self._bytes[owner], size, self._per_owner, path, "you have", "api.download_bytes_per_key")
-        _check_room(self._bytes.total(), size, self._overall, path, "this API process has", "api.download_bytes")
+        _check_room(self._per_owner, self._bytes[owner], size, path)
+        _check_room(self._overall, self._bytes.total(), size, path)
         self._bytes[owner] += size
         try:
             yield
@@ -156,11 +165,11 @@ class Limits:
             raise _too_fast("Your address has sent too many requests without a valid API key", wait_s)
 
 
-def _check_room(used: int, size: int, limit: int, path: str, who: str, setting: str) -> None:
-    if used and used + size > limit:
+def _check_room(limit: _ByteLimit, used: int, size: int, path: str) -> None:
+    if used and used + size > limit.size:
         raise TooManyRequests(
-            f"The file of {size} bytes cannot be sent now: {who} {used} unread bytes of downloads, and the maximum is {limit} "
-            f"({setting}). Read or close a download, then GET {path}"
+            f"The file of {size} bytes cannot be sent now: {limit.holder} {used} unread bytes of downloads, and the maximum is "
+            f"{limit.size} ({limit.setting}). Read or close a download, then GET {path}"
         )
 
 
