@@ -85,7 +85,7 @@ def beat(store: Store, name: str) -> Callable[[], int]:
     return once
 
 
-def _process(url: str, what: str, number: int, threads: int, seconds: float, ready: Any, counts: Any) -> None:
+def _process(url: str, what: str, number: int, *, threads: int, seconds: float, ready: Any, counts: Any) -> None:
     local = threading.Barrier(threads, action=lambda: ready.wait(120))
 
     def claimer(index: int) -> int:
@@ -109,8 +109,8 @@ def rate(url: str, what: str, claimers: int, seconds: float) -> float:
     count = max(1, claimers // THREADS)
     ready = spawn.Barrier(count)
     counts = spawn.Queue()
-    fixed = (min(claimers, THREADS), seconds, ready, counts)
-    processes = [spawn.Process(target=_process, args=(url, what, number, *fixed)) for number in range(count)]
+    options = {"threads": min(claimers, THREADS), "seconds": seconds, "ready": ready, "counts": counts}
+    processes = [spawn.Process(target=_process, args=(url, what, number), kwargs=options) for number in range(count)]
     for process in processes:
         process.start()
     done = sum(counts.get(timeout=300) for _ in processes)

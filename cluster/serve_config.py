@@ -133,7 +133,7 @@ def _dump(place: str) -> str:
     class Plain(yaml.SafeDumper):
         """Writes a repeated value again: YAML's anchors are hard to read."""
 
-        def ignore_aliases(self, data: Any) -> bool:
+        def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 - PyYAML's signature
             return True
 
     return yaml.dump(serve_config(place), Dumper=Plain, sort_keys=False)

@@ -44,6 +44,7 @@ def create_api(
     store: Store,
     artifacts: Artifacts,
     commit: str,
+    *,
     deployment: str = "",
     cluster: Callable[[], list[Node]] | None = None,
     keys_needed: bool = False,

@@ -32,5 +32,11 @@ class Api:
     def __serve_build_asgi_app__(self) -> FastAPI:
         artifacts = Artifacts(self._args.resolved_artifacts_url)
         return create_api(
-            self._args, self._store, artifacts, self._commit, self._deployment, AliveNodes(), self._keys_needed
+            self._args,
+            self._store,
+            artifacts,
+            self._commit,
+            deployment=self._deployment,
+            cluster=AliveNodes(),
+            keys_needed=self._keys_needed,
         )

@@ -44,6 +44,7 @@ _PREFER_WAIT: Final = re.compile(r'(?:^|[,;\s])wait\s*=\s*"?(\d{1,6})"?\s*(?:$|[
     },
 )
 async def submit_job(
+    *,
     body: MusicRequest,
     context: ContextDep,
     owner: Owner,
@@ -82,6 +83,7 @@ def _wait_slot(context: Context, owner: str, wait_s: int) -> AbstractContextMana
 
 @router.get("/v1/jobs", summary="List jobs", responses=error_responses(*WITH_PARAMETERS))
 async def list_jobs(
+    *,
     context: ContextDep,
     owner: Owner,
     state: Annotated[list[State] | None, Query(description="Only jobs in these states.", examples=[["queued"]])] = None,

@@ -215,7 +215,7 @@ class Sender:
             self._room.release()
             self._ended.wake()
 
-    def _attempt(self, delivery: Delivery) -> _Outcome:
+    def _attempt(self, delivery: Delivery) -> _Outcome:  # noqa: PLR0911 - one return for each way an attempt ends
         job = self._store.jobs.get(delivery.job)
         if delivery.event != f"job.{job.status}":
             return _Outcome(error=f"the job was run again before {delivery.event} arrived", final=True)

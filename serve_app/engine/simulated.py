@@ -51,7 +51,7 @@ class SimulatedEngine:
             weights_bytes=0,
         )
 
-    def warnings(self, request: MusicRequest) -> tuple[str, ...]:
+    def warnings(self, request: MusicRequest) -> tuple[str, ...]:  # noqa: ARG002 - the Engine protocol's signature
         """Says that this is no music."""
         return (f"{self._name} is simulated: the audio is a test tone, not music.",)
 

@@ -35,13 +35,14 @@ def open_fleet(
     database: str,
     model: str,
     deployment: str,
+    *,
     breaker: dict[str, float],
     limits: dict[str, float],
     cluster: str = "",
 ) -> "StoreFleet":
     """The Fleet of one model, for the policy's thread in Serve's controller; `database` is the key of its address in `ray_kv`."""
     store = Store(ray_kv.get(database), DatabaseArgs.model_validate(limits))
-    return StoreFleet(store, model, deployment, bounds, BreakerArgs.model_validate(breaker), cluster)
+    return StoreFleet(store, model, deployment, bounds, BreakerArgs.model_validate(breaker), cluster=cluster)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,7 @@ class StoreFleet:
         deployment: str,
         bounds: ScalingArgs,
         breaker: BreakerArgs,
+        *,
         cluster: str = "",
     ) -> None:
         self._store = store

@@ -55,7 +55,7 @@ class MusicWorker:
         migrate(store, self._cancelled)
         artifacts = Artifacts(args.resolved_artifacts_url)
         options = _options(model, args, deployment)
-        self._worker = Worker(model, _engine(model, args), store, artifacts, args.queue, options)
+        self._worker = Worker(model, _engine(model, args), store, artifacts, args.queue, options=options)
         self._startup = Startup(self._worker, store, model, deployment, args)
         if self._cancelled.is_set():  # `__del__` came before there was anything to cancel
             self._startup.cancel()

@@ -71,6 +71,7 @@ class Worker:
         store: Store,
         artifacts: Artifacts,
         queue: QueueArgs,
+        *,
         options: WorkerOptions | None = None,
         encoders: Encoders | None = None,
     ) -> None:

@@ -299,7 +299,7 @@ def test_beyond_loopback_no_key_opens_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault("B11", "E18")
-def test_nobody_is_told_the_databases_address(tmp_path: Path) -> None:
+def test_nobody_is_told_the_databases_address() -> None:
     """Errors about the database contain the cause but no host, user or password."""
     store = Store("postgresql://sophia:hunter2@db.internal.invalid:1/music")
 

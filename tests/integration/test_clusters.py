@@ -25,13 +25,13 @@ BOUNDS = ScalingArgs(min_workers=0, max_workers=20, target_wait_s=60, work_prior
 @pytest.fixture
 def one(store: Store) -> StoreFleet:
     """Cluster one's view of model m."""
-    return StoreFleet(store, "m", "d1", BOUNDS, BreakerArgs(open_after=2), "one")
+    return StoreFleet(store, "m", "d1", BOUNDS, BreakerArgs(open_after=2), cluster="one")
 
 
 @pytest.fixture
 def two(store: Store) -> StoreFleet:
     """Cluster two's view of model m."""
-    return StoreFleet(store, "m", "d2", BOUNDS, BreakerArgs(open_after=2), "two")
+    return StoreFleet(store, "m", "d2", BOUNDS, BreakerArgs(open_after=2), cluster="two")
 
 
 def live(*clusters: StoreFleet) -> None:

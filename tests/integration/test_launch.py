@@ -14,7 +14,7 @@ from tests.support.serve_run import configure, has_waiting_connection, launched
 
 
 @pytest.mark.fault("C11")
-def test_serve_takes_a_port_whose_past_connections_still_wait(tmp_path: Path) -> None:
+def test_serve_takes_a_port_whose_past_connections_still_wait() -> None:
     """Serve's own server, in the environment that `make serve` gives it: it listens, and the launcher lets it."""
     (serve,) = (line for line in (ROOT / "Makefile").read_text().splitlines() if "serve_config.yaml" in line)
     variables = dict(word.split("=", 1) for word in serve.split() if "=" in word)

@@ -30,7 +30,8 @@ from serve_app.worker.worker import Worker, WorkerOptions
 args = AppArgs(data_dir=Path(sys.argv[1]), models={"m": ModelArgs(source="embedded", device="cpu")}, encoding={"processes": 2})
 store = Store(args.resolved_database_url)
 engine = AceStepEngine("m", args.models["m"], Path(sys.argv[2]))
-worker = Worker("m", engine, store, Artifacts(args.resolved_artifacts_url), args.queue, WorkerOptions(encoding=args.encoding))
+options = WorkerOptions(encoding=args.encoding)
+worker = Worker("m", engine, store, Artifacts(args.resolved_artifacts_url), args.queue, options=options)
 worker.start()
 while any(store.backlog.counts()[state] for state in ("queued", "running")):
     time.sleep(0.5)

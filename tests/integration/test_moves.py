@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -198,7 +197,7 @@ def machine(store: Store) -> Iterator[type[Queue]]:
 
 
 @pytest.mark.timeout(300)
-def test_no_sequence_of_events_makes_an_illegal_move(machine: type[Queue], tmp_path: Path) -> None:
+def test_no_sequence_of_events_makes_an_illegal_move(machine: type[Queue]) -> None:
     """Whatever clients, workers, time and death do, states move as the table says and a job is published once."""
     run_state_machine_as_test(
         machine,

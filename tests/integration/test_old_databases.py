@@ -67,7 +67,7 @@ def test_what_an_old_database_has_queued_is_played(database_url: str, tmp_path: 
     assert {row.attempt for row in ended if row.id in (old["queued"], old["queued urgent"])} == {1}
 
 
-def test_a_webhook_that_an_old_database_owes_is_still_owed(database_url: str, tmp_path: Path) -> None:
+def test_a_webhook_that_an_old_database_owes_is_still_owed(database_url: str) -> None:
     """A delivery that was pending is claimed by the new version's sender, for the job's owner."""
     old = replay(database_url)
     store = Store(database_url)

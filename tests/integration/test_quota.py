@@ -139,7 +139,9 @@ def test_the_counts_are_those_of_a_recount(store: Store) -> None:
     assert counted(store)
 
 
-def _do_something(store: Store, chance: random.Random, mine: list[Job], owners: tuple[str, ...], worker: str) -> None:
+def _do_something(  # noqa: C901 - one case for each event
+    store: Store, chance: random.Random, mine: list[Job], owners: tuple[str, ...], worker: str
+) -> None:
     known = store.jobs.page(limit=30)
     some = chance.choice(known).id if known else ""
     match chance.choice(["submit"] * 5 + ["claim"] * 3 + ["fail", "cancel", "delete", "retry", "abandon", "expire"]):

@@ -85,7 +85,7 @@ class Rack:
 
 
 @pytest.fixture(scope="module")
-def rack(postgresql_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rack]:
+def rack(postgresql_server: str) -> Iterator[Rack]:
     """The two machines with their firewall, cluster and application up."""
     for tool, package in {"ip": "iproute2", "nft": "nftables", "pgrep": "procps", "caddy": "caddy"}.items():
         if shutil.which(tool) is None:

@@ -67,6 +67,7 @@ def running(
     folder: Path,
     models: dict[str, ModelArgs] | None = None,
     engine: Engine | None = None,
+    *,
     workers: int = 1,
     cluster: Callable[[], list[Node]] | None = None,
     keys_needed: bool = False,
@@ -91,7 +92,7 @@ def running(
                 store,
                 artifacts,
                 args.queue,
-                WorkerOptions(price_per_hour=model.price_per_hour, encoding=args.encoding),
+                options=WorkerOptions(price_per_hour=model.price_per_hour, encoding=args.encoding),
                 encoders=shared_encoders(),
             )
             worker.start()

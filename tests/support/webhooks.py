@@ -120,6 +120,7 @@ def raw_receiver(answer: Callable[[socket.socket, threading.Event], None]) -> It
 @contextmanager
 def running_sender(
     store: Store,
+    *,
     retries_s: list[float] = SOON,
     timeout_s: float = 10,
     allow_private: bool = True,

@@ -137,7 +137,7 @@ class AceStepEngine:
         chosen = settings(request, self._variant)
         lyrics, language = words(request)
 
-        def after_step(pipe: Any, step: int, timestep: float, tensors: dict[str, Any]) -> dict[str, Any]:
+        def after_step(_pipe: Any, step: int, _timestep: float, tensors: dict[str, Any]) -> dict[str, Any]:
             on_step("denoising", step + 1, chosen["num_inference_steps"])
             stop_if(stopped)
             return tensors
