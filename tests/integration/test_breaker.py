@@ -1,4 +1,4 @@
-"""What a failed load stops, and what it must leave alone; and an operator's pause."""
+"""The crash breaker: which workers a failed load stops. Also an operator's pause."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +40,7 @@ def report(store: Store, name: str, phase: str) -> None:
 
 @pytest.mark.fault("A2")
 def test_one_bad_host_stops_nobody_else(store: Store, fleet: StoreFleet) -> None:
-    """Failures whose cause is a host's stop that host; while others work, workers may be started."""
+    """Failures caused by one host open the breaker for that host only, and other hosts may start workers."""
     report(store, "good", "idle")
     fail(store, "missing_file", "bad")
 
@@ -51,7 +51,7 @@ def test_one_bad_host_stops_nobody_else(store: Store, fleet: StoreFleet) -> None
 
 @pytest.mark.fault("A2")
 def test_a_failure_of_the_model_itself_stops_every_host_and_no_worker(store: Store, fleet: StoreFleet) -> None:
-    """A repository that does not exist starts no more workers anywhere; the two that work are still wanted."""
+    """A failure caused by the model opens the breaker for every host, and the target keeps the workers that are ready."""
     report(store, "one", "idle")
     report(store, "two", "generating")
     for host in ("a", "b", "c"):
@@ -67,7 +67,7 @@ def test_a_failure_of_the_model_itself_stops_every_host_and_no_worker(store: Sto
 
 @pytest.mark.fault("A2")
 def test_an_open_breaker_never_lowers_the_target_while_a_worker_works() -> None:
-    """In a rollout to something broken Serve would end the last good worker to reach a lower target."""
+    """The target stays, because in a rollout of a broken version Serve would stop the last working replica to reach a lower one."""
     seen = Observation(
         queued_jobs=0,
         queued_work_s=0.0,
@@ -86,7 +86,7 @@ def test_an_open_breaker_never_lowers_the_target_while_a_worker_works() -> None:
 
 @pytest.mark.fault("A2")
 def test_one_bad_host_does_not_stop_a_worker_that_still_loads(store: Store, fleet: StoreFleet) -> None:
-    """As long as another worker is on its way, the fleet is not told that nothing can be started."""
+    """While a worker on another host is loading, the breaker of a bad host does not stop scaling."""
     report(store, "coming", "load")
     fail(store, "missing_file", "bad")
 
@@ -95,7 +95,7 @@ def test_one_bad_host_does_not_stop_a_worker_that_still_loads(store: Store, flee
 
 @pytest.mark.fault("A2")
 def test_a_worker_that_is_stuck_on_a_bad_host_gets_a_substitute(store: Store, fleet: StoreFleet) -> None:
-    """One more is wanted, within max_workers, for each worker that waits where the model cannot be loaded."""
+    """For each worker that is stuck on a bad host, the target is one higher, up to max_workers."""
     report(store, "good", "idle")
     report(store, "stuck", "failed")
     fail(store, "missing_file", "bad")
@@ -107,7 +107,7 @@ def test_a_worker_that_is_stuck_on_a_bad_host_gets_a_substitute(store: Store, fl
 
 @pytest.mark.fault("A2")
 def test_a_load_that_works_forgives_its_own_host_only(store: Store) -> None:
-    """A success elsewhere leaves a bad host's breaker open and tells its name; one on that host closes it."""
+    """A successful load on another host leaves a bad host's breaker open; one on that host closes it."""
     fail(store, "missing_file", "bad")
     store.load_attempts.succeeded(store.load_attempts.begin("m", "d", Process("good", 1, 1)))
 
@@ -123,7 +123,7 @@ def test_a_load_that_works_forgives_its_own_host_only(store: Store) -> None:
 
 @pytest.mark.fault("A2")
 def test_a_failure_of_the_model_is_forgiven_by_a_load_on_any_host(store: Store) -> None:
-    """A repository that was not there for a while was never the host's fault."""
+    """A successful load on any host closes a breaker that a failure of the model opened."""
     fail(store, "unknown_repository", "a")
     store.load_attempts.succeeded(store.load_attempts.begin("m", "d", Process("b", 1, 1)))
 
@@ -132,7 +132,7 @@ def test_a_failure_of_the_model_is_forgiven_by_a_load_on_any_host(store: Store) 
 
 @pytest.mark.fault("A2")
 def test_a_first_worker_on_a_known_bad_host_gets_a_substitute(store: Store, fleet: StoreFleet) -> None:
-    """From zero, a worker that lands where the model cannot be loaded holds nobody up once it could be loaded elsewhere."""
+    """A first worker that is stuck on a bad host gets a substitute if another host has loaded the model before."""
     fail(store, "missing_file", "bad")
     store.load_attempts.succeeded(store.load_attempts.begin("m", "d", Process("good", 1, 1)))
     report(store, "stuck", "failed")
@@ -144,7 +144,7 @@ def test_a_first_worker_on_a_known_bad_host_gets_a_substitute(store: Store, flee
 
 @pytest.mark.fault("A2")
 def test_a_bad_host_has_one_trial_after_a_while(store: Store, fleet: StoreFleet) -> None:
-    """From zero, too, a mended host comes back without an operator; one failure more leaves it alone for as long again."""
+    """A bad host gets one trial after `trial_s`, also when no worker runs, and another failure opens its breaker again."""
     fail(store, "missing_file", "bad")
     at_once = fleet.observe().breaker
     _age_failures(store, BREAKER.trial_s + 1)
@@ -160,7 +160,7 @@ def test_a_bad_host_has_one_trial_after_a_while(store: Store, fleet: StoreFleet)
 
 @pytest.mark.fault("A2")
 def test_a_failure_of_the_model_itself_has_no_trials(store: Store) -> None:
-    """What no host can load costs no device every half an hour."""
+    """A failure caused by the model gets no trial."""
     fail(store, "unknown_repository", "a")
     _age_failures(store, BREAKER.trial_s + 1)
 
@@ -174,7 +174,7 @@ def _age_failures(store: Store, seconds: float) -> None:
 
 @pytest.mark.fault("A2")
 def test_health_names_the_host_on_which_loading_was_given_up(tmp_path: Path) -> None:
-    """One bad host is named, without our marks of its boot, and the model's breaker is closed where others load it."""
+    """/v1/health lists a bad host by its plain name, and the model's breaker is closed if other hosts can load it."""
     with running(tmp_path) as service:
         for _ in range(3):
             load = service.store.load_attempts.begin("ace-step", "", Process("gpu-7/boot/pid:[1]", 1, 1))
@@ -188,7 +188,7 @@ def test_health_names_the_host_on_which_loading_was_given_up(tmp_path: Path) -> 
 
 @pytest.mark.fault("E3")
 def test_a_hub_that_is_away_opens_nothing(store: Store) -> None:
-    """What passes by itself makes the pauses longer and never opens the breaker."""
+    """Temporary failures lengthen the pauses between loads and never open the breaker."""
     fail(store, "hub_unreachable", "a", times=5)
 
     found = store.load_attempts.breaker("m", "d", BREAKER, "a")
@@ -199,7 +199,7 @@ def test_a_hub_that_is_away_opens_nothing(store: Store) -> None:
 
 @pytest.mark.fault("A1")
 def test_a_worker_that_is_let_go_while_it_loads_has_not_crashed(store: Store) -> None:
-    """A load whose process ended after fewer workers were wanted is no failure."""
+    """A load whose process ended after the target was lowered does not count as a failure."""
     me = Process.this()
     store.decisions.publish("m", 3, "work")
     store.load_attempts.begin("m", "d", Process(me.host, me.pid, me.born - 1))
@@ -212,7 +212,7 @@ def test_a_worker_that_is_let_go_while_it_loads_has_not_crashed(store: Store) ->
 
 @pytest.mark.fault("A1", "E29")
 def test_a_worker_that_dies_while_it_is_wanted_has_crashed(store: Store) -> None:
-    """More workers being wanted is no excuse: the load counts as crashed, and the message names Ray's memory monitor."""
+    """A load whose process died while the target was raised counts as crashed, and the message mentions Ray's memory monitor."""
     me = Process.this()
     store.decisions.publish("m", 1, "work")
     store.load_attempts.begin("m", "d", Process(me.host, me.pid, me.born - 1))
@@ -226,7 +226,7 @@ def test_a_worker_that_dies_while_it_is_wanted_has_crashed(store: Store) -> None
 
 
 class Loaded:
-    """As much of a worker as a start needs: its load works at once."""
+    """The parts of a worker that its start uses. Its load succeeds at once."""
 
     failed_phase = ""
 
@@ -247,7 +247,7 @@ class Loaded:
 def test_a_database_outage_during_a_start_costs_no_loaded_model(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every word of a start is said again until the database listens, and the model is loaded once."""
+    """A starting worker repeats every write until the database accepts it, and loads the model once."""
     outages = dict.fromkeys(("collect_dead_processes", "breaker", "begin", "succeeded"), 1)
 
     def fails_once(name: str, says: Any) -> Any:
@@ -276,7 +276,7 @@ def test_a_database_outage_during_a_start_costs_no_loaded_model(
 
 @pytest.mark.fault("A10")
 def test_a_load_whose_beginning_was_acknowledged_too_late_is_one_load(store: Store) -> None:
-    """Said again under its id, it leaves no second row that would be buried as a crash."""
+    """Repeating the start of a load with the same id inserts no second row, which would later count as a crash."""
     me = Process.this()
     store.load_attempts.begin("m", "d", me, "a-load")
     store.load_attempts.begin("m", "d", me, "a-load")
@@ -288,7 +288,7 @@ def test_a_load_whose_beginning_was_acknowledged_too_late_is_one_load(store: Sto
 
 
 def test_a_paused_model_keeps_its_jobs_and_starts_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`sophia pause` is told to whoever waits, wants no worker, and `sophia resume` lets the job run."""
+    """After `sophia pause` a job stays queued and shows the reason; after `sophia resume` it runs."""
     with running(tmp_path) as service:
         monkeypatch.setenv("SOPHIA_DATA_DIR", str(tmp_path))
         monkeypatch.chdir(tmp_path)
@@ -310,7 +310,7 @@ def test_a_paused_model_keeps_its_jobs_and_starts_none(tmp_path: Path, monkeypat
 
 @pytest.mark.fault("A6")
 def test_a_job_of_a_model_that_is_gone_is_told(tmp_path: Path) -> None:
-    """When its model leaves the configuration, a job is still listed and shown with the reason, and its retry is refused."""
+    """A job whose model was removed from the configuration is still listed, shows that reason, and cannot be retried."""
     with running(tmp_path, workers=0) as service:
         job = service.submit()
         cancelled = service.submit()

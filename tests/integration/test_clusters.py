@@ -1,4 +1,4 @@
-"""Several clusters on one queue: each scales for its own share, and what one leaves the others take."""
+"""Several clusters on one queue: each scales for its own share, and takes over the share of a cluster that stops."""
 
 from pathlib import Path
 
@@ -54,7 +54,7 @@ def make_old(store: Store, table: sa.Table, column: str, seconds: float) -> None
 
 @pytest.mark.fault("A5")
 def test_a_cluster_does_not_scale_for_anothers_running_jobs(store: Store, one: StoreFleet, two: StoreFleet) -> None:
-    """Two jobs run in cluster one and nothing waits: it keeps its two workers, and cluster two wants none."""
+    """While two jobs run in cluster one and none is queued, cluster one keeps its two workers and cluster two has the target 0."""
     for worker in ("w1", "w2"):
         report(store, worker, "one")
         submit(store, duration=600)
@@ -69,7 +69,7 @@ def test_a_cluster_does_not_scale_for_anothers_running_jobs(store: Store, one: S
 
 @pytest.mark.fault("A5")
 def test_what_waits_is_shared(store: Store, one: StoreFleet, two: StoreFleet) -> None:
-    """Of 21 waiting songs one cluster starts workers for 11 and the other for 10, and each says so."""
+    """Of 21 queued songs, one cluster scales for 11 and the other for 10, and each decision's reason mentions its share."""
     live(one, two)
     for _ in range(21):
         submit(store, duration=60)
@@ -85,7 +85,7 @@ def test_what_waits_is_shared(store: Store, one: StoreFleet, two: StoreFleet) ->
 
 @pytest.mark.fault("A5")
 def test_each_cluster_has_a_decision_of_its_own(store: Store, one: StoreFleet, two: StoreFleet) -> None:
-    """Neither overwrites the other's, and a cluster that ends workers excuses no crash of the other's."""
+    """A cluster's decision does not replace another's, and only its own lower target explains the end of its workers."""
     one.publish(3, "much to do")
     two.publish(1, "little to do")
     load = store.load_attempts.begin("m", "d1", Process("another", 1, 1), cluster="one")
@@ -104,7 +104,7 @@ def test_each_cluster_has_a_decision_of_its_own(store: Store, one: StoreFleet, t
 
 @pytest.mark.fault("A5")
 def test_a_cluster_that_stops_deciding_leaves_its_share(store: Store, one: StoreFleet, two: StoreFleet) -> None:
-    """A minute after its last word the other takes everything that waits."""
+    """A minute after a cluster's last decision, the other cluster takes all queued jobs."""
     live(one, two)
     for _ in range(4):
         submit(store)
@@ -119,7 +119,7 @@ def test_a_cluster_that_stops_deciding_leaves_its_share(store: Store, one: Store
 
 @pytest.mark.fault("A5")
 def test_a_cluster_that_cannot_start_workers_has_no_share(store: Store, one: StoreFleet, two: StoreFleet) -> None:
-    """While its breaker is open for every host, the other takes all."""
+    """While a cluster's breaker is open for every host, the other cluster takes all queued jobs."""
     for _ in range(2):
         load = store.load_attempts.begin("m", "d2", Process.this())
         store.load_attempts.failed(load, "unknown_repository", "There is none.", "download")
@@ -133,7 +133,7 @@ def test_a_cluster_that_cannot_start_workers_has_no_share(store: Store, one: Sto
 
 @pytest.mark.fault("A5")
 def test_what_has_waited_for_too_long_is_everybodys(store: Store, one: StoreFleet, two: StoreFleet) -> None:
-    """The only job falls to cluster one, which gets no machine: after the accepted wait and a start-up, two takes it as well."""
+    """After `target_wait_s` and a start-up time, both clusters scale for a job that has not started."""
     live(one, two)
     submit(store)
     assert (one.observe().queued_jobs, two.observe().queued_jobs) == (1, 0)
@@ -147,7 +147,7 @@ def test_what_has_waited_for_too_long_is_everybodys(store: Store, one: StoreFlee
 def test_a_decision_that_stays_is_told_again(
     store: Store, one: StoreFleet, two: StoreFleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A cluster with nothing new to say is not taken for one that has left."""
+    """A cluster publishes an unchanged decision again, so that other clusters do not regard it as gone."""
     monkeypatch.setattr(fleets, "REPEAT_S", 0.05)
     live(one, two)
     make_old(store, decisions, "decided_at", 61)
@@ -162,7 +162,7 @@ def test_a_decision_that_stays_is_told_again(
 
 @pytest.mark.fault("A5", "A6")
 def test_health_shows_every_cluster(tmp_path: Path) -> None:
-    """What all of them want is summed, each is listed, and a model that only another cluster has is not told to be gone."""
+    """/v1/health sums the targets of all clusters and lists each, and a job of a model that only another cluster serves says so."""
     models = {"m": simulated()}
     with running(tmp_path, models, workers=0, cluster=list[Node], cluster_name="here") as service:
         job = service.submit()["id"]
@@ -187,7 +187,7 @@ def test_health_shows_every_cluster(tmp_path: Path) -> None:
 
 
 def test_a_clusters_name_reaches_its_policy(tmp_path: Path) -> None:
-    """The policy in Serve's controller decides under the name that the configuration gives."""
+    """The autoscaling policy in Serve's controller gets the configured `cluster_name`."""
     settings = {"data_dir": tmp_path, "cluster_name": "on-premises", "models": {"m": {"device": "cpu"}}}
     args = AppArgs.model_validate(settings)
 

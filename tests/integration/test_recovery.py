@@ -1,4 +1,4 @@
-"""Nothing lost, nothing stuck: dead workers, limits, retries, failed loads and the breaker, on both databases."""
+"""Recovery on both databases: dead workers, time limits, retries, failed loads and the crash breaker."""
 
 import os
 import signal
@@ -47,7 +47,7 @@ worker.join()
 def test_a_worker_killed_in_the_middle_is_noticed_long_before_its_lease_is_over(
     store: Store, database_url: str
 ) -> None:
-    """A job of a worker that was killed (lease: ten minutes) is queued again as soon as its host looks."""
+    """The job of a killed worker is queued again when its host checks for dead processes, before its lease ends."""
     job = submit(store, steps=200)
     root = str(ROOT)
     process = subprocess.Popen([sys.executable, "-c", WORKER, database_url], env={**os.environ, "PYTHONPATH": root})
@@ -64,7 +64,7 @@ def test_a_worker_killed_in_the_middle_is_noticed_long_before_its_lease_is_over(
 
 
 def test_a_process_is_known_by_its_birth_and_not_by_its_pid_alone() -> None:
-    """This process lives; one with its pid and another birth is dead; of another host's nothing is known."""
+    """A process with the pid of a living one but another start time is dead, and a process of another host is never called dead."""
     me = Process.this()
     assert not me.is_dead
     assert Process(me.host, me.pid, me.born - 1).is_dead
@@ -72,7 +72,7 @@ def test_a_process_is_known_by_its_birth_and_not_by_its_pid_alone() -> None:
 
 
 def test_after_the_database_was_away_leases_are_not_given_up_at_once(store: Store) -> None:
-    """A sweep that is told that nobody could be heard leaves the leases alone, and does the rest."""
+    """A sweep with `expire_leases=False` expires jobs at their deadline but keeps every lease."""
     submit(store)
     running = claim(store, lease_s=0.0)
     submit(store, deadline_s=0.0)
@@ -84,7 +84,7 @@ def test_after_the_database_was_away_leases_are_not_given_up_at_once(store: Stor
 
 
 def test_a_run_beyond_its_limit_fails_and_says_which_limit(store: Store) -> None:
-    """The run limit is not the deadline: the job has failed, by name."""
+    """An attempt that exceeds the run limit fails with `run_limit_exceeded`."""
     submit(store)
     job = claim(store)
     with store.database.write() as connection:
@@ -97,7 +97,7 @@ def test_a_run_beyond_its_limit_fails_and_says_which_limit(store: Store) -> None
 
 
 def test_an_expired_job_says_that_it_was_its_deadline(store: Store) -> None:
-    """Past its deadline a job is expired, with the deadline's code."""
+    """A job past its deadline is expired, with the code `deadline_exceeded`."""
     job = submit(store, deadline_s=0.0)
     store.time_limits.enforce(RUN_LIMIT_S)
     ended = store.jobs.get(job.id)
@@ -107,7 +107,7 @@ def test_an_expired_job_says_that_it_was_its_deadline(store: Store) -> None:
 
 
 def test_a_retried_job_has_its_deadline_and_attempts_anew(store: Store) -> None:
-    """What failed, expired or was cancelled runs again under the same id; what has succeeded does not."""
+    """A retry queues an expired job again with a new deadline and new attempts; queued and succeeded jobs cannot be retried."""
     job = submit(store, deadline_s=0.0)
     store.time_limits.enforce(RUN_LIMIT_S)
     with store.database.write() as connection:
@@ -126,7 +126,7 @@ def test_a_retried_job_has_its_deadline_and_attempts_anew(store: Store) -> None:
 
 
 def test_a_requeued_job_starts_before_those_that_came_later(store: Store) -> None:
-    """Who has lost a worker has waited already."""
+    """A job that lost its worker keeps its position in the queue."""
     first = submit(store, owner="a")
     for _ in range(3):
         submit(store, owner="b")
@@ -137,7 +137,7 @@ def test_a_requeued_job_starts_before_those_that_came_later(store: Store) -> Non
 
 
 def test_an_owner_who_asks_for_much_does_not_keep_another_waiting(store: Store) -> None:
-    """After forty jobs of one owner, another's two jobs start among the first five."""
+    """Behind forty jobs of one owner, two jobs of another owner start among the first five."""
     for _ in range(40):
         submit(store, owner="greedy")
     modest = {submit(store, owner="modest").id for _ in range(2)}
@@ -154,7 +154,7 @@ def fail(store: Store, code: str = "missing_file", host: str | None = None, depl
 
 
 def test_the_same_failure_again_and_again_opens_the_breaker(store: Store) -> None:
-    """Three equal failures of one host open it; it tells cause, count and phase."""
+    """Three failures on one host with the same code open the breaker, which has their cause, number and phase."""
     for _ in range(2):
         fail(store, host="a")
     assert not store.load_attempts.breaker("m", "d", BREAKER).is_open
@@ -166,7 +166,7 @@ def test_the_same_failure_again_and_again_opens_the_breaker(store: Store) -> Non
 
 
 def test_a_success_a_new_deployment_and_an_operator_close_it(store: Store) -> None:
-    """Each of the three begins the count anew."""
+    """A successful load, a new deployment and `sophia reset` each set the number of failures to zero."""
     for _ in range(3):
         fail(store)
     assert not store.load_attempts.breaker("m", "another build", BREAKER).is_open
@@ -180,14 +180,14 @@ def test_a_success_a_new_deployment_and_an_operator_close_it(store: Store) -> No
 
 
 def test_different_failures_do_not_open_it(store: Store) -> None:
-    """Three failures of three kinds are no pattern yet."""
+    """Three failures with different codes do not open the breaker."""
     for code in ("missing_file", "disk_full", "hub_unreachable"):
         fail(store, code)
     assert not store.load_attempts.breaker("m", "d", BREAKER).is_open
 
 
 def test_a_node_pauses_longer_after_each_of_its_failures(store: Store) -> None:
-    """The pause doubles on the node that fails, up to its bound; another node need not wait."""
+    """The pause before a host's next load doubles with each failure up to its maximum, and other hosts do not wait."""
     kinds_of_failure = ("a", "b", "c", "d")  # four of them, so that the breaker stays closed
     for code, whole_s in zip(kinds_of_failure, (10, 20, 30, 30), strict=True):
         began = time.time()
@@ -198,7 +198,7 @@ def test_a_node_pauses_longer_after_each_of_its_failures(store: Store) -> None:
 
 
 def test_a_process_that_dies_while_loading_has_failed(store: Store) -> None:
-    """A load whose process is gone counts as load_crashed; one that is under way does not."""
+    """A load whose process has died counts as `load_crashed`; a running load does not."""
     me = Process.this()
     store.load_attempts.begin("m", "d", Process(me.host, me.pid, me.born - 1))
     store.load_attempts.begin("m", "d", me)
@@ -209,7 +209,7 @@ def test_a_process_that_dies_while_loading_has_failed(store: Store) -> None:
 
 
 def test_the_start_up_time_is_measured(store: Store) -> None:
-    """The mean of the last loads that worked; failures do not count."""
+    """The start-up time is the mean of the last successful loads."""
     assert store.load_attempts.startup_s("m") is None
     began = time.time()
     load = store.load_attempts.begin("m", "d", Process.this())
@@ -223,11 +223,11 @@ def test_the_start_up_time_is_measured(store: Store) -> None:
     assert 40 - 0.1 <= found_s <= 40 + passed_s + 0.1
 
 
-# --- What those who wait are told -------------------------------------------------------------------------------------
+# --- Explanations for waiting clients ---------------------------------------------------------------------------------
 
 
 def test_an_open_breaker_is_told_to_whoever_waits(tmp_path: Path) -> None:
-    """The job, readyz and health say what cannot be loaded, since when, how often, and how to go on."""
+    """While the breaker is open, the job, /readyz and /v1/health contain the cause, the number of attempts and what to do."""
     with running(tmp_path, workers=0) as service:
         for _ in range(3):
             load = service.store.load_attempts.begin("ace-step", "", Process.this())
@@ -246,7 +246,7 @@ def test_an_open_breaker_is_told_to_whoever_waits(tmp_path: Path) -> None:
 
 
 def test_a_starting_worker_is_told_with_its_progress(tmp_path: Path) -> None:
-    """While a worker downloads, those who wait hear how far it is, and when it does not move, that it hangs."""
+    """A waiting job shows the progress of a starting worker, and that the worker hangs if it makes no progress."""
     with running(tmp_path, workers=0, queue={"lease_s": 60}, breaker={"hang_s": 1}) as service:
         report(service, phase="download", detail="downloading 41 % of 6.3 GB", progress=0.41)
         job = service.submit()["id"]
@@ -265,7 +265,7 @@ def report(service: Service, **values: object) -> None:
 
 
 def test_a_card_that_the_cluster_lacks_is_named(tmp_path: Path) -> None:
-    """A pinned model on a cluster without its card says which card it wants and what there is."""
+    """A job whose model needs a GPU that no node has names that GPU and the GPUs of the cluster."""
     label = {"ray.io/accelerator-type": "GeForce-RTX-4090"}
     models = {"ace-step": simulated(device="cuda", label_selector=label)}
     nodes = [_node({}, GPU=0), _node({"ray.io/accelerator-type": "NVIDIA-A100"}, GPU=8)]
@@ -285,7 +285,7 @@ def test_a_card_that_the_cluster_lacks_is_named(tmp_path: Path) -> None:
 
 
 def test_a_worker_without_room_for_its_cpus_says_so(tmp_path: Path) -> None:
-    """On a cluster whose nodes have fewer CPUs than a worker reserves, the job and health say how many it takes."""
+    """If no node has the CPUs that a worker reserves, the job and /v1/health contain that number."""
     with running(tmp_path, {"m": simulated(num_cpus=4)}, workers=0, cluster=lambda: [_node({}, CPU=2)]) as service:
         told = "none of the cluster's 1 nodes has the 4 CPUs that a worker reserves"
         assert service.job(service.submit()["id"])["waiting_for"] == told
@@ -308,7 +308,7 @@ def _node(labels: dict[str, str], **resources: float) -> Node:
     ],
 )
 def test_the_nodes_that_would_do_are_told_in_words(tmp_path: Path, selector: dict[str, object], said: str) -> None:
-    """Whatever the selector's form, people read what is missing in words, not in Ray's notation."""
+    """Every form of label selector is described in plain English instead of Ray's syntax."""
     models = {"ace-step": simulated(device="cuda", label_selector=selector)}
     nodes = [_node({}, GPU=0), _node({CARD_LABEL: "A100", "zone": "b"}, GPU=8 * bool(selector))]
     with running(tmp_path, models, workers=0, cluster=lambda: nodes) as service:
@@ -317,7 +317,7 @@ def test_the_nodes_that_would_do_are_told_in_words(tmp_path: Path, selector: dic
 
 
 def test_a_job_is_retried_over_http(tmp_path: Path) -> None:
-    """POST …/retry runs a cancelled job again; a job that has succeeded is left alone."""
+    """POST …/retry queues a cancelled job again, and answers 409 for a succeeded one."""
     with running(tmp_path) as service:
         job = service.submit(steps=200, model="ace-step")["id"]
         service.client.post(f"/v1/jobs/{job}/cancel")
@@ -329,7 +329,7 @@ def test_a_job_is_retried_over_http(tmp_path: Path) -> None:
 
 
 def test_a_job_of_a_dead_worker_is_finished_by_the_next(tmp_path: Path) -> None:
-    """The API notices a killed worker of its host within seconds, and another worker plays the job to its end."""
+    """The API detects a killed worker on its host within seconds, and another worker finishes the job."""
     with running(tmp_path, {"m": simulated(0.02)}, workers=0, queue={"lease_s": 600}) as service:
         job = service.submit(steps=60)["id"]
         root = str(ROOT)
