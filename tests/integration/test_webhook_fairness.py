@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from serve_app.background.receivers import receiver_at
+from serve_app.background.webhook_sender.receivers import receiver_at
 from serve_app.config import QueueArgs
 from serve_app.errors import QuotaExceeded
 from serve_app.jobs import Job
