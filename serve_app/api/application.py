@@ -32,7 +32,7 @@ ROUTERS: Final = (jobs.router, music.router, files.router, usage.router, models.
 """All native routes."""
 
 _DESCRIPTION: Final = """
-Songs from ACE-Step 1.5: send a caption and lyrics, get stereo audio at 48 kHz.
+Songs from ACE-Step 1.5: send a prompt and lyrics, get stereo audio at 48 kHz.
 
 `POST /v1/music` answers with the song itself. `POST /v1/jobs` answers at once with a job that you can poll, follow, download or
 cancel. Errors are `application/problem+json` with a stable `code`.
