@@ -1,11 +1,15 @@
 """Fixtures of the integration tests."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from serve_app.store import Store
+from tests.support.hub import Hub, serving
+from tests.support.running import SONG, Service, running, simulated
 from tests.support.webhooks import Receiver, running_receiver
 
 
@@ -23,3 +27,31 @@ def sqlite_store(tmp_path: Path) -> Iterator[Store]:
     store.migrate()
     yield store
     store.close()
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service with two models. The first has one worker, the second has none."""
+    models = {"ace-step": simulated(), "asleep": simulated(workers=0)}
+    with running(tmp_path_factory.mktemp("api"), models, queue={"lease_s": 2}) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def song(service: Service) -> dict[str, Any]:
+    """A finished job with two files."""
+    return service.ended(service.submit(**SONG, variations=2)["id"])
+
+
+@pytest.fixture
+def hub(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub with the embedded checkpoint, which this process is pointed at."""
+    with serving(checkpoint) as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.endpoint)
+        yield running
+
+
+@pytest.fixture
+def copy(checkpoint: Path, tmp_path: Path) -> Path:
+    """A copy of the embedded checkpoint that a test may break."""
+    return Path(shutil.copytree(checkpoint, tmp_path / "copy"))

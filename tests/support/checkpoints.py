@@ -1,4 +1,4 @@
-"""Copies of the embedded checkpoint, changed."""
+"""Checkpoints that tests fetch, and changed copies of the embedded one."""
 
 import json
 import shutil
@@ -9,6 +9,12 @@ from typing import Any, Final
 import numpy as np
 
 from serve_app import weights
+from serve_app.config import ModelArgs
+from tests.support.hub import COMMIT, REPOSITORY
+
+EMBEDDED = ModelArgs(source="embedded")
+REMOTE = ModelArgs(source=REPOSITORY, revision=COMMIT)
+LARGEST = "condition_encoder/diffusion_pytorch_model.safetensors"
 
 _QWEN3_EMBEDDING: Final[dict[str, Any]] = {
     "hidden_size": 1024,
@@ -99,3 +105,11 @@ def full_size(checkpoint: Path, folder: Path) -> Path:
 def edit(file: Path, changes: dict[str, Any]) -> None:
     """Overwrites some keys of a JSON file."""
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def original_layout(folder: Path) -> Path:
+    """The folder, with files named as in ACE-Step's own repository."""
+    for name in ("model.safetensors", "silence_latent.pt", "vae/config.json", "Qwen3-Embedding-0.6B/config.json"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("{}")
+    return folder

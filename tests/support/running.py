@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import httpx
 import uvicorn
@@ -22,6 +22,9 @@ from serve_app.ray_adapters.cluster import Node
 from serve_app.store import Store
 from serve_app.worker.worker import Worker, WorkerOptions
 from tests.support.helpers import eventually
+
+SONG: Final[dict[str, Any]] = {"prompt": "warm lo-fi piano", "duration": 2, "seed": 7, "format": "flac"}
+"""A request for a short song."""
 
 
 @cache
