@@ -1,8 +1,8 @@
-"""Whose files lie in the audio store: nothing is removed from a store that is not proven to be this database's own.
+"""Proves that the audio store belongs to this database before the janitor removes any file.
 
-A database that was mistaken for another (a forgotten `SOPHIA_DATABASE_URL`, say) knows none of the songs that it finds, and
-would take all of them for rubbish. So the store bears the mark of its database, and even in a marked store the files that
-no job knows go only while they are few.
+After a configuration error (say, a forgotten `SOPHIA_DATABASE_URL`) the database knows none of the songs in the store, and the
+janitor would remove them all. The store therefore carries the mark of its database. Even in a marked store, files that belong to
+no job are removed only while they are few.
 """
 
 import logging
@@ -19,18 +19,20 @@ from serve_app.store.retention import Holding
 logger = logging.getLogger("ray.serve.sophia")
 
 PAGE: Final = 100
+"""Files or jobs that are handled at a time."""
+
 FEW: Final = 10
-"""So many files of no job may always go: the smallest store has some after a crash."""
+"""This many files without a job may always be removed, since even the smallest store has some after a crash."""
 
 _CHECK: Final = "Check database_url and artifacts_url."
-_ADOPT: Final = "If this is the database of the songs that lie there, run 'sophia artifacts adopt'."
+_ADOPT: Final = "If the songs in the store belong to this database, run 'sophia artifacts adopt'."
 
 GoOn = Callable[[], bool]
-"""Asked before each page; False ends the work there."""
+"""Called before each page. False ends the work."""
 
 
 class Census(NamedTuple):
-    """How many files the audio store holds, how many of them no job knows, and how many of those are old enough to go."""
+    """The number of files in the audio store, of those that belong to no job, and of the latter that are old enough to remove."""
 
     files: int
     unknown: int
@@ -38,29 +40,29 @@ class Census(NamedTuple):
 
 
 def job_of(key: str) -> str:
-    """The id of the job whose file it is."""
+    """The id of the job that the file's key names."""
     return key.partition("/")[0]
 
 
 def belongs(key: str, jobs: dict[str, Holding]) -> bool:
-    """Whether a job has published the file, or is being played by the worker that wrote it."""
+    """Whether a job has published the file, or is running on the worker that wrote it."""
     job = jobs.get(job_of(key))
     if job is None:
         return False
     if key in job.keys:
         return True
-    # A worker of the first version names the folder by the attempt alone.
+    # The first version named the folder by the attempt alone.
     being_written = (artifact_folder(job.attempt, job.worker), str(job.attempt))
     return job.status is Status.RUNNING and key.split("/")[1] in being_written
 
 
 def is_orphan(file: StoredFile, jobs: dict[str, Holding], before: float) -> bool:
-    """Whether no job knows the file, and it was written before `before`, in seconds since the epoch."""
+    """Whether the file belongs to no job and was written before `before` (seconds since the epoch)."""
     return file.written_at < before and not belongs(file.key, jobs)
 
 
 def census(store: Store, artifacts: Artifacts, before: float, go_on: GoOn) -> Census | None:
-    """Count the files, page by page; None when `go_on` ended it. Orphans are files that were written before `before`.
+    """Count the files page by page. None when `go_on` ended the count. Orphans must be written before `before`.
 
     Raises StoreUnavailable or ArtifactsUnavailable.
     """
@@ -79,57 +81,65 @@ def census(store: Store, artifacts: Artifacts, before: float, go_on: GoOn) -> Ce
 
 
 def claim(store: Store, artifacts: Artifacts, share: float, go_on: GoOn) -> str:
-    """Make sure that the audio store is this database's own: why it is not, or an empty string.
+    """Make sure that the audio store belongs to this database. Returns why it does not, or an empty string.
 
-    A store without a mark is marked when it is empty, or when this database knows what lies there: at least one file, and
-    all but `share` of them (0 to 1). Neither holds where most of the database's songs are missing: that is a disk that is not
-    mounted, whose songs all would be told as gone. Raises StoreUnavailable or ArtifactsUnavailable.
+    A store without a mark is marked when it is empty, or when this database knows at least one file in it and all but `share` of
+    them (0 to 1). It is not marked while most of the database's songs are missing: then its disk is probably not mounted, and the
+    janitor would record all of those songs as gone. Raises StoreUnavailable or ArtifactsUnavailable.
     """
     ours = store.installation.id()
     mark = artifacts.mark()
     if mark is None:
-        counted = census(store, artifacts, 0, go_on)
-        if counted is None:
-            return "The janitor was ended before it had counted the files."
-        songs = store.retention.songs()
-        held = counted.files - counted.unknown
-        if songs - held > max(FEW, share * songs):
-            return (
-                f"The janitor does nothing: the audio store bears no mark, and this database knows {songs} songs, of which {held} "
-                f"lie there. Check that its disk is mounted, and database_url and artifacts_url. If the others are gone for good, "
-                f"run 'sophia artifacts adopt'."
-            )
-        if counted.files and (counted.unknown == counted.files or counted.unknown > share * counted.files):
-            return (
-                f"The janitor deletes nothing: the audio store bears no mark, and {counted.unknown} of its {counted.files} "
-                f"files belong to no job of this database. {_CHECK} {_ADOPT}"
-            )
+        refusal = _doubt(store, artifacts, share, go_on)
+        if refusal:
+            return refusal
         artifacts.set_mark(ours)
-        mark = artifacts.mark()  # another database may have been faster
-        logger.info("marked the audio store, with %s files in it; it belongs to %s", counted.files, mark)
+        mark = artifacts.mark()  # another database may have set its mark first
+        logger.info("marked the audio store; it belongs to the database %s", mark)
     if mark != ours:
-        return f"The janitor deletes nothing: the audio store bears the mark of another database. {_CHECK} {_ADOPT}"
+        return f"The janitor deletes nothing: the audio store has the mark of another database. {_CHECK} {_ADOPT}"
+    return ""
+
+
+def _doubt(store: Store, artifacts: Artifacts, share: float, go_on: GoOn) -> str:
+    """Why a store without a mark may belong to another database; empty when the files prove that it is this database's."""
+    counted = census(store, artifacts, 0, go_on)
+    if counted is None:
+        return "The janitor was stopped before it had counted the files."
+    songs = store.retention.songs()
+    held = counted.files - counted.unknown
+    if songs - held > max(FEW, share * songs):
+        return (
+            f"The janitor does nothing: the audio store has no mark, and it holds only {held} of the {songs} songs that this "
+            "database knows. Check that its disk is mounted, and check database_url and artifacts_url. If the other songs are "
+            "lost, run 'sophia artifacts adopt'."
+        )
+    if counted.files and (counted.unknown == counted.files or counted.unknown > share * counted.files):
+        return (
+            f"The janitor deletes nothing: the audio store has no mark, and {counted.unknown} of its {counted.files} "
+            f"files belong to no job of this database. {_CHECK} {_ADOPT}"
+        )
     return ""
 
 
 def adopt(store: Store, artifacts: Artifacts) -> None:
-    """Mark the audio store as this database's own, whatever lies there: an operator's word."""
+    """Mark the audio store as this database's, whatever it contains. An operator decides that."""
     artifacts.set_mark(store.installation.id(), replace=True)
     store.installation.set_refusal("")
 
 
 def most_orphans(files: int, share: float) -> int:
-    """How many files of no job may go without an operator's word, out of so many."""
+    """How many files without a job may be removed without an operator's confirmation, out of `files` files."""
     return max(FEW, int(files * share))
 
 
 def too_many(counted: Census, retention: RetentionArgs) -> str:
-    """Why so many orphans stay where they are, or an empty string when they may go."""
+    """Why the orphans are too many to be removed; empty when they may be removed."""
     at_most = most_orphans(counted.files, retention.orphans_share)
     if counted.orphans <= at_most:
         return ""
     return (
         f"The janitor removed none of the {counted.orphans} files that belong to no job: of {counted.files} files it removes "
-        f"at most {at_most} at a time (retention.orphans_share). Check that this is the right database and no old backup of "
-        f"it; 'sophia artifacts sweep --confirm' removes them."
+        f"at most {at_most} at a time (retention.orphans_share). Check that this is the right database and not an old backup. "
+        f"'sophia artifacts sweep --confirm' removes them."
     )

@@ -180,15 +180,15 @@ def test_a_machine_that_slept_gives_up_no_lease(
 ) -> None:
     """After a pause of all processes the sweep leaves leases alone for as long as workers need to speak up."""
     slept_s = 0.0
-    awake = sweeper._awake_clock
-    monkeypatch.setattr(sweeper, "_awake_clock", lambda: awake() + slept_s)
+    awake = sweeper._suspend_aware_clock
+    monkeypatch.setattr(sweeper, "_suspend_aware_clock", lambda: awake() + slept_s)
     with running(tmp_path, workers=0, queue={"lease_s": 4}) as service:
         submit(service.store, model="ace-step")
         claim(service.store, model="ace-step", lease_s=0)
         eventually(lambda: service.store.jobs.page(states=["queued"]))  # by now it gives leases up
         held = claim(service.store, model="ace-step", lease_s=600)
         slept_s = 40.0
-        eventually(lambda: "stood still for 40 s" in caplog.text)
+        eventually(lambda: "suspended for 40 s" in caplog.text)
         with service.store.database.write() as connection:
             connection.execute(job_table.update().where(job_table.c.id == held.id).values(lease_until=0))
         looked = time.monotonic() + 2 * sweeper.EVERY_S

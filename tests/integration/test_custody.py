@@ -101,7 +101,7 @@ def test_a_mark_of_another_database_keeps_the_janitor_away(
     finally:
         one.close()
 
-    assert "bears the mark of another database" in refusal
+    assert "has the mark of another database" in refusal
     assert len(keys(artifacts)) == 1
     assert artifacts.mark() == first.installation.id()
     with pytest.raises(ConfigurationError, match="another database"):
@@ -140,8 +140,8 @@ def test_a_disk_that_is_not_mounted_costs_no_song_its_audio(store: Store, artifa
     (tmp_path / "not mounted").rename(tmp_path / "audio")
     mounted = custody.claim(store, artifacts, 0.1, always)
 
-    assert "this database knows 12 songs, of which 0 lie there" in empty
-    assert "this database knows 13 songs, of which 1 lie there" in with_one
+    assert "it holds only 0 of the 12 songs" in empty
+    assert "it holds only 1 of the 13 songs" in with_one
     assert unmarked is None
     assert mounted == ""
     assert artifacts.mark() == store.installation.id()
@@ -216,7 +216,7 @@ def test_health_tells_of_a_refusal_until_the_store_is_adopted(
         def notices() -> str:
             return "\n".join(service.client.get("/v1/health").json()["notices"])
 
-        eventually(lambda: "audio store bears no mark" in notices())
+        eventually(lambda: "audio store has no mark" in notices())
         monkeypatch.setenv("SOPHIA_DATA_DIR", str(tmp_path))
         monkeypatch.chdir(tmp_path)
         assert main(["artifacts", "adopt"]) == 0

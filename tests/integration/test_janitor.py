@@ -167,7 +167,7 @@ def test_a_wrong_clock_costs_a_share_and_not_everything(
     assert (left, after_two, untouched) == (350, 245, 245)
     assert said == held_back
     assert held_back.startswith(
-        "The time of 350 songs and 0 jobs is over, and they stay for now: the janitor removes at most 30%"
+        "The retention of 350 songs and 0 jobs is over, but they are kept for now: the janitor removes at most 30%"
     )
     assert counted.startswith("The retention of 245 songs and 0 jobs is over")
     assert keys(artifacts) == set()

@@ -291,7 +291,7 @@ def test_a_worker_neither_claims_nor_ends_on_a_newer_database(database_url: str)
 @pytest.mark.fault("B10")
 def test_a_running_service_tells_of_a_newer_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While an update is under way the old processes go on, and say that they cannot be started again."""
-    monkeypatch.setattr("serve_app.background.sweeper.TELL_EVERY_S", 0.1)
+    monkeypatch.setattr("serve_app.background.sweeper.METRICS_EVERY_S", 0.1)
     with running(tmp_path) as service:
         service.ended(service.submit()["id"])
         with migrated_by_a_newer_version(service.store):
