@@ -1,9 +1,6 @@
-"""The real pipeline with the embedded checkpoint: songs, progress, stopping, faults, memory."""
+"""The real pipeline with the embedded checkpoint: songs, progress, stopping and warnings."""
 
 import hashlib
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,7 @@ from serve_app.audio import Song
 from serve_app.config import ModelArgs
 from serve_app.engine.ace_step.engine import AceStepEngine
 from serve_app.music import SAMPLE_RATE, MusicRequest
-from tests.support.checkpoints import changed
+from tests.support.engines import generate
 
 EMBEDDED = ModelArgs(source="embedded", device="cpu")
 Steps = list[tuple[str, int, int]]
@@ -34,28 +31,25 @@ def test_loading_passes_through_its_phases_and_tells_the_facts(checkpoint: Path,
     assert facts.versions.keys() == {"torch", "diffusers", "transformers"}
 
 
-# --- Songs ----------------------------------------------------------------------------------------------------------
-
-
 def test_the_same_request_and_seed_give_the_same_bytes(engine: AceStepEngine, cache: Path) -> None:
     """Two engines play the same request and seed to the same bytes, and another seed to others."""
     other = AceStepEngine("m", EMBEDDED, cache)
     other.load(lambda phase, fraction, detail: None)
 
-    first = _digests(_play(engine, variations=2))
-    again = _digests(_play(other, variations=2))
+    first = _digests(generate(engine, variations=2))
+    again = _digests(generate(other, variations=2))
 
     assert first == again
-    assert _digests(_play(other, seed=8, variations=2)) != first
+    assert _digests(generate(other, seed=8, variations=2)) != first
 
 
 def test_a_variation_is_the_song_of_its_own_seed(engine: AceStepEngine) -> None:
     """Variation i is the song that seed + i gives alone, up to the rounding of batched matrices."""
-    batch = _play(engine, seed=7, variations=3)
+    batch = generate(engine, seed=7, variations=3)
 
     assert [song.seed for song in batch] == [7, 8, 9]
     for song in batch:
-        alone = _play(engine, seed=song.seed)[0]
+        alone = generate(engine, seed=song.seed)[0]
         np.testing.assert_allclose(song.samples, alone.samples, atol=1e-5)
     assert np.abs(batch[0].samples - batch[1].samples).max() > 0.1
 
@@ -80,7 +74,7 @@ def test_a_song_is_what_the_pipeline_itself_plays(engine: AceStepEngine, checkpo
             output_type="np",
         ).audios[0]
 
-    song = _play(engine, lyrics="[verse]\nhello", duration=3.0, bpm=92, keyscale="C major", steps=None)[0]
+    song = generate(engine, lyrics="[verse]\nhello", duration=3.0, bpm=92, keyscale="C major", steps=None)[0]
 
     np.testing.assert_allclose(song.samples, expected.T, atol=1e-5)
     assert np.abs(song.samples).max() == pytest.approx(10 ** (-1 / 20), abs=1e-6)
@@ -89,7 +83,7 @@ def test_a_song_is_what_the_pipeline_itself_plays(engine: AceStepEngine, checkpo
 @pytest.mark.parametrize("duration", [1.0, 1.013, 1.03999, 2.5])
 def test_a_song_has_exactly_the_asked_length(duration: float, engine: AceStepEngine) -> None:
     """A song has round(duration * 48000) frames of float32 stereo, also between two latents."""
-    samples = _play(engine, duration=duration)[0].samples
+    samples = generate(engine, duration=duration)[0].samples
 
     assert samples.shape == (round(duration * SAMPLE_RATE), 2)
     assert samples.dtype == np.float32
@@ -110,7 +104,7 @@ def test_what_is_asked_for_changes_the_song(engine: AceStepEngine) -> None:
         {"shift": 1.0},
     ]
 
-    digests = [_digests(_play(engine, **change))[0] for change in changes]
+    digests = [_digests(generate(engine, **change))[0] for change in changes]
 
     assert len(set(digests)) == len(changes)
 
@@ -120,15 +114,15 @@ def test_guidance_is_applied_where_the_interval_allows(checkpoint: Path, cache: 
     base = AceStepEngine("m", ModelArgs(source="embedded", device="cpu", variant="base"), cache)
     facts = base.load(lambda phase, fraction, detail: None)
 
-    none = _digests(_play(base, guidance_scale=1.0))
-    guided = _digests(_play(base, guidance_scale=7.0))
+    none = _digests(generate(base, guidance_scale=1.0))
+    guided = _digests(generate(base, guidance_scale=7.0))
     early = _digests(
-        _play(base, guidance_scale=7.0, cfg_interval_start=0.75)
+        generate(base, guidance_scale=7.0, cfg_interval_start=0.75)
     )  # at the first of two steps, from level 1
-    never = _digests(_play(base, guidance_scale=7.0, cfg_interval_start=0.8, cfg_interval_end=0.2))
+    never = _digests(generate(base, guidance_scale=7.0, cfg_interval_start=0.8, cfg_interval_end=0.2))
 
     assert facts.variant == "base"
-    assert _digests(_play(base)) == guided  # 7 is base's default
+    assert _digests(generate(base)) == guided  # 7 is base's default
     assert len({*none, *guided, *early}) == 3
     assert never == none
 
@@ -137,19 +131,16 @@ def test_steps_default_to_the_variant(engine: AceStepEngine) -> None:
     """A turbo model takes 8 steps where the request names none."""
     steps: Steps = []
 
-    _play(engine, steps=None, on_step=lambda *step: steps.append(step))
+    generate(engine, steps=None, on_step=lambda *step: steps.append(step))
 
     assert [step for step in steps if step[0] == "denoising"] == [("denoising", i, 8) for i in range(1, 9)]
-
-
-# --- Progress and stopping ------------------------------------------------------------------------------------------
 
 
 def test_progress_counts_steps_and_tiles(engine: AceStepEngine) -> None:
     """Progress goes from conditioning through each step to each tile of decoding, over all variations."""
     steps: Steps = []
 
-    _play(engine, duration=25.0, variations=2, on_step=lambda *step: steps.append(step))
+    generate(engine, duration=25.0, variations=2, on_step=lambda *step: steps.append(step))
 
     assert steps == [
         ("conditioning", 0, 1),
@@ -163,11 +154,11 @@ def test_stopping_ends_within_one_step_and_leaves_the_engine_usable(
     last: tuple[str, int, int], engine: AceStepEngine
 ) -> None:
     """A stop in any stage ends the song at the next step or tile, and the next song is as if nothing had happened."""
-    before = _digests(_play(engine))
+    before = _digests(generate(engine))
     steps: Steps = []
 
     with pytest.raises(errors.Stopped):
-        _play(
+        generate(
             engine,
             duration=25.0,
             variations=2,
@@ -176,7 +167,7 @@ def test_stopping_ends_within_one_step_and_leaves_the_engine_usable(
         )
 
     assert steps.index(last) >= len(steps) - 2
-    assert _digests(_play(engine)) == before
+    assert _digests(generate(engine)) == before
 
 
 def test_a_song_stopped_before_it_starts_computes_nothing(engine: AceStepEngine) -> None:
@@ -184,12 +175,9 @@ def test_a_song_stopped_before_it_starts_computes_nothing(engine: AceStepEngine)
     steps: Steps = []
 
     with pytest.raises(errors.Stopped):
-        _play(engine, on_step=lambda *step: steps.append(step), stopped=lambda: True)
+        generate(engine, on_step=lambda *step: steps.append(step), stopped=lambda: True)
 
     assert steps == []
-
-
-# --- Warnings -------------------------------------------------------------------------------------------------------
 
 
 def test_a_prompt_is_cut_where_the_pipeline_cuts_it(engine: AceStepEngine) -> None:
@@ -216,7 +204,7 @@ def test_a_cut_prompt_names_the_first_words_lost(engine: AceStepEngine) -> None:
     lost = int(warning.split("Lost from: '")[1].split("<")[1].split(">")[0])
 
     heard = "".join(f"<{i}>" for i in range(lost + 1))
-    assert _digests(_play(engine, prompt=prompt)) == _digests(_play(engine, prompt=heard + "other words" * 50))
+    assert _digests(generate(engine, prompt=prompt)) == _digests(generate(engine, prompt=heard + "other words" * 50))
 
 
 def test_long_lyrics_are_told_as_cut(engine: AceStepEngine) -> None:
@@ -234,132 +222,5 @@ def test_settings_that_do_nothing_are_told(engine: AceStepEngine) -> None:
     assert engine.warnings(MusicRequest(prompt="x")) == ()
 
 
-# --- Faults ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("value", "expected"), [(0.0, "silence"), (float("nan"), "values that are not finite")])
-def test_a_model_that_gives_no_audio_fails_its_self_test(
-    value: float, expected: str, checkpoint: Path, tmp_path: Path
-) -> None:
-    """Weights that give silence or NaN are found while loading, before any job is taken."""
-    broken = changed(
-        checkpoint, tmp_path / "broken", "vae", lambda tensors: tensors["decoder.conv2.weight_g"].fill(value)
-    )
-    engine = AceStepEngine("m", ModelArgs(source=str(broken), device="cpu"), tmp_path)
-
-    with pytest.raises(errors.SelfTestFailed, match=f"The self-test of m failed: The model gave {expected}"):
-        engine.load(lambda phase, fraction, detail: None)
-
-
-@pytest.mark.parametrize("part", ["transformer", "text_encoder"])
-def test_weights_that_lack_a_tensor_are_refused(part: str, checkpoint: Path, tmp_path: Path) -> None:
-    """A weight file without one of its tensors is refused, where the libraries would fill in random numbers."""
-    broken = changed(checkpoint, tmp_path / "broken", part, lambda tensors: tensors.pop(sorted(tensors)[3]))
-    engine = AceStepEngine("m", ModelArgs(source=str(broken), device="cpu"), tmp_path)
-
-    with pytest.raises(errors.CorruptFile, match=r"weights .*/broken lack "):
-        engine.load(lambda phase, fraction, detail: None)
-
-
-@pytest.mark.parametrize("part", ["transformer", "text_encoder"])
-def test_weights_of_another_shape_are_refused(part: str, checkpoint: Path, tmp_path: Path) -> None:
-    """A tensor of another shape than the configuration says is refused as a fault of the checkpoint."""
-
-    def double(tensors: dict[str, np.ndarray]) -> None:
-        name = sorted(tensors)[3]
-        tensors[name] = tensors[name].repeat(2, axis=0)
-
-    broken = changed(checkpoint, tmp_path / "broken", part, double)
-    engine = AceStepEngine("m", ModelArgs(source=str(broken), device="cpu"), tmp_path)
-
-    with pytest.raises(errors.CorruptFile, match="or do not fit their configuration"):
-        engine.load(lambda phase, fraction, detail: None)
-
-
-def test_a_song_without_audio_names_seed_and_steps(engine: AceStepEngine) -> None:
-    """A song that comes out silent is an error with the seed and the steps that gave it."""
-    last = engine._pipe.vae.decoder.conv2.weight
-    kept = last.clone()
-    last.zero_()
-    try:
-        with pytest.raises(errors.BadAudio, match="silence with seed 7 and 2 steps"):
-            _play(engine)
-    finally:
-        last.copy_(kept)
-
-
-def test_a_request_that_does_not_fit_leaves_the_engine_usable(checkpoint: Path, cache: Path) -> None:
-    """Running out of memory is an error that says what to lower, and the next, smaller request is played."""
-    output = _run_with_engine(
-        cache,
-        """
-        import resource
-        before = next(engine.generate(small, quiet, never)).samples.tobytes()
-        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + 200_000_000, resource.RLIM_INFINITY))
-        try:
-            list(engine.generate(large, quiet, never))
-        except errors.OutOfDeviceMemory as error:
-            print(error.message)
-        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        print(next(engine.generate(small, quiet, never)).samples.tobytes() == before)
-        """,
-    )
-
-    assert output.splitlines() == [
-        "1 variation(s) of 600 s do not fit into the memory of cpu. Ask for fewer variations or a shorter duration.",
-        "True",
-    ]
-
-
-@pytest.mark.long
-def test_the_longest_song_keeps_memory_bounded(checkpoint: Path, cache: Path) -> None:
-    """Ten minutes of audio take the whole process less than 2.5 GB."""
-    output = _run_with_engine(
-        cache,
-        """
-        import resource
-        for song in engine.generate(large, quiet, never):
-            print(len(song.samples), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-        """,
-    )
-
-    frames, kilobytes = map(int, output.split())
-    print(f"peak memory of a 600 s song: {kilobytes / 1e6:.2f} GB")
-    assert frames == 600 * SAMPLE_RATE
-    assert kilobytes < 2_500_000
-
-
-def _play(
-    engine: AceStepEngine,
-    on_step: Callable[[str, int, int], None] = lambda stage, step, steps: None,
-    stopped: Callable[[], bool] = lambda: False,
-    **fields: Any,
-) -> list[Song]:
-    """A second of piano in two steps with seed 7, or what `fields` say instead."""
-    request = MusicRequest.model_validate({"prompt": "piano", "duration": 1.0, "steps": 2, "seed": 7} | fields)
-    return list(engine.generate(request, on_step, stopped))
-
-
 def _digests(songs: list[Song]) -> list[str]:
     return [hashlib.sha256(song.samples.tobytes()).hexdigest() for song in songs]
-
-
-def _run_with_engine(cache: Path, code: str) -> str:
-    """Runs `code` in a process of its own, with an engine and two requests at hand, and gives what it printed."""
-    setup = f"""
-        import sys
-        from pathlib import Path
-        from serve_app import errors
-        from serve_app.config import ModelArgs
-        from serve_app.engine.ace_step.engine import AceStepEngine
-        from serve_app.music import MusicRequest
-        def quiet(*step): pass
-        def never(): return False
-        engine = AceStepEngine("m", ModelArgs(source="embedded", device="cpu"), Path({str(cache)!r}))
-        engine.load(quiet)
-        small = MusicRequest(prompt="piano", duration=1.0, steps=1, seed=7)
-        large = MusicRequest(prompt="piano", duration=600.0, steps=1, seed=7)
-    """
-    program = "\n".join(line[8:] for line in (setup + code).splitlines())
-    return subprocess.check_output([sys.executable, "-c", program], text=True, timeout=200)

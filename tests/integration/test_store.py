@@ -2,38 +2,29 @@
 
 import subprocess
 import sys
-import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from serve_app.errors import (
-    BadAudio,
     ConfigurationError,
     Conflict,
-    GenerationError,
     IdempotencyConflict,
     InvalidRequest,
     NotFound,
     StoreUnavailable,
 )
-from serve_app.jobs import Job, JobFailure, Status, WorkerPhase
+from serve_app.jobs import Job, Status, WorkerPhase
 from serve_app.music import MusicRequest
 from serve_app.processes import Process
 from serve_app.store import Beat, Store, WorkerRow
 from serve_app.store.database import Database
 from serve_app.store.keys import owner_of
 from serve_app.store.places import Place
-from serve_app.store.tables import jobs, metadata, workers
-from tests.support.failure_codes import provoked
-from tests.support.helpers import eventually
-from tests.support.queue import LEASE_S, claim, finish, lose_lease, submit
-
-# --- Schema -----------------------------------------------------------------------------------------------------------
+from serve_app.store.tables import metadata, workers
+from tests.support.queue import LEASE_S, claim, finish, submit
 
 
 def test_migrations_make_the_tables_that_the_code_expects(store: Store) -> None:
@@ -62,9 +53,6 @@ def test_a_password_never_shows_in_an_error() -> None:
     with pytest.raises(StoreUnavailable) as caught:
         Store("postgresql://me:hunter2@127.0.0.1:1/x").backlog.counts()
     assert "hunter2" not in str(caught.value)
-
-
-# --- Submitting and claiming ------------------------------------------------------------------------------------------
 
 
 def test_a_submitted_job_comes_back_as_it_was(store: Store) -> None:
@@ -127,88 +115,6 @@ def test_an_idempotency_key_gives_the_same_job_again(store: Store) -> None:
     assert first.id == second.id != foreign.id
     with pytest.raises(IdempotencyConflict, match="'k'"):
         again("a", "other body")
-
-
-# --- Leases and fencing -----------------------------------------------------------------------------------------------
-
-
-def test_progress_is_seen_and_versions_grow(store: Store) -> None:
-    """A heartbeat with news moves the job's version, one without does not."""
-    submit(store)
-    job = claim(store)
-    assert (
-        store.claims.heartbeat([Beat(job.id, job.attempt, str(job.worker), {"stage": "denoising"})], LEASE_S) == set()
-    )
-    told = store.jobs.get(job.id)
-    assert told.progress == {"stage": "denoising"}
-    assert told.version == job.version + 1
-    store.claims.heartbeat([Beat(job.id, job.attempt, str(job.worker))], LEASE_S)
-    assert store.jobs.get(job.id).version == told.version
-
-
-def test_a_lost_lease_requeues_the_job_and_fences_the_old_worker_off(store: Store) -> None:
-    """After its lease is lost a job runs elsewhere, and the first worker can neither extend, fail nor publish it."""
-    submit(store)
-    old = claim(store, "old")
-    lose_lease(store, old)
-    assert store.time_limits.enforce(3600) == 1
-    new = claim(store, "new")
-    assert new.attempt == 2
-    assert store.claims.heartbeat([Beat(old.id, old.attempt, str(old.worker))], LEASE_S) == {old.id}
-    assert store.claims.lost([Beat(old.id, old.attempt, str(old.worker))]) == {old.id}
-    assert store.claims.lost([Beat(new.id, new.attempt, str(new.worker))]) == set()
-    assert not finish(store, old)
-    assert not store.claims.fail(old, GenerationError("no"))
-    assert finish(store, new)
-    assert store.jobs.get(new.id).status is Status.SUCCEEDED
-
-
-def test_a_heartbeat_keeps_the_lease(store: Store) -> None:
-    """A job whose worker beats is not swept."""
-    submit(store)
-    job = claim(store, lease_s=0.0)
-    store.claims.heartbeat([Beat(job.id, job.attempt, str(job.worker))], LEASE_S)
-    assert store.time_limits.enforce(3600) == 0
-
-
-def test_a_job_is_not_tried_for_ever(store: Store) -> None:
-    """After max_attempts lost leases the job fails and says so."""
-    submit(store, max_attempts=2)
-    for _ in range(2):
-        lose_lease(store, claim(store))
-        store.time_limits.enforce(3600)
-    job = store.jobs.page()[0]
-    assert (job.status, job.attempt) == (Status.FAILED, 2)
-    assert job.error is not None
-    assert job.error.code == "worker_lost"
-    provoked("worker_lost", "the worker dies at each of the job's attempts", job.error.message)
-
-
-def test_a_retryable_error_is_tried_again_and_another_is_not(store: Store) -> None:
-    """Whether a failed attempt goes back into the queue is the error's own word."""
-    submit(store)
-    assert store.claims.fail(claim(store), BadAudio("NaN"))
-    assert store.jobs.page()[0].status is Status.QUEUED
-    assert store.claims.fail(claim(store), GenerationError("no use"))
-    job = store.jobs.page()[0]
-    assert job.status is Status.FAILED
-    assert job.error == JobFailure("generation_failed", "no use")
-
-
-def test_a_job_past_its_deadline_expires_queued_or_running(store: Store) -> None:
-    """A deadline ends a job wherever it is, and its worker sees that its claim is gone."""
-    submit(store, deadline_s=0.0)
-    assert store.claims.take("w", "m", LEASE_S) is None
-    submit(store)
-    running = claim(store)
-    with store.database.write() as connection:
-        connection.execute(jobs.update().where(jobs.c.id == running.id).values(deadline_at=0))
-    assert store.time_limits.enforce(3600) == 2
-    assert {job.status for job in store.jobs.page()} == {Status.EXPIRED}
-    assert store.claims.lost([Beat(running.id, running.attempt, str(running.worker))]) == {running.id}
-
-
-# --- Cancelling, deleting, listing ------------------------------------------------------------------------------------
 
 
 def test_cancelling_takes_a_job_from_the_queue_or_from_its_worker(store: Store) -> None:
@@ -286,9 +192,6 @@ def test_what_waits_before_a_job_is_counted(store: Store) -> None:
     assert 0 <= waited < 60
 
 
-# --- Workers, keys, changes -------------------------------------------------------------------------------------------
-
-
 def test_a_workers_phase_keeps_its_beginning(store: Store) -> None:
     """`phase_since` moves with the phase only; a worker that leaves is off the list."""
     row = WorkerRow(
@@ -343,51 +246,3 @@ def test_keys_are_stored_hashed_and_can_be_revoked(store: Store) -> None:
     assert store.keys.names() == []
     with pytest.raises(NotFound):
         store.keys.revoke("studio")
-
-
-def test_a_change_by_another_process_wakes_a_waiter(store: Store, database_url: str) -> None:
-    """Who waits for work hears of a submission made through another connection."""
-    other = Store(database_url)
-    try:
-        store.notifications.wait(
-            "queued", store.notifications.count("queued"), 1
-        )  # the first sight of the database is a change
-        woken = threading.Event()
-        seen = store.notifications.count("queued")
-
-        def wait() -> None:
-            if store.notifications.wait("queued", seen, 20):
-                woken.set()
-
-        waiter = threading.Thread(target=wait)
-        began = time.monotonic()
-        waiter.start()
-        submit(other)
-        waiter.join()
-        assert woken.is_set()
-        assert time.monotonic() - began < 10
-    finally:
-        other.close()
-
-
-def test_watching_survives_a_database_that_comes_back(postgresql_url: str) -> None:
-    """A watcher whose connection is cut hears of changes again, and counts the gap as one."""
-    store = Store(postgresql_url)
-    try:
-        store.migrate()
-        seen = store.notifications.count("ended")
-        assert store.notifications.wait("ended", seen, 20)
-        seen = store.notifications.count("ended")
-        with store.database.write() as connection:
-            connection.execute(
-                sa.text(
-                    "select pg_terminate_backend(pid) from pg_stat_activity "
-                    "where query like 'LISTEN%' and datname = current_database()"
-                )
-            )
-        assert store.notifications.wait("ended", seen, 20)
-        seen = store.notifications.count("queued")
-        submit(store)
-        eventually(lambda: store.notifications.count("queued") > seen)
-    finally:
-        store.close()
