@@ -1,4 +1,4 @@
-"""What the autoscaling policy looks at: one model's queue, workers and loads, as one observation a second."""
+"""Reads one model's queue, workers and load attempts from the store, as the autoscaling policy's observation."""
 
 import statistics
 import time
@@ -18,16 +18,21 @@ from serve_app.store.clock import now, statement_time
 from serve_app.store.tables import jobs, loads, shares, state_is, workers
 from serve_app.store.workers import cannot_store
 
-_RECENT = 1000  # loads; more workers than that do not come up within one start-up of each other
-_MEASURED_STARTUPS = 20
-_LONGEST_STARTUP_S = 1800.0  # what takes longer waited for a card that nobody had, and says nothing of the next start
-_LATE_COUNTED = (
-    1000  # when so many jobs have waited too long, all that waits is taken to be late: every cluster is needed
-)
-_ALIVE_S = 60.0  # a worker that said nothing for so long does not count; its host, or its lease, will see to its job
+_RECENT: Final = 1000
+"""Load attempts to read. Fewer workers than that become ready within one start-up time."""
+
+_MEASURED_STARTUPS: Final = 20
+_LONGEST_STARTUP_S: Final = 1800.0
+"""A longer start waited for a device that was not free, and does not predict the next one."""
+
+_LATE_COUNTED: Final = 1000
+"""With this many late jobs, every waiting job counts as late, since every cluster is needed."""
+
+_ALIVE_S: Final = 60.0
+"""A worker without a heartbeat for this long does not count. The sweeper returns its job to the queue."""
 
 REPEAT_S: Final = 15.0
-"""A decision that stays the same is written again so often: other clusters see by it that this one lives."""
+"""Seconds after which an unchanged decision is written again. It shows other clusters that this one is alive."""
 
 
 def open_fleet(
@@ -40,14 +45,14 @@ def open_fleet(
     limits: dict[str, float],
     cluster: str = "",
 ) -> "StoreFleet":
-    """The Fleet of one model, for the policy's thread in Serve's controller; `database` is the key of its address in `ray_kv`."""
+    """Open one model's fleet, for the policy's thread in Serve's controller. `database` is the `ray_kv` key of its URL."""
     store = Store(ray_kv.get(database), DatabaseArgs.model_validate(limits))
     return StoreFleet(store, model, deployment, bounds, BreakerArgs.model_validate(breaker), cluster=cluster)
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A cluster's part of what waits for all clusters: an even one, and what cannot be divided goes to the first ones."""
+    """One cluster's even part of the jobs that wait for all clusters. The first clusters get the remainder."""
 
     rank: int = 0
     clusters: int = 1
@@ -58,11 +63,23 @@ class Share:
         return ours, work_s * ours / count if count else 0.0
 
 
-class StoreFleet:
-    """One model's jobs and workers in the store, as far as they are one cluster's. Raises StoreUnavailable when it is away.
+@dataclass(frozen=True, slots=True)
+class _Loading:
+    """What the load attempts say about new workers."""
 
-    Several clusters may serve one queue. Workers and running jobs are their cluster's; what waits is shared evenly among the
-    clusters that can start workers. What has waited for longer than it should is every cluster's: whoever was to take it did not.
+    breaker: str | None
+    """Why no worker must be started; None while one may be."""
+    stuck: int
+    """Workers on hosts where the model cannot be loaded, while it can on others."""
+    takes_jobs: bool
+    """Whether this cluster can start workers."""
+
+
+class StoreFleet:
+    """One cluster's part of one model's jobs and workers. Its methods raise StoreUnavailable.
+
+    Several clusters may serve one queue. Workers and running jobs belong to one cluster. The clusters that can start workers share
+    the waiting jobs evenly. Jobs that have waited too long count for every cluster, since none has taken them.
     """
 
     def __init__(
@@ -87,23 +104,20 @@ class StoreFleet:
         self._startups = Startups()
 
     def observe(self) -> Observation:
-        """The present state."""
+        """The current state."""
         speed = self._store.backlog.speed(self._model) or self._bounds.work_prior
         share = self._share()
         ours = [row for row in self._store.workers.seen(_ALIVE_S) if self._is_ours(row)]
-        draining = [row.id for row in ours if row.phase is WorkerPhase.DRAINING]
+        loading = self._loading(ours)
+        self._takes_jobs = loading.takes_jobs
         with self._store.database.read() as connection:
-            self._startups.ready(ready := connection.execute(self._ready()).all())
+            ready = connection.execute(self._ready()).all()
+            self._startups.ready(ready)
             startup_s = self._startup_s()
             queued, queued_audio_s = self._queued(connection, share, startup_s)
-            running = connection.execute(self._running(draining)).all()
+            running = connection.execute(self._running(_draining(ours))).all()
             arrivals = self._arrivals(connection, speed, share)
             idle_s = 0.0 if queued or running else connection.execute(self._last_end()).scalar()
-        ready_now = sum(row.phase.is_ready for row in ours)
-        breaker = self._store.load_attempts.breaker(self._model, self._deployment, self._breaker)
-        others = any(row.phase not in (WorkerPhase.FAILED, WorkerPhase.DRAINING) for row in ours)
-        one_host = bool(breaker.hosts) and not breaker.everywhere and (others or not breaker.is_open)
-        self._takes_jobs = one_host or not breaker.is_open
         return Observation(
             queued_jobs=int(queued),
             queued_work_s=queued_audio_s * speed,
@@ -113,25 +127,34 @@ class StoreFleet:
             startup_s=startup_s,
             arrivals=arrivals,
             idle_s=float("inf") if idle_s is None else idle_s,
-            breaker=_in_words(breaker) if breaker.is_open and not one_host else None,
+            breaker=loading.breaker,
             paused=self._paused(),
             unstored=_unstored(ours),
-            ready_now=ready_now,
-            stuck=sum(row.phase is WorkerPhase.FAILED for row in ours) if one_host else 0,
+            ready_now=sum(row.phase.is_ready for row in ours),
+            stuck=loading.stuck,
             clusters=share.clusters,
         )
 
+    def _loading(self, ours: Sequence[WorkerRow]) -> "_Loading":
+        """Whether the model can be loaded. A breaker that is open for some hosts only does not stop workers on other hosts."""
+        breaker = self._store.load_attempts.breaker(self._model, self._deployment, self._breaker)
+        others_work = any(row.phase not in (WorkerPhase.FAILED, WorkerPhase.DRAINING) for row in ours)
+        some_hosts_only = bool(breaker.hosts) and not breaker.everywhere and (others_work or not breaker.is_open)
+        if some_hosts_only:
+            return _Loading(None, sum(row.phase is WorkerPhase.FAILED for row in ours), takes_jobs=True)
+        return _Loading(_breaker_reason(breaker) if breaker.is_open else None, 0, takes_jobs=not breaker.is_open)
+
     def publish(self, target: int, reason: str) -> None:
-        """Show the decision in /v1/health and to the other clusters; writes what is new, and now and then that it still holds."""
+        """Write the decision for /v1/health and the other clusters when it is new, and every REPEAT_S seconds."""
         self._startups.wanted(target)
-        told = (target, reason, self._takes_jobs)
-        if told != self._published or time.monotonic() > self._published_at + REPEAT_S:
+        decision = (target, reason, self._takes_jobs)
+        if decision != self._published or time.monotonic() > self._published_at + REPEAT_S:
             self._store.decisions.publish(self._model, target, reason, self._cluster, self._takes_jobs)
-            self._published = told
+            self._published = decision
             self._published_at = time.monotonic()
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close the database connections."""
         self._store.close()
 
     def _paused(self) -> str | None:
@@ -147,7 +170,7 @@ class StoreFleet:
 
     @property
     def _our_names(self) -> tuple[str, ...]:
-        """A worker of a version that told no cluster may be ours."""
+        """Workers of old versions have no cluster name, and may be ours."""
         return self._cluster, ""
 
     def _startup_s(self) -> float:
@@ -155,7 +178,7 @@ class StoreFleet:
         return self._startups.median_s or loading_s or self._bounds.startup_prior_s
 
     def _queued(self, connection: sa.Connection, share: Share, startup_s: float) -> tuple[int, float]:
-        """(jobs, seconds of audio) that wait for this cluster."""
+        """(jobs, seconds of audio) of this cluster's part of the queue."""
         sums = [sa.func.coalesce(sa.func.sum(shares.c[name]), 0) for name in ("jobs", "audio_s")]
         query = sa.select(*sums).where(shares.c.model == self._model, shares.c.jobs > 0)
         count, audio_s = connection.execute(query).one()
@@ -168,7 +191,7 @@ class StoreFleet:
         return shared + late_count, shared_s + late_s
 
     def _late(self, startup_s: float) -> sa.Select[Any]:
-        """How many jobs, with how much audio, have waited for longer than they should; the first _LATE_COUNTED of them."""
+        """(jobs, seconds of audio) that have waited for longer than they should, up to _LATE_COUNTED jobs."""
         late = jobs.c.created_at < statement_time() - (self._bounds.target_wait_s + startup_s)
         waiting = sa.select(jobs.c.audio_seconds).where(jobs.c.model == self._model, state_is(Status.QUEUED), late)
         first = waiting.order_by(jobs.c.created_at).limit(_LATE_COUNTED).subquery()
@@ -181,7 +204,7 @@ class StoreFleet:
         return sa.select(jobs.c.audio_seconds, (now() - jobs.c.started_at).label("ran_s")).where(*at_work)
 
     def _ready(self) -> sa.Select[Any]:
-        """The last loads that worked; how many seconds ago they did, and began."""
+        """The last successful loads, newest first: `id`, and the seconds since each ended (`age_s`) and began (`began_s`)."""
         ours = loads.c.model == self._model, loads.c.deployment == self._deployment
         worked = loads.c.ended_at.is_not(None), loads.c.code.is_(None)
         return (
@@ -194,8 +217,8 @@ class StoreFleet:
         )
 
     def _arrivals(self, connection: sa.Connection, speed: float, share: Share) -> tuple[tuple[int, float], ...]:
-        """(jobs, seconds of work) of each of the last windows that fall to this cluster, the newest first."""
-        # By id, which is indexed and begins with the millisecond of submission: a million older jobs cost nothing.
+        """(jobs, seconds of work) of this cluster's part of each of the last windows, newest first."""
+        # The id is indexed and begins with the millisecond of submission, so a million older jobs cost nothing.
         since = f"{int((time.time() - WINDOW_S * WINDOWS) * 1000):012x}"
         age_s = statement_time() - jobs.c.created_at
         sums: list[Any] = []
@@ -214,47 +237,51 @@ class StoreFleet:
         return sa.select(now() - sa.func.max(jobs.c.finished_at)).where(*ended)
 
 
-def _in_words(breaker: Breaker) -> str:
+def _breaker_reason(breaker: Breaker) -> str:
     return f"{breaker.runs} failures with {breaker.code}: {breaker.message}"
 
 
 class Startups:
-    """Measures how long a worker takes from being wanted to being ready: its node, its process and its load.
+    """Measures the time from the decision for a worker until it is ready: node, process and load.
 
-    The oldest wish is the first to be fulfilled. What was not wanted by a decision (the first workers of a deploy, the successor of
-    one that died) is not measured.
+    The oldest request is the first to be met. Workers that no decision asked for (the first ones of a deploy, the replacement of
+    a dead one) are not measured.
     """
 
     def __init__(self) -> None:
         self._target: int | None = None
-        self._wishes: deque[float] = deque()
+        self._requests: deque[float] = deque()
         self._known: set[str] | None = None
         self._measured: deque[float] = deque(maxlen=_MEASURED_STARTUPS)
 
     @property
     def median_s(self) -> float | None:
-        """Of the last ones, in seconds; None before the first."""
+        """Median of the last measured start-ups, in seconds. None before the first."""
         return statistics.median(self._measured) if self._measured else None
 
     def wanted(self, target: int) -> None:
-        """From now on there should be so many workers."""
+        """Record that a decision wants `target` workers from now on."""
         more = target - (target if self._target is None else self._target)
         self._target = target
-        self._wishes.extend([time.monotonic()] * more)
-        for _ in range(min(-more, len(self._wishes))):
-            self._wishes.pop()
+        self._requests.extend([time.monotonic()] * more)
+        for _ in range(min(-more, len(self._requests))):
+            self._requests.pop()
 
     def ready(self, last: Sequence[Any]) -> None:
-        """The last loads that worked, newest first: `id`, seconds since each ended (`age_s`) and since it began (`began_s`)."""
+        """Match new successful loads to the oldest requests. `last` has the columns of `_ready`, newest first."""
         new = [] if self._known is None else [load for load in last if load.id not in self._known]
         self._known = {load.id for load in last}
         for load in reversed(new):
-            wished_s = time.monotonic() - self._wishes[0] if self._wishes else 0.0
-            if wished_s < load.began_s:  # nobody wished for it: the wish is another's
+            requested_s = time.monotonic() - self._requests[0] if self._requests else 0.0
+            if requested_s < load.began_s:  # it began before the request, which is another worker's
                 continue
-            self._wishes.popleft()
-            if wished_s - load.age_s < _LONGEST_STARTUP_S:
-                self._measured.append(wished_s - load.age_s)
+            self._requests.popleft()
+            if requested_s - load.age_s < _LONGEST_STARTUP_S:
+                self._measured.append(requested_s - load.age_s)
+
+
+def _draining(workers: Sequence[WorkerRow]) -> list[str]:
+    return [row.id for row in workers if row.phase is WorkerPhase.DRAINING]
 
 
 def _unstored(workers: list[WorkerRow]) -> str | None:

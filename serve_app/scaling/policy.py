@@ -11,10 +11,10 @@ from typing import Final
 from serve_app.config import ScalingArgs
 
 WINDOW_S: Final = 300.0
-"""Length of one window of `Observation.arrivals`: a few start-ups long, as a load that is gone should be noticed within that."""
+"""Length of one window of `Observation.arrivals`. It lasts a few start-ups, within which the end of a load should be noticed."""
 
 WINDOWS: Final = 6
-"""How many windows an observation looks back on: half an hour says whether a load is steady."""
+"""The number of windows in an observation. Half an hour shows whether a load is steady."""
 
 # These numbers were chosen in the simulation of docs/FLEET.md, one set for all of its loads; cost depends little on each.
 
@@ -23,26 +23,26 @@ _EARLY: Final = 0.4
 
 _RESERVE: Final = 0.5
 _BREAK_EVEN: Final = 0.6
-# How many workers beyond the load are kept, see `_kept`: none when the accepted wait is _BREAK_EVEN * (a job + a start-up).
+# They set how many workers beyond the load `_kept` keeps: none when the accepted wait is _BREAK_EVEN * (a job + a start-up).
 
 _SETTLE: Final = 0.25
-# Part of a start-up that a worker is kept after it came up, used or not.
+# A new worker is kept for this part of a start-up time, even when idle.
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What is known of one model's queue and workers at one moment. Work is in seconds of one worker's time."""
+    """One model's queue and workers at one moment. Work is in seconds of one worker's time."""
 
     queued_jobs: int
     queued_work_s: float
     running_jobs: int
-    """On workers that take more jobs; those on draining workers end there and ask for nothing."""
+    """On workers that claim further jobs. A draining worker finishes its job and needs no successor for it."""
     running_left_s: float
     """Work left in these running jobs, summed."""
     ready_s: tuple[float, ...]
-    """Seconds since each ready worker came up; those that came up more than `startup_s` ago may be left out."""
+    """Seconds since each worker became ready. Workers that did so more than `startup_s` ago may be left out."""
     startup_s: float
-    """Seconds from wanting a worker to its being ready: measured, or the prior."""
+    """Seconds from the decision for a worker until it is ready: measured, or the prior."""
     arrivals: tuple[tuple[int, float], ...]
     """(jobs, seconds of work) submitted in each of the last WINDOWS windows of WINDOW_S, the newest first."""
     idle_s: float
@@ -56,36 +56,36 @@ class Observation:
     ready_now: int = 0
     """Workers that can generate at this moment, of any build."""
     stuck: int = 0
-    """Workers that wait on a host where the model cannot be loaded, while other hosts can."""
+    """Workers on hosts where the model cannot be loaded, while it can on others."""
     clusters: int = 1
-    """How many clusters share what waits; the numbers above are this one's part."""
+    """The number of clusters that share the queue. The numbers above are this cluster's part."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """How many workers there should be, and why, in an operator's words."""
+    """How many workers there should be, and why. Operators read the reason."""
 
     target: int
     reason: str
     needed: int = 0
-    """What the work itself asked for. A worker leaves only when two decisions in a row can do without it."""
+    """The number that the jobs alone need. A worker is stopped only when two decisions in a row do not need it."""
 
 
 def decide(seen: Observation, bounds: ScalingArgs, previous: Decision) -> Decision:
-    """How many workers there should be; `previous.target` is how many were wanted until now. Depends on nothing else.
+    """How many workers there should be; `previous.target` is how many were wanted until now. A pure function.
 
-    Several reasons ask for workers, and the largest number wins: the work at hand, a steady load, workers that have only just
-    come up, the warm pool. `max_workers` bounds it. An open breaker starts no more workers and ends none that works;
-    an audio store that takes no songs does the same beyond the warm pool; a pause ends all.
+    The largest of several numbers wins, up to `max_workers`: for the jobs, for a steady load, for new workers, for the warm pool.
+    While the breaker is open no worker is started, and those that work stay. While the audio store refuses songs, no worker is
+    started beyond the warm pool. A pause stops all workers.
     """
     if seen.paused is not None:
         return Decision(0, f"paused by the operator: {seen.paused}")
     wanted = _wanted(seen, bounds, previous)
     if seen.breaker is not None:
-        # While any worker works the target must not sink: in a rollout Serve would end the last of the old build to reach it.
+        # While a worker is ready the target must not fall: in a rollout Serve would stop the last one of the old build to reach it.
         kept = min(wanted.target, max(previous.target, seen.ready_now)) if seen.ready_now else 0
         return Decision(kept, f"the breaker is open: {seen.breaker}. No worker is started until it is closed")
-    if seen.unstored is not None:  # whoever comes would wait beside the others, at a device's price
+    if seen.unstored is not None:  # a further worker would only wait, and cost a device
         kept = min(wanted.target, max(previous.target, seen.ready_now, bounds.min_workers))
         return replace(wanted, target=kept, reason=f"{wanted.reason}; no further worker while {seen.unstored}")
     if seen.stuck and wanted.target:
@@ -96,27 +96,28 @@ def decide(seen: Observation, bounds: ScalingArgs, previous: Decision) -> Decisi
 
 
 def _wanted(seen: Observation, bounds: ScalingArgs, previous: Decision) -> Decision:
-    """What work, load and bounds ask for, as long as workers may be started."""
+    """The decision for jobs, load and bounds while workers may be started."""
     load = _steady_load(seen)
     needed = _needed(seen, bounds, previous.target, load)
     claims = {"work": needed, "moment": min(previous.needed, previous.target), "warm": bounds.min_workers}
     if seen.idle_s < bounds.idle_s:
         claims |= {"steady": _kept(seen, bounds, previous.target, load), "new": _new(seen, previous.target)}
     winner = max(claims, key=claims.__getitem__)
-    reason = _in_words(winner, claims[winner], seen, bounds, load)
+    reason = _reason(winner, claims[winner], seen, bounds, load)
     if claims[winner] > bounds.max_workers:
         return Decision(bounds.max_workers, f"{reason}; max_workers is {bounds.max_workers}", needed)
     return Decision(claims[winner], reason, needed)
 
 
 def _needed(seen: Observation, bounds: ScalingArgs, have: int, load: float) -> int:
-    """Workers for the work at hand: as many as get through the queue in the accepted wait, and never more than there are jobs.
+    """Workers for the jobs: as many as finish the queue in the accepted wait, and never more than there are jobs.
 
-    Work in seconds, not a count of jobs, since one song can be eight times another. What counts is the queue when a worker that is
-    started now will be up: until then jobs come, workers work, and those that are starting do so for half of the time. Otherwise
-    a queue that is being dealt with would start workers again and again. Workers that are there stay while jobs wait: a busy
-    worker costs nothing extra. Under a steady load some go a little earlier (`_EARLY`) when none is starting, which Serve would end
-    first, and the rest stay fully used.
+    The queue counts in seconds of work, since one song can take eight times as long as another. Under a steady load the policy
+    estimates the queue at the time when a worker that is started now would be ready: jobs arrive until then, workers reduce it, and
+    starting workers do so for half of the time. Otherwise it would start workers again and again for the same queue.
+
+    Existing workers stay while jobs wait, since a busy worker costs nothing extra. Under a steady load some are stopped a little
+    earlier (`_EARLY`), so that the others stay fully used, but only when none is starting: Serve would stop that one first.
     """
     if not seen.queued_jobs:
         return seen.running_jobs
@@ -132,11 +133,11 @@ def _needed(seen: Observation, bounds: ScalingArgs, have: int, load: float) -> i
 
 
 def _steady_load(seen: Observation) -> float:
-    """Workers that arrivals will keep busy soon, by a straight line through the last half hour; 0.0 when they are not steady.
+    """Workers that arrivals will keep busy soon, from a straight line through the last half hour; 0.0 without a steady load.
 
-    Soon is when a worker that is started now will have been up for as long as it took to start. The line goes through square
-    roots: those of Poisson counts vary by the same 1/2 whatever the load (Anscombe, Biometrika 35, 1948), so that what chance does
-    to its slope is known and can be left out. A burst leaves the other windows empty, and so is no load.
+    "Soon" is the time when a worker that is started now will have been ready for as long as it took to start. The line goes through
+    the square roots of the counts: for Poisson counts their standard deviation is 1/2 at any load (Anscombe, Biometrika 35, 1948),
+    so the slope's standard error is known and is subtracted. A burst leaves the other windows empty, and is no steady load.
     """
     counts = [count for count, _ in seen.arrivals]
     if len(counts) < WINDOWS or not sorted(counts)[1]:
@@ -158,31 +159,31 @@ def _job_s(seen: Observation) -> float:
 
 
 def _kept(seen: Observation, bounds: ScalingArgs, have: int, load: float) -> int:
-    """Workers that stay through a lull, because the load is steady: ending and starting one again would cost more.
+    """Workers that stay through a lull of a steady load, since stopping and starting one would cost more.
 
-    Load + beta * sqrt(load) of them, as in square-root staffing (Halfin and Whitt, Operations Research 29(3), 1981). Where the
-    accepted wait is long against a job and a start-up, a worker can be started in time, and beta is negative; where it is short,
-    only workers that are up already can serve it, and the number is rounded up.
+    Load + beta * sqrt(load) of them, as in square-root staffing (Halfin and Whitt, Operations Research 29(3), 1981). When the
+    accepted wait is long compared with a job and a start-up, a worker can be started in time, and beta is negative. When it is
+    short, only ready workers can serve the load, and the number is rounded up.
     """
     if not load:
         return 0
     beta = _RESERVE * math.log(_BREAK_EVEN * (_job_s(seen) + seen.startup_s) / bounds.target_wait_s)
     if not seen.queued_jobs:
-        # Then as many jobs run as there is load, by chance more or less: idle workers tell at once that it has fallen.
+        # Without a queue the running jobs measure the load, within chance: idle workers show at once that it has fallen.
         load = min(load, max(0.0, math.sqrt(seen.running_jobs + 0.375) + (1 + beta) / 2) ** 2)
     kept = load + beta * math.sqrt(load)
     return max(0, min(have, math.ceil(kept) if beta > 0 else round(kept)))
 
 
 def _new(seen: Observation, have: int) -> int:
-    """Workers that have only just come up: nobody pays for a start-up and then throws the worker away.
+    """Workers that became ready a moment ago. They stay for a while, since their start-up has been paid for.
 
-    Where each worker has a node of its own, Serve ends the oldest first, so it is enough to want as many as there are new ones.
+    When each worker has its own node, Serve stops the oldest first. The target therefore counts the new workers only.
     """
     return min(sum(age < _SETTLE * seen.startup_s for age in seen.ready_s), have)
 
 
-def _in_words(winner: str, count: int, seen: Observation, bounds: ScalingArgs, load: float) -> str:
+def _reason(winner: str, count: int, seen: Observation, bounds: ScalingArgs, load: float) -> str:
     match winner:
         case "moment":
             return f"{count} were needed a moment ago"
@@ -191,11 +192,11 @@ def _in_words(winner: str, count: int, seen: Observation, bounds: ScalingArgs, l
         case "steady":
             return f"a steady load of {load:.1f} workers; starting one takes {seen.startup_s:.0f} s, so {count} stay through a lull"
         case "new":
-            return f"{count} came up less than {_SETTLE * seen.startup_s:.0f} s ago and are given time to be of use"
-    return _work_in_words(count, seen, bounds)
+            return f"{count} became ready less than {_SETTLE * seen.startup_s:.0f} s ago and are kept for now"
+    return _work_reason(count, seen, bounds)
 
 
-def _work_in_words(count: int, seen: Observation, bounds: ScalingArgs) -> str:
+def _work_reason(count: int, seen: Observation, bounds: ScalingArgs) -> str:
     work_s = seen.queued_work_s + seen.running_left_s
     jobs = seen.queued_jobs + seen.running_jobs
     if not jobs:

@@ -1,7 +1,7 @@
 """What Ray Serve's controller calls to scale a model's workers.
 
-Ray Serve pickles this module by value into its controller, which must never wait: so nothing heavy is imported here, and the
-store is read by a thread of the policy's own.
+Ray Serve pickles this module by value into its controller, which must never wait. The module therefore imports nothing heavy, and
+a thread reads the store. The thread is no `PeriodicThread`, whose health is part of an API process or a worker.
 """
 
 import importlib
@@ -19,49 +19,52 @@ from serve_app.scaling.policy import Decision, Observation, decide
 logger = logging.getLogger("ray.serve.sophia")
 
 STALE_S: Final = 10.0
-"""After so many seconds without an answer from the store, the reason says so."""
+"""After this many seconds without an answer from the store, the reason reports it."""
 
 PERIOD_S: Final = 1.0
-"""The store is read this often."""
+"""Seconds between two reads of the store."""
 
 
 class Fleet(Protocol):
     """What the policy reads and writes: one model's jobs and workers in the store. Its calls may block."""
 
     def observe(self) -> Observation:
-        """The present state."""
+        """The current state."""
 
     def publish(self, target: int, reason: str) -> None:
-        """Show the decision to whoever asks for health."""
+        """Write the decision, which /v1/health shows."""
 
     def close(self) -> None:
-        """Give connections back."""
+        """Close the database connections."""
 
 
 class QueuePolicy:
     """Ray Serve's AutoscalingPolicy for one model's workers.
 
-    Serve calls it about ten times a second in its controller, where everything else waits meanwhile: it only hands out the last
-    decision of its thread, in microseconds. While the store is away that decision stays.
+    Serve's controller calls it about ten times a second and does nothing else meanwhile. The call returns the last decision of
+    its thread, in microseconds. While the store is away that decision stays.
     """
 
     def __init__(
         self, bounds: Mapping[str, Any], source: str, source_kwargs: Mapping[str, Any], period_s: float = PERIOD_S
     ) -> None:
-        """All arguments are JSON, as Serve wants them. `bounds` are ScalingArgs; `source` names a function ("module:function")
-        that makes a Fleet from `bounds=ScalingArgs` and `source_kwargs`; it is imported and called in the thread."""
+        """All arguments are JSON, which Serve requires. `bounds` are ScalingArgs.
+
+        `source` names a function ("module:function") that makes a Fleet from `bounds=ScalingArgs` and `source_kwargs`. The thread
+        imports and calls it.
+        """
         self._reader = _Reader(ScalingArgs.model_validate(bounds), source, dict(source_kwargs), period_s)
-        # Serve makes a new policy at each deploy and says nothing to the old one.
+        # Serve makes a new policy at each deploy and does not close the old one.
         weakref.finalize(self, self._reader.ended.set)
 
     def __call__(self, ctx: Any) -> tuple[int, dict[str, Any]]:
-        """`ctx` is Serve's AutoscalingContext; only its `target_num_replicas` is used. The target, and the decision as state."""
+        """Return the target, and the decision as state. `ctx` is Serve's AutoscalingContext; only `target_num_replicas` is used."""
         decision = self._reader.latest(ctx.target_num_replicas)
         return decision.target, {"target": decision.target, "reason": decision.reason}
 
 
 class _Reader:
-    """The thread that looks at the store and decides. It holds no reference to its policy, whose end is its own."""
+    """The thread that reads the store and decides. It holds no reference to its policy, so that it ends when Serve drops that."""
 
     def __init__(self, bounds: ScalingArgs, source: str, source_kwargs: dict[str, Any], period_s: float) -> None:
         self.ended = threading.Event()
@@ -94,18 +97,18 @@ class _Reader:
         while not self.ended.is_set():
             try:
                 fleet = fleet or self._open()
-                self._look(fleet)
-            except Exception as error:  # whatever it was, the next look may go well, and nobody else would try again
-                self._stays(f"{type(error).__name__}: {error}")
+                self._decide(fleet)
+            except Exception as error:  # nothing else would restart this thread, so it retries after every error
+                self._record_failure(f"{type(error).__name__}: {error}")
             self.ended.wait(self._period_s)
         if fleet is not None:
             fleet.close()
 
-    def _stays(self, problem: str) -> None:
-        if problem != self._problem:  # once, not every second of an outage
-            # Before the first decision the tables may not be there yet: others are about to make them.
+    def _record_failure(self, problem: str) -> None:
+        if problem != self._problem:  # log an outage once, not every second
+            # Before the first decision the tables may not exist yet: an API process or a worker creates them.
             level = logging.WARNING if self._decision else logging.INFO
-            logger.log(level, "the fleet's size stays as it is: %s", problem)
+            logger.log(level, "the number of workers stays unchanged: %s", problem)
         self._problem = problem
 
     def _open(self) -> Fleet:
@@ -113,7 +116,7 @@ class _Reader:
         opened: Fleet = getattr(importlib.import_module(module), function)(bounds=self._bounds, **self._source_kwargs)
         return opened
 
-    def _look(self, fleet: Fleet) -> None:
+    def _decide(self, fleet: Fleet) -> None:
         seen = fleet.observe()
         last = self._decision or Decision(self._current or 0, "")
         decision = decide(seen, self._bounds, replace(last, target=self._current or 0))
@@ -126,10 +129,10 @@ class _Reader:
 
 
 def autoscaling_config(bounds: ScalingArgs, source: str, source_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """What `serve.deployment(...).options(autoscaling_config=...)` takes, so that QueuePolicy alone decides.
+    """The `autoscaling_config` of a Serve deployment for which QueuePolicy alone decides.
 
-    Serve's own delays and factors are switched off. Its `min_replicas` is 0 whatever `min_workers` says: it bounds the policy
-    from outside, and an open breaker must be able to ask for none.
+    Serve's own delays and factors are off. Its `min_replicas` is 0 for every `min_workers`, since it overrides the policy and an
+    open breaker must be able to ask for no worker.
     """
     return {
         "min_replicas": 0,

@@ -163,7 +163,7 @@ def test_a_worker_that_has_just_come_up_is_not_thrown_away() -> None:
     """Two that came up seconds ago stay, though the work is gone; the one that is older than a quarter start-up does not."""
     decision = decide(replace(NOTHING, ready_s=(3.0, 20.0, 30.0), idle_s=5.0), BOUNDS, Decision(3, ""))
     assert decision.target == 2
-    assert decision.reason == "2 came up less than 25 s ago and are given time to be of use"
+    assert decision.reason == "2 became ready less than 25 s ago and are kept for now"
 
 
 def test_an_idle_fleet_goes_to_zero() -> None:
