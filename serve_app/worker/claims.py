@@ -37,7 +37,7 @@ class Claim:
 
     job: Job
     lost: threading.Event = field(default_factory=threading.Event)
-    """Set when the store no longer knows the claim: the job was cancelled, deleted, expired or given to another worker."""
+    """Set when the claim is gone from the store: the job was cancelled, deleted, expired or given to another worker."""
     warnings: tuple[str, ...] = ()
     songs: list[Future[StoredSong]] = field(default_factory=list)
     progress: Mapping[str, Any] | None = None

@@ -1,4 +1,4 @@
-"""Tells a device that has failed, under which every later job would fail too, from a job that fails by itself."""
+"""Distinguishes a failed device, on which every later job would fail too, from a job that fails by itself."""
 
 import logging
 import re
@@ -14,7 +14,7 @@ logger = logging.getLogger("ray.serve.sophia")
 _DEVICE_ERROR: Final = re.compile(
     r"CUDA error|CUDA driver|CUBLAS_|CUDNN_|cuDNN error|CUFFT_|NCCL error|HIP error|device-side assert|illegal memory access"
 )
-"""What drivers and libraries report of a device that has failed. torch raises most of it as a plain RuntimeError."""
+"""Messages with which drivers and libraries report a failed device. torch raises most of them as a plain RuntimeError."""
 
 
 def diagnose(error: Exception, self_test: Callable[[], None]) -> Exception:

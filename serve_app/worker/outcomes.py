@@ -48,7 +48,7 @@ class Outcomes:
             _log_lost(job)
 
     def abandon(self, claim: Claim) -> None:
-        """Charge the device time of a lost claim. The job itself is somebody else's by now."""
+        """Charge the device time of a lost claim. The job no longer belongs to this worker."""
         _log_lost(claim.job)
         metrics.job_ended(claim.job.model, "stopped")
         self._charge(claim)

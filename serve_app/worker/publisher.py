@@ -23,7 +23,7 @@ class Publisher:
     """Takes the songs of a claim one by one with `add`, then publishes the job with `publish`.
 
     A thread of one pool encodes (in an encoder process) and stores each song, a thread of another publishes each job.
-    `on_end` is called when a claim has ended, in whichever way.
+    `on_end` is called after every claim, whether it was published, failed or was abandoned.
     """
 
     def __init__(

@@ -18,8 +18,8 @@ RETRY_S: Final = 1.0
 class SongStorage:
     """Writes songs to the audio store, retries those that it refuses, and decides whether the worker may claim another job.
 
-    `max_waiting` songs may wait while the worker goes on, provided that the store takes a small file: a song that is too large
-    for a nearly full disk does not stop smaller ones. Thread-safe.
+    The worker claims no job while `max_waiting` songs wait, or while the store refuses a small file. Fewer waiting songs
+    do not stop it: one that is too large for a nearly full disk does not stop smaller ones. Thread-safe.
     """
 
     def __init__(self, worker: str, artifacts: Artifacts, max_waiting: int) -> None:

@@ -21,7 +21,7 @@ RETRY_S: Final = 1.0
 
 
 class Startup:
-    """Loads one worker's model, in as many attempts as that takes. Every attempt is a row of the store's load attempts."""
+    """Loads one worker's model, and retries until that succeeds. Every attempt is a row of the store's load attempts."""
 
     def __init__(self, worker: Worker, store: Store, model: str, deployment: str, args: AppArgs) -> None:
         self._worker = worker
@@ -49,7 +49,7 @@ class Startup:
         try:
             self._store.load_attempts.discard(load)
         except StoreUnavailable as error:
-            logger.warning("a load that was ended on purpose may be counted as a crash: %s", error)
+            logger.warning("a cancelled load may be counted as a crash: %s", error)
 
     def _try_to_load(self) -> bool:
         """Load once and record the result. Whether the model is loaded."""
@@ -97,7 +97,7 @@ class Startup:
 
 
 def migrate(store: Store, cancelled: threading.Event) -> None:
-    """Bring the schema up to date, and retry after every failure: Serve would only restart a worker that raises, at once.
+    """Migrate the database, and retry after every failure. If the worker raised, Serve would restart it at once.
 
     Raises LoadError once `cancelled` is set.
     """

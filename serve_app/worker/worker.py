@@ -2,7 +2,7 @@
 
 Each slot is a thread that repeats `run_one`. An engine has one slot, or more when it can run several jobs at once. Encoding,
 storing and publishing happen in other threads, so the device is not idle while jobs wait. The heartbeat marks a claim as lost when
-the job was cancelled, deleted, expired or given to another worker; the generation stops at its next step for no other reason.
+the job was cancelled, deleted, expired or given to another worker. Only then does the generation stop at its next step.
 """
 
 import logging
@@ -41,7 +41,7 @@ _RETRY_S: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
-    """What a worker needs to know beside its engine, its stores and the limits of the queue."""
+    """Facts and settings of a worker, apart from its engine, its stores and the queue's limits."""
 
     node: str = "local"
     """Address of the node that runs it."""
