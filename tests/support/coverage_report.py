@@ -25,9 +25,10 @@ def print_coverage(folder: Path) -> bool:
 
     The floor, in percent, is `fail_under` in pyproject.toml.
     """
+    measurements = [str(file) for file in folder.iterdir()]
     data = f"--data-file={folder / 'combined'}"
     report = folder / "report.json"
-    subprocess.run([*COVERAGE, "combine", "--quiet", data, str(folder)], check=True)
+    subprocess.run([*COVERAGE, "combine", "--quiet", data, *measurements], check=True)
     subprocess.run([*COVERAGE, "json", "--quiet", "--fail-under=0", data, f"-o{report}"], check=True)
     found = json.loads(report.read_text())
     floor: float = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["coverage"]["report"]["fail_under"]
