@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from serve_app.artifacts import Artifacts
 from serve_app.store import Store
 from tests.support.hub import Hub, serving
 from tests.support.running import SONG, Service, running, simulated
@@ -55,3 +56,9 @@ def hub(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 def copy(checkpoint: Path, tmp_path: Path) -> Path:
     """A copy of the embedded checkpoint that a test may break."""
     return Path(shutil.copytree(checkpoint, tmp_path / "copy"))
+
+
+@pytest.fixture
+def artifacts(tmp_path: Path) -> Artifacts:
+    """An empty folder of audio."""
+    return Artifacts((tmp_path / "audio").as_uri())
