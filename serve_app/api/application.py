@@ -18,7 +18,7 @@ from serve_app.api.openapi import openapi_of
 from serve_app.api.readiness import check_readiness
 from serve_app.api.threads import SingleFlight
 from serve_app.api.watch import JobWatcher
-from serve_app.artifacts import Artifacts
+from serve_app.artifacts import ArtifactStore
 from serve_app.background.janitor import Janitor
 from serve_app.background.storage_watch import StorageWatch
 from serve_app.background.sweeper import Sweeper
@@ -42,7 +42,7 @@ cancel. Errors are `application/problem+json` with a stable `code`.
 def create_api(
     args: AppArgs,
     store: Store,
-    artifacts: Artifacts,
+    artifacts: ArtifactStore,
     commit: str,
     *,
     deployment: str = "",

@@ -10,7 +10,7 @@ from serve_app.api.key_cache import KeyCache
 from serve_app.api.limits import Limits
 from serve_app.api.threads import Threads
 from serve_app.api.watch import JobWatcher
-from serve_app.artifacts import Artifacts
+from serve_app.artifacts import ArtifactStore
 from serve_app.background.storage_watch import StorageWatch
 from serve_app.config import AppArgs
 from serve_app.ray_adapters.cluster import Node
@@ -23,7 +23,7 @@ class Context:
 
     args: AppArgs
     store: Store
-    artifacts: Artifacts
+    artifacts: ArtifactStore
     storage: StorageWatch
     watcher: JobWatcher
     commit: str

@@ -1,5 +1,6 @@
-"""Where finished audio lives."""
+"""The store of audio files."""
 
-from serve_app.artifacts.files import Artifacts, StoredFile
+from serve_app.artifacts.files import Artifacts
+from serve_app.artifacts.protocol import ArtifactStore, StoredFile
 
-__all__ = ["Artifacts", "StoredFile"]
+__all__ = ["ArtifactStore", "Artifacts", "StoredFile"]

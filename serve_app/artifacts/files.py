@@ -1,7 +1,7 @@
-"""Where finished audio lives: a local folder, S3, Google Cloud Storage or Azure, through one interface (obstore).
+"""Audio files in a local folder, S3, Google Cloud Storage or Azure, through obstore.
 
-A file is there whole or not at all: a folder's files are written beside their name and moved, and an object store shows
-an upload when it is complete. Keys are made by Sophia and checked all the same, so that none can leave the folder.
+Readers see a whole file or none. In a folder, a file is written under a temporary name and then renamed. An object store shows an
+upload only once it is complete. Every key is checked, although Sophia makes them all, so that no path can leave the folder.
 """
 
 import json
@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 from urllib.parse import unquote, urlsplit
 
 import obstore
@@ -23,53 +23,43 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 
 from serve_app.artifacts.causes import Place, explain, is_missing_bucket
+from serve_app.artifacts.protocol import StoredFile
 from serve_app.errors import ArtifactsUnavailable, ConfigurationError, NotFound
 
 logger = logging.getLogger("ray.serve.sophia")
 
 _SCHEMES: Final = ("file", "s3", "gs", "az", "memory")
 _CLAIM: Final = r"[0-9]{1,9}(-[0-9a-z-]{0,12})?"
-"""The folder of one claim, `jobs.artifact_folder`; files of the first version lie in folders named by the attempt alone."""
+"""The folder of one claim; see `jobs.artifact_folder`. The first version named the folder by the attempt alone."""
 
 _KEY: Final = re.compile(rf"[0-9a-z-]{{1,64}}/{_CLAIM}/[0-9]{{1,9}}\.[0-9a-z]{{1,8}}")
 _PREFIX: Final = re.compile(rf"([0-9a-z-]{{1,64}}(/{_CLAIM})?/?)?")
 _MARK: Final = ".sophia-store.json"
-"""The file that says whose audio store it is. It is no artifact, so no listing shows it."""
+"""The file that names the store's owner. Its name is no artifact key, so listings skip it."""
 
 _PROBES: Final = ".sophia-probe"
-"""The folder of what is written to see whether one can write; no listing shows it either."""
+"""The folder of the files that probes write. Listings skip it, too."""
 
 _PROBE_BYTES: Final = 1024 * 1024
-"""So large that it does not fit into a disk's last free block."""
+"""Too large to fit into the last free block of a full disk."""
 
 _LEFTOVER: Final = re.compile(r"[0-9]{1,9}\.[0-9a-z]{1,8}#[0-9]+")
-"""How object_store names a file that it is still writing to a folder: its own name, `#` and a number."""
+"""The temporary name of a file that object_store is writing to a folder: the final name, `#` and a number."""
 
 _CHUNK_BYTES: Final = 1024 * 1024
 _PAGE_KEYS: Final = 1000
 _RETRY_S: Final = 30
-"""object_store tries for three minutes by default: too long for a client that waits."""
-
-
-class StoredFile(NamedTuple):
-    """A file as the store lists it: size in bytes, and when it was written, in seconds since the epoch by the store's clock."""
-
-    key: str
-    size: int
-    written_at: float
+"""object_store retries for three minutes by default. That is too long for a client that is waiting."""
 
 
 class Artifacts:
-    """The store of finished files, by keys of the form `{job_id}/{attempt}/{n}.{ext}`.
+    """An `ArtifactStore` in a folder or an object store.
 
-    `url` is `file:///folder` (made when it is not there), `s3://bucket/prefix`, `gs://…`, `az://…`, or `memory://`, which
-    lives and dies with its process. Credentials come from the environment, under the provider's usual names.
+    `url` is `file:///folder` (created if it does not exist), `s3://bucket/prefix`, `gs://…`, `az://…`, or `memory://`, which
+    lasts as long as its process. Credentials come from the environment, under the provider's usual names.
 
-    Every method raises `ValueError` for a key of another form and `ArtifactsUnavailable` when the store fails. The
-    methods block, `stream` excepted: from an event loop, call them in a thread.
-
-    An address that can never work raises `ConfigurationError` at once. A folder that cannot be made now, on a disk that is full
-    or read-only, is tried again at each use.
+    The constructor raises `ConfigurationError` for an address that can never work. If the folder cannot be created because the
+    disk is full or read-only, each use tries again.
     """
 
     def __init__(self, url: str) -> None:
@@ -99,10 +89,10 @@ class Artifacts:
         return self._place.folder
 
     def probe(self) -> None:
-        """Write a small file, read it and delete it, so that what would stop a song is known before. Raises ArtifactsUnavailable.
+        """Write, read and delete a small file, to find a fault before a song has to be stored.
 
-        The file's name stays the same for the life of the process, so that files do not pile up where deleting fails. Two threads
-        probe one after the other: one would delete the file that the other is about to read.
+        A process uses the same file name for all its probes, so that files do not pile up where deleting fails. A lock keeps two
+        threads from probing at once: one would delete the file that the other is about to read.
         """
         with self._probing:
             self._write_read_and_delete()
@@ -116,10 +106,10 @@ class Artifacts:
         with self._failures("delete a file"):
             obstore.delete(self._store, self._probe)
         if not same:
-            raise ArtifactsUnavailable("be read", why="it gives back other bytes than were put there")
+            raise ArtifactsUnavailable("be read", why="it returned other bytes than Sophia had written")
 
     def put(self, key: str, data: bytes | memoryview) -> None:
-        """Keep `data` under `key`, whole or not at all; on return it survives a power cut."""
+        """Store `data` under `key`, replacing what was there. When this returns, the file survives a power cut."""
         _check(key)
         with self._failures(f"write {key}"):
             obstore.put(self._store, key, data)
@@ -127,34 +117,38 @@ class Artifacts:
                 _flush(self._folder, key)
 
     def get(self, key: str) -> bytes:
-        """The whole file. Raises `NotFound` when there is none."""
+        """Return the whole file. Raises `NotFound` if there is no such file."""
         _check(key)
         with self._reading(key):
             return bytes(obstore.get(self._store, key).bytes())
 
     def size(self, key: str) -> int:
-        """The file's size in bytes. Raises `NotFound` when there is none."""
+        """Return the file's size in bytes. Raises `NotFound` if there is no such file."""
         _check(key)
         with self._reading(key):
             try:
                 return obstore.head(self._store, key)["size"]
-            except FileNotFoundError:  # the answer has no body that would tell a missing bucket from a missing file
+            except (
+                FileNotFoundError
+            ):  # a HEAD response has no body, so only a GET tells a missing bucket from a missing file
                 return len(obstore.get(self._store, key).bytes())
 
     async def stream(self, key: str, start: int, end: int) -> AsyncIterator[bytes]:
-        """Bytes `start` to `end` (exclusive; 0 <= start <= end <= size) in chunks of up to 1 MiB.
+        """Yield bytes `start` to `end` in chunks of up to 1 MiB. `end` is exclusive; 0 <= start <= end <= size.
 
-        Each chunk is a request of its own: one long response would be cut off by the store's client after 30 s, and a
-        listener may take longer. Raises `NotFound`, also in the middle if the file is deleted meanwhile.
+        Each chunk is a separate request, because object_store cuts off a response after 30 s and a slow client may take longer.
+        Raises `NotFound` if there is no such file, or if the file is deleted between two chunks.
         """
         _check(key)
-        for at in range(start, end, _CHUNK_BYTES):
+        for offset in range(start, end, _CHUNK_BYTES):
             with self._reading(key):
-                chunk = await obstore.get_range_async(self._store, key, start=at, end=min(at + _CHUNK_BYTES, end))
+                chunk = await obstore.get_range_async(
+                    self._store, key, start=offset, end=min(offset + _CHUNK_BYTES, end)
+                )
             yield bytes(chunk)
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Forget files; one that is not there is as good as deleted."""
+        """Delete files. Ignores keys that have no file."""
         for key in keys:
             _check(key)
             with self._failures(f"delete {key}"):
@@ -168,10 +162,7 @@ class Artifacts:
                 raise
 
     def list(self, prefix: str = "") -> Iterator[StoredFile]:
-        """Every file under `prefix` (`""`, a job's id, or id/attempt), a page at a time.
-
-        Other people's files in the same folder or bucket are passed over.
-        """
+        """Yield every file under a prefix: `""`, a job's id, or `{job_id}/{claim}`. Skips files that Sophia did not write."""
         if not _PREFIX.fullmatch(prefix):
             raise ValueError(f"not a prefix of artifact keys: {prefix!r}")
         with self._failures(f"list {prefix or 'files'}"):
@@ -183,7 +174,7 @@ class Artifacts:
                 )
 
     def mark(self) -> str | None:
-        """The id of the database whose store it is; None where none has marked it, empty where the mark cannot be read."""
+        """Return the id of the database that owns this store: None if there is no mark, `""` if the mark is not valid."""
         try:
             with self._reading(_MARK):
                 text = bytes(obstore.get(self._store, _MARK).bytes())
@@ -194,7 +185,7 @@ class Artifacts:
             return ""
 
     def set_mark(self, database: str, replace: bool = False) -> None:
-        """Say that the store belongs to the database of this id. A mark that is there stays, unless `replace`."""
+        """Mark the store as owned by the database with this id. Keeps an existing mark unless `replace` is set."""
         text = json.dumps({"database": database, "meaning": "Sophia's database of this id may delete audio here."})
         with self._failures("mark its owner"), suppress(AlreadyExistsError):
             obstore.put(
@@ -202,10 +193,10 @@ class Artifacts:
             )
 
     def sweep_leftovers(self, older_than_s: float) -> int:
-        """Delete what killed writers left in a local folder, and say how many files that were.
+        """Delete the files that killed writers left in a local folder. Returns how many were deleted.
 
-        Only files that nothing was written to for `older_than_s` seconds go: a younger one may be in the making. In an
-        object store unfinished uploads are the bucket's lifecycle rule's business (AbortIncompleteMultipartUpload).
+        Keeps files written to in the last `older_than_s` seconds, because their writer may still be alive. Does nothing for an
+        object store: there the bucket's lifecycle rule (AbortIncompleteMultipartUpload) removes unfinished uploads.
         """
         if self._folder is None:
             return 0
@@ -218,7 +209,10 @@ class Artifacts:
 
     @contextmanager
     def _failures(self, action: str) -> Iterator[None]:
-        """Turn a failure of the store into ours. Its own text stays in the cause: it can hold signed addresses."""
+        """Turn a failure of the store into ArtifactsUnavailable.
+
+        The original text stays out of the message, because it can contain signed addresses.
+        """
         try:
             yield
         except (BaseError, OSError) as error:
@@ -236,17 +230,17 @@ class Artifacts:
 
 
 def _open_store(url: str) -> ObjectStore:
-    """Raises ConfigurationError, or OSError where a folder cannot be made."""
+    """Raises ConfigurationError, or OSError if the folder cannot be created."""
     scheme = url.partition("://")[0]
     if scheme not in _SCHEMES:
         raise ConfigurationError(f"artifacts_url must begin with one of {', '.join(f'{s}://' for s in _SCHEMES)}")
     try:
         if scheme == "file":
-            # automatic_cleanup: a job's folders go with its last file.
+            # automatic_cleanup deletes a job's folders with its last file.
             return LocalStore.from_url(url, mkdir=True, automatic_cleanup=True)
         return from_url(url, retry_config={"retry_timeout": timedelta(seconds=_RETRY_S)})
     except (BaseError, ValueError) as error:
-        # The URL itself stays out of the message: some people put credentials into it.
+        # The message omits the URL, because some people put credentials into it.
         raise ConfigurationError(
             f"artifacts_url ({scheme}://) cannot be used ({type(error).__name__}): check its spelling, that the folder may "
             f"be written, and the provider's variables in the environment"
@@ -254,7 +248,7 @@ def _open_store(url: str) -> ObjectStore:
 
 
 def _folder(url: str) -> Path | None:
-    """The folder that a file:// address names."""
+    """The folder of a file:// address; None for any other address."""
     parts = urlsplit(url)
     return Path(unquote(parts.path)) if parts.scheme == "file" else None
 
@@ -265,7 +259,7 @@ def _check(key: str) -> None:
 
 
 def _flush(folder: Path, key: str) -> None:
-    """Write a file and the folders down to it to the disk itself (object_store only hands them to the kernel)."""
+    """Flush a file and its folders to the disk. object_store only passes them to the kernel."""
     path = folder / key
     for part in (path, *path.parents[:3]):
         descriptor = os.open(part, os.O_RDONLY)
@@ -276,8 +270,8 @@ def _flush(folder: Path, key: str) -> None:
 
 
 def _remove_if_old(file: Path, older_than_s: float) -> bool:
-    """Whether `file` was a leftover, and is gone now."""
-    with suppress(FileNotFoundError):  # its writer was alive, and has just moved it to its name
+    """Delete `file` if it is an old leftover. Returns whether it was deleted."""
+    with suppress(FileNotFoundError):  # its writer was alive and has just renamed it
         is_ours = file.parent.name == _PROBES or _LEFTOVER.fullmatch(file.name)
         if is_ours and time.time() - file.stat().st_mtime > older_than_s:
             file.unlink()

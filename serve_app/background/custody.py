@@ -10,7 +10,7 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Final, NamedTuple
 
-from serve_app.artifacts import Artifacts, StoredFile
+from serve_app.artifacts import ArtifactStore, StoredFile
 from serve_app.config import RetentionArgs
 from serve_app.jobs import Status, artifact_folder
 from serve_app.store import Store
@@ -61,7 +61,7 @@ def is_orphan(file: StoredFile, jobs: dict[str, Holding], before: float) -> bool
     return file.written_at < before and not belongs(file.key, jobs)
 
 
-def census(store: Store, artifacts: Artifacts, before: float, go_on: GoOn) -> Census | None:
+def census(store: Store, artifacts: ArtifactStore, before: float, go_on: GoOn) -> Census | None:
     """Count the files page by page. None when `go_on` ended the count. Orphans must be written before `before`.
 
     Raises StoreUnavailable or ArtifactsUnavailable.
@@ -80,7 +80,7 @@ def census(store: Store, artifacts: Artifacts, before: float, go_on: GoOn) -> Ce
     return Census(total, unknown, orphans)
 
 
-def claim(store: Store, artifacts: Artifacts, share: float, go_on: GoOn) -> str:
+def claim(store: Store, artifacts: ArtifactStore, share: float, go_on: GoOn) -> str:
     """Make sure that the audio store belongs to this database. Returns why it does not, or an empty string.
 
     A store without a mark is marked when it is empty, or when this database knows at least one file in it and all but `share` of
@@ -101,7 +101,7 @@ def claim(store: Store, artifacts: Artifacts, share: float, go_on: GoOn) -> str:
     return ""
 
 
-def _doubt(store: Store, artifacts: Artifacts, share: float, go_on: GoOn) -> str:
+def _doubt(store: Store, artifacts: ArtifactStore, share: float, go_on: GoOn) -> str:
     """Why a store without a mark may belong to another database; empty when the files prove that it is this database's."""
     counted = census(store, artifacts, 0, go_on)
     if counted is None:
@@ -122,7 +122,7 @@ def _doubt(store: Store, artifacts: Artifacts, share: float, go_on: GoOn) -> str
     return ""
 
 
-def adopt(store: Store, artifacts: Artifacts) -> None:
+def adopt(store: Store, artifacts: ArtifactStore) -> None:
     """Mark the audio store as this database's, whatever it contains. An operator decides that."""
     artifacts.set_mark(store.installation.id(), replace=True)
     store.installation.set_refusal("")

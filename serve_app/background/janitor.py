@@ -11,7 +11,7 @@ from functools import partial
 from itertools import islice
 from typing import Final
 
-from serve_app.artifacts import Artifacts, StoredFile
+from serve_app.artifacts import ArtifactStore, StoredFile
 from serve_app.background import custody
 from serve_app.background.custody import PAGE, Census, GoOn, is_orphan, job_of
 from serve_app.config import RetentionArgs
@@ -48,7 +48,7 @@ def _always() -> bool:
 class Janitor:
     """A thread in every API process. A lease of the store makes one of them work at a time."""
 
-    def __init__(self, store: Store, artifacts: Artifacts, retention: RetentionArgs) -> None:
+    def __init__(self, store: Store, artifacts: ArtifactStore, retention: RetentionArgs) -> None:
         self._store = store
         self._artifacts = artifacts
         self._retention = retention
@@ -107,7 +107,7 @@ def forget_accounts(store: Store, retention: RetentionArgs) -> None:
 
 
 def expire(
-    store: Store, artifacts: Artifacts, retention: RetentionArgs, go_on: GoOn, share: float | None = None
+    store: Store, artifacts: ArtifactStore, retention: RetentionArgs, go_on: GoOn, share: float | None = None
 ) -> str:
     """Remove jobs that ended `rows_s` ago, then the audio of jobs that ended `results_s` ago.
 
@@ -127,7 +127,7 @@ def expire(
     return held_back
 
 
-def _forget_jobs(store: Store, artifacts: Artifacts, retention: RetentionArgs, go_on: GoOn, share: float) -> None:
+def _forget_jobs(store: Store, artifacts: ArtifactStore, retention: RetentionArgs, go_on: GoOn, share: float) -> None:
     due = partial(store.retention.ended_long_ago, retention.rows_s)
     for page in _pages_of(due, store.retention.ended, share, go_on):
         artifacts.delete(key for job in page for key in job.keys)
@@ -135,7 +135,9 @@ def _forget_jobs(store: Store, artifacts: Artifacts, retention: RetentionArgs, g
         logger.info("deleted %s jobs that ended at least %.0f s ago", forgotten, retention.rows_s)
 
 
-def _remove_old_audio(store: Store, artifacts: Artifacts, retention: RetentionArgs, go_on: GoOn, share: float) -> None:
+def _remove_old_audio(
+    store: Store, artifacts: ArtifactStore, retention: RetentionArgs, go_on: GoOn, share: float
+) -> None:
     due = partial(store.retention.with_old_audio, retention.results_s)
     for page in _pages_of(due, store.retention.songs, share, go_on):
         artifacts.delete(key for job in page for key in job.keys)
@@ -173,7 +175,7 @@ def count_expired(store: Store, retention: RetentionArgs) -> tuple[int, int]:
     return store.retention.songs(retention.results_s), store.retention.ended(retention.rows_s)
 
 
-def expire_confirmed(store: Store, artifacts: Artifacts, retention: RetentionArgs) -> None:
+def expire_confirmed(store: Store, artifacts: ArtifactStore, retention: RetentionArgs) -> None:
     """Remove all songs and jobs whose retention is over, however many there are. An operator has confirmed that.
 
     Raises ConfigurationError when the audio store is not this database's, StoreUnavailable or ArtifactsUnavailable.
@@ -183,7 +185,7 @@ def expire_confirmed(store: Store, artifacts: Artifacts, retention: RetentionArg
     expire(store, artifacts, retention, _always, share=1)
 
 
-def audit(store: Store, artifacts: Artifacts, retention: RetentionArgs, go_on: GoOn) -> None:
+def audit(store: Store, artifacts: ArtifactStore, retention: RetentionArgs, go_on: GoOn) -> None:
     """Remove files that no job or published attempt owns, and mark jobs whose files are missing.
 
     The audio store must be this database's (`custody.claim`). When more files than `orphans_share` allows belong to no job, none
@@ -210,13 +212,13 @@ def _removable(store: Store, retention: RetentionArgs, counted: Census) -> int:
     return custody.most_orphans(counted.files, retention.orphans_share)
 
 
-def count_files(store: Store, artifacts: Artifacts, retention: RetentionArgs) -> Census:
+def count_files(store: Store, artifacts: ArtifactStore, retention: RetentionArgs) -> Census:
     """Count the files as an audit does. Raises StoreUnavailable or ArtifactsUnavailable."""
     counted = custody.census(store, artifacts, time.time() - retention.orphans_s, _always)
     return counted or Census(0, 0, 0)  # a count that nothing ends is never None
 
 
-def sweep_confirmed(store: Store, artifacts: Artifacts, retention: RetentionArgs) -> int:
+def sweep_confirmed(store: Store, artifacts: ArtifactStore, retention: RetentionArgs) -> int:
     """Remove every file that belongs to no job, and return their number. An operator has confirmed that.
 
     Raises ConfigurationError when the audio store is not this database's, StoreUnavailable or ArtifactsUnavailable.
@@ -229,7 +231,7 @@ def sweep_confirmed(store: Store, artifacts: Artifacts, retention: RetentionArgs
 
 
 def sweep_files(
-    store: Store, artifacts: Artifacts, grace_s: float, go_on: GoOn = _always, at_most: int | None = None
+    store: Store, artifacts: ArtifactStore, grace_s: float, go_on: GoOn = _always, at_most: int | None = None
 ) -> int:
     """Remove files older than `grace_s` seconds that belong to no job or to an unpublished attempt. Returns their number.
 
@@ -244,7 +246,7 @@ def sweep_files(
 
 
 def _remove_orphans(
-    store: Store, artifacts: Artifacts, files: Sequence[StoredFile], before: float, at_most: int | None
+    store: Store, artifacts: ArtifactStore, files: Sequence[StoredFile], before: float, at_most: int | None
 ) -> int:
     """Reads the rows after the files were listed: an attempt that neither runs nor is published by then never will be."""
     jobs = store.retention.holdings({job_of(file.key) for file in files})
@@ -266,7 +268,7 @@ def _pages_of_audio(store: Store, go_on: GoOn) -> Iterator[list[Holding]]:
         after = page[-1].id
 
 
-def _mark_missing(store: Store, artifacts: Artifacts, jobs: Sequence[Holding]) -> None:
+def _mark_missing(store: Store, artifacts: ArtifactStore, jobs: Sequence[Holding]) -> None:
     """Mark the jobs that have lost every file. A job that has lost some keeps the others."""
     missing = [job.id for job in jobs if not any(_exists(artifacts, key) for key in job.keys)]
     if missing:
@@ -276,7 +278,7 @@ def _mark_missing(store: Store, artifacts: Artifacts, jobs: Sequence[Holding]) -
         )
 
 
-def _exists(artifacts: Artifacts, key: str) -> bool:
+def _exists(artifacts: ArtifactStore, key: str) -> bool:
     try:
         artifacts.size(key)
     except NotFound:

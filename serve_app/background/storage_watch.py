@@ -5,7 +5,7 @@ import threading
 from typing import Final
 
 from serve_app import metrics
-from serve_app.artifacts import Artifacts
+from serve_app.artifacts import ArtifactStore
 from serve_app.errors import ArtifactsUnavailable
 from serve_app.log_throttle import LogThrottle
 from serve_app.supervision import PeriodicThread, Supervisor
@@ -21,7 +21,7 @@ _FIRST_PROBE_S: Final = 1.0
 class StorageWatch:
     """A thread in every API process, since each may lack permissions, credentials or a mount that another has."""
 
-    def __init__(self, artifacts: Artifacts, supervisor: Supervisor) -> None:
+    def __init__(self, artifacts: ArtifactStore, supervisor: Supervisor) -> None:
         self._artifacts = artifacts
         self._failure: ArtifactsUnavailable | None = None
         self._log_throttle = LogThrottle()

@@ -5,7 +5,7 @@ import threading
 from typing import Any, Final
 
 from serve_app import metrics
-from serve_app.artifacts import Artifacts
+from serve_app.artifacts import ArtifactStore
 from serve_app.errors import ArtifactsUnavailable, Stopped
 from serve_app.log_throttle import LogThrottle
 from serve_app.worker.claims import Claim
@@ -22,7 +22,7 @@ class SongStorage:
     do not stop it: one that is too large for a nearly full disk does not stop smaller ones. Thread-safe.
     """
 
-    def __init__(self, worker: str, artifacts: Artifacts, max_waiting: int) -> None:
+    def __init__(self, worker: str, artifacts: ArtifactStore, max_waiting: int) -> None:
         self._worker = worker
         self._artifacts = artifacts
         self._max_waiting = max_waiting

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Final
 
 from serve_app import metrics
-from serve_app.artifacts import Artifacts
+from serve_app.artifacts import ArtifactStore
 from serve_app.audio import Encoders, default_processes
 from serve_app.config import EncodingArgs, QueueArgs
 from serve_app.engine.protocol import Engine
@@ -69,7 +69,7 @@ class Worker:
         model: str,
         engine: Engine,
         store: Store,
-        artifacts: Artifacts,
+        artifacts: ArtifactStore,
         queue: QueueArgs,
         *,
         options: WorkerOptions | None = None,

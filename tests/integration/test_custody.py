@@ -16,7 +16,6 @@ from serve_app.jobs import Job, new_id
 from serve_app.music import MusicRequest
 from serve_app.ops.cli import main
 from serve_app.store import Store
-from tests.support.buckets import s3
 from tests.support.helpers import eventually
 from tests.support.queue import stored_audio
 from tests.support.running import running, simulated
@@ -222,26 +221,6 @@ def test_health_tells_of_a_refusal_until_the_store_is_adopted(
         assert main(["artifacts", "adopt"]) == 0
         eventually(lambda: "audio store" not in notices())
         assert service.artifacts.mark() == service.store.installation.id()
-
-
-@pytest.mark.parametrize("where", ["folder", "bucket"])
-def test_a_mark_is_there_once_and_no_listing_shows_it(tmp_path: Path, where: str) -> None:
-    """Of two databases that mark an empty store the first wins; only an operator's word replaces its mark."""
-    if where == "folder":
-        marked_once(Artifacts((tmp_path / "audio").as_uri()))
-        return
-    with s3():
-        marked_once(Artifacts("s3://music/songs"))
-
-
-def marked_once(artifacts: Artifacts) -> None:
-    assert artifacts.mark() is None
-    artifacts.set_mark("first")
-    artifacts.set_mark("second")
-    assert artifacts.mark() == "first"
-    assert list(artifacts.list()) == []
-    artifacts.set_mark("second", replace=True)
-    assert artifacts.mark() == "second"
 
 
 def test_a_mark_that_cannot_be_read_is_nobodys(tmp_path: Path, store: Store, artifacts: Artifacts) -> None:
