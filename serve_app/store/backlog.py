@@ -1,4 +1,4 @@
-"""What is waiting, and how long it will take."""
+"""The size of the queue, and estimates of how long it takes."""
 
 import threading
 import time
@@ -15,12 +15,12 @@ from serve_app.store.shares import Use, are_exact, recount, use_of
 from serve_app.store.statements import lock_table
 from serve_app.store.tables import jobs, shares, state_is
 
-_MEASURED_JOBS: Final = 20  # how many finished jobs an estimate looks back on
+_MEASURED_JOBS: Final = 20  # how many finished jobs an estimate uses
 _COUNT_REST: Final = 20
 
 
 class Backlog:
-    """Figures of the queue."""
+    """Queries about the queue."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -31,8 +31,8 @@ class Backlog:
     def counts(self) -> dict[str, int]:
         """Jobs by state.
 
-        Ended jobs may be many, so they are counted again only after a pause of _COUNT_REST times what the last count took.
-        Their number can be that old.
+        There may be many ended jobs, so they are counted again only after _COUNT_REST times the duration of the last count.
+        Their number can be out of date by that long.
         """
         with self._counting:
             if time.monotonic() > self._ended_until:
@@ -54,7 +54,7 @@ class Backlog:
             return int(connection.execute(query).scalar_one())
 
     def oldest_wait_s(self) -> float | None:
-        """How long the longest-waiting queued job has waited, in seconds."""
+        """How long the oldest queued job has waited, in seconds. None when no job is queued."""
         models = sa.select(shares.c.model).where(shares.c.jobs > 0).distinct().subquery()
         of_it = sa.select(jobs.c.created_at).where(jobs.c.model == models.c.model, state_is(Status.QUEUED))
         oldest = of_it.order_by(jobs.c.created_at).limit(1).scalar_subquery()
@@ -64,12 +64,12 @@ class Backlog:
         return waited
 
     def use(self, owner: str) -> Use:
-        """What an owner has waiting."""
+        """The queued jobs of an owner."""
         with self._database.read() as connection:
             return use_of(connection, owner)
 
     def recount(self) -> bool:
-        """Set the shares right if they are wrong, as after an earlier version has written to this database; whether they were."""
+        """Correct the shares if they are wrong, as after an earlier version wrote to this database. Returns whether they were."""
         with self._database.read() as connection:
             if are_exact(connection):
                 return False
@@ -80,12 +80,12 @@ class Backlog:
         return wrong
 
     def places(self, queued: Sequence[Job]) -> dict[str, Place]:
-        """What starts before each of these queued jobs, by id; at a bounded cost."""
+        """The position of each of these queued jobs, by id. The cost is bounded."""
         with self._database.read() as connection:
             return places(connection, queued)
 
     def speed(self, model: str) -> float | None:
-        """Seconds of work for a second of audio, over the last finished jobs; None before the first."""
+        """Device seconds per second of audio, over the last finished jobs. None before the first."""
         last = (
             sa.select(jobs.c.audio_seconds, jobs.c.timing)
             .where(jobs.c.model == model, state_is(Status.SUCCEEDED))

@@ -1,4 +1,4 @@
-"""What the autoscaling policy of each cluster wants, for those who ask why, and for the other clusters on the same queue."""
+"""The decisions of each cluster's autoscaling policy, for health reports and for the other clusters on the same queue."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from serve_app.store.database import Database
 from serve_app.store.tables import decisions
 
 LIVING_S: Final = 60.0
-"""A cluster that has not decided for so many seconds has left its share of the queue to the others."""
+"""After this many seconds without a decision, the other clusters take over a cluster's part of the queue."""
 
 _KEPT_S: Final = 86_400.0
 
@@ -26,13 +26,13 @@ class Decision:
 
 
 class DecisionStore:
-    """The table of decisions, one a model and cluster."""
+    """The table of decisions, with one row per model and cluster."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def publish(self, model: str, target: int, reason: str, cluster: str = "", takes_jobs: bool = True) -> None:
-        """Write a cluster's decision in force. `takes_jobs`: it can start workers for what waits."""
+        """Write a cluster's current decision. `takes_jobs`: the cluster can start workers for queued jobs."""
         values = {"target": target, "reason": reason, "decided_at": now(), "takes_jobs": takes_jobs}
         lowered_at = sa.case((decisions.c.target > target, now()), else_=decisions.c.lowered_at)
         ours = decisions.c.model == model, decisions.c.cluster == cluster
@@ -43,7 +43,7 @@ class DecisionStore:
                 connection.execute(decisions.insert().values(model=model, cluster=cluster, **values))
 
     def in_force(self, cluster: str = "") -> dict[str, list[Decision]]:
-        """By model: the last decision of `cluster`, however old it is, then those of the other living clusters."""
+        """By model: the last decision of `cluster`, of any age, then those of the other living clusters."""
         ours = decisions.c.cluster == cluster
         query = (
             sa.select(decisions)

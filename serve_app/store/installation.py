@@ -1,4 +1,4 @@
-"""Which database this is, and why its janitor deletes nothing, if it does not: every API process tells that."""
+"""The database's id, and the reason why the janitor deletes nothing or less than it could. Every API process reports the reason."""
 
 import sqlalchemy as sa
 
@@ -7,34 +7,34 @@ from serve_app.store.tables import installation
 
 
 class InstallationStore:
-    """The table `installation`, which has one row from the migration on."""
+    """The table `installation`. A migration creates its only row."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def id(self) -> str:
-        """The database's own id. A restored backup has it, too; a new database never."""
+        """The database's id. A restored backup keeps it; a new database gets a new one."""
         with self._database.read() as connection:
             return str(connection.execute(sa.select(installation.c.id)).scalar_one())
 
     def refusal(self) -> str:
-        """Why the janitor did not delete what it found; empty when it did."""
+        """Why the janitor refused to delete files; empty when it did not refuse."""
         with self._database.read() as connection:
             return str(connection.execute(sa.select(installation.c.refusal)).scalar_one())
 
     def set_refusal(self, reason: str) -> None:
-        """Keep the reason for `refusal`; an empty one says that there is none any more."""
-        self._keep(installation.c.refusal, reason)
+        """Set the reason that `refusal` returns; an empty text clears it."""
+        self._set(installation.c.refusal, reason)
 
     def held_back(self) -> str:
-        """What is over its time and stays for later rounds, since it is much; empty when nothing does."""
+        """What has expired but stays until later rounds, because one round may delete only so much; empty when nothing does."""
         with self._database.read() as connection:
             return str(connection.execute(sa.select(installation.c.held_back)).scalar_one())
 
     def set_held_back(self, reason: str) -> None:
-        """Keep the words for `held_back`; empty ones say that nothing is any more."""
-        self._keep(installation.c.held_back, reason)
+        """Set the text that `held_back` returns; an empty text clears it."""
+        self._set(installation.c.held_back, reason)
 
-    def _keep(self, column: sa.Column[str], words: str) -> None:
+    def _set(self, column: sa.Column[str], text: str) -> None:
         with self._database.write(durable=False) as connection:
-            connection.execute(installation.update().where(column != words).values({column: words}))
+            connection.execute(installation.update().where(column != text).values({column: text}))

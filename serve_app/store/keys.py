@@ -1,6 +1,6 @@
 """API keys: random tokens, of which only the SHA-256 is kept.
 
-A token has 256 random bits, so a plain hash is as good as a slow one: there is nothing to guess.
+A token has 256 random bits, so it cannot be guessed and a fast hash is safe.
 """
 
 import hashlib
@@ -27,9 +27,9 @@ class KeyStore:
         self._database = database
 
     def create(self, name: str, outranks: bool = False) -> str:
-        """Make a key and return its token, which is shown this once. Raises Conflict when the name is taken.
+        """Create a key and return its token, which cannot be read again. Raises Conflict when the name is taken.
 
-        `outranks`: its jobs' priorities count among the jobs of all keys, which are otherwise all taken to be 5.
+        `outranks`: the priorities of its jobs count among the jobs of all keys. Without it, other keys' jobs see priority 5.
         """
         if not NAME.fullmatch(name):
             raise InvalidRequest(f"{name!r} is no name for a key: 1 to 64 letters, digits, '.', '_' and '-'")

@@ -1,4 +1,4 @@
-"""Who may do what only one process at a time should do, and how soon it is due again."""
+"""Leases for work that only one process at a time may do, and for the pause until it is due again."""
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
@@ -17,7 +17,7 @@ class LeaseStore:
         self._database = database
 
     def take(self, name: str, holder: str, seconds: float) -> bool:
-        """Take or extend a lease; False while another has it, or while it rests."""
+        """Take or extend a lease. False while another holder has it, or during the pause after a release."""
         free = sa.or_(leases.c.until <= now(), leases.c.holder == holder)
         taken = leases.update().where(leases.c.name == name, free).values(holder=holder, until=now() + seconds)
         with self._database.write(durable=False) as connection:
@@ -31,7 +31,7 @@ class LeaseStore:
         return True
 
     def release(self, name: str, holder: str, seconds: float) -> None:
-        """Give up a lease, and let nobody take it for some seconds."""
+        """Release a lease. No process can take it for the next `seconds`."""
         mine = leases.update().where(leases.c.name == name, leases.c.holder == holder)
         with self._database.write(durable=False) as connection:
             connection.execute(mine.values(holder=_NOBODY, until=now() + seconds))

@@ -1,15 +1,16 @@
-"""The attempts to load a model: what failed and how often, when to try again, and how long a start takes.
+"""Attempts to load a model: which failed and how often, when to try again, and how long a start takes.
 
-The crash breaker is read from this table, so that it survives every process and needs no state of its own. It is open when the same
-failure has come `open_after` times since the last load that worked: for one host where the cause is the host's, for the model where
-the model would fail everywhere. What passes by itself, such as a hub that is away, opens nothing and only makes the pauses longer.
+The crash breaker is computed from this table, so it survives every process. It opens when the same failure has occurred
+`open_after` times since the last successful load. It opens for one host if the host caused the failure, and for the model if the
+model would fail on every host. A temporary failure, such as an unreachable hub, does not open it but lengthens the backoff.
 
-A load that works forgives a host's failures only there: another host's good disk says nothing of this one's. Asked for no host in
-particular, the breaker is closed by any later load that works, since then there is a host on which the model can be loaded. A
-host's breaker lets one more load try `trial_s` after the last failure, so that a host that was mended comes back by itself.
+A successful load clears a host's failures on that host only, because another host may have a different disk or device. When no
+host is named, any later successful load closes the breaker, because some host can load the model. `trial_s` after the last
+failure, a host's breaker allows one more load, so that a repaired host recovers without an operator.
 
-A device may load a model well and fail under each job. So a job that lost its device is a row here, too. No load on that host
-forgives it, but the first song of a new worker there does. One row a job and host: a job that ends every device opens nothing.
+A device may load a model and then fail during each job. So a job that lost its device also adds a row here. A load on that host
+does not clear it, but the first song of a new worker there does. The table keeps one row per job and host, so that a single job
+that crashes every device does not open the breaker.
 """
 
 from collections import Counter
@@ -31,27 +32,27 @@ from serve_app.store.tables import decisions, loads
 
 _MEASURED_LOADS: Final = 5
 _KEPT_S: Final = 86_400.0
-_LOOKED_AT: Final = 200  # rows; a fleet that fails more often than this has an open breaker anyway
+_MAX_FAILURES: Final = 200  # rows read; with more failures than this, the breaker is open anyway
 
 
 @dataclass(frozen=True, slots=True)
 class Breaker:
-    """What past loads say about the next one. `since` is in seconds since the epoch."""
+    """The state of the crash breaker. `since` is in seconds since the epoch."""
 
     is_open: bool = False
-    """Whether the asking host, or any host when none asks, should start no more loads."""
+    """Whether the given host must start no more loads; any host, when none was given."""
     everywhere: bool = False
-    """Whether that holds for every host, since the cause is the model's."""
+    """Whether the breaker is open for every host, because the model is the cause."""
     hosts: tuple[str, ...] = ()
-    """The hosts, as in `Process.host`, that start no more loads for a cause of their own."""
+    """The hosts, as in `Process.host`, that start no more loads because the host is the cause."""
     runs: int = 0
-    """Failures since the last load that worked, and jobs that lost their devices since the last song there."""
+    """Failures since the last successful load, plus the jobs that lost a device since the last song on that host."""
     code: str = ""
     message: str = ""
     phase: str = ""
     since: float | None = None
     retry_in_s: float = 0.0
-    """How long the asking host should wait before it tries again."""
+    """How long the given host should wait before it retries."""
 
 
 class LoadAttemptStore:
@@ -61,9 +62,9 @@ class LoadAttemptStore:
         self._database = database
 
     def begin(self, model: str, deployment: str, process: Process, load: str | None = None, cluster: str = "") -> str:
-        """A load begins; its id, which is new unless given.
+        """Record that a load has begun. Returns its id, which is new unless `load` gives one.
 
-        With an id it may be called again after StoreUnavailable: a row whose acknowledgement was lost is not made twice.
+        With `load`, a caller may call again after StoreUnavailable: a second call adds no second row.
         """
         load = load or new_id()
         where = {"host": process.host, "pid": process.pid, "born": process.born}
@@ -74,36 +75,36 @@ class LoadAttemptStore:
         return load
 
     def succeeded(self, load: str) -> None:
-        """The load worked: older failures are forgiven."""
+        """Record that the load succeeded, which clears older failures."""
         with self._database.write(durable=False) as connection:
             connection.execute(loads.update().where(loads.c.id == load).values(ended_at=now()))
 
     def failed(self, load: str, code: str, message: str, phase: str) -> None:
-        """The load failed."""
+        """Record that the load failed."""
         with self._database.write() as connection:
             self._fail(connection, load, code, message, phase)
 
     def fail_crashed(self) -> int:
-        """Loads whose process died on this host have failed: `load_crashed`. How many."""
+        """Record `load_crashed` for every load on this host whose process has died. Returns how many."""
         with self._database.read() as connection:
             open_loads = connection.execute(sa.select(loads).where(loads.c.ended_at.is_(None))).all()
         dead = [row for row in open_loads if Process(row.host, row.pid, row.born).is_dead]
         if dead:
             with self._database.write() as connection:
                 for row in dead:
-                    if self._was_let_go(connection, row):
+                    if self._was_scaled_down(connection, row):
                         connection.execute(loads.delete().where(loads.c.id == row.id))
                     else:
                         self._fail(connection, row.id, LoadCrashed.code, LoadCrashed().message, "load")
         return len(dead)
 
     def discard(self, load: str) -> None:
-        """The load was ended on purpose, so it says nothing about the model."""
+        """Delete the record of a load that was ended on purpose, since it does not show whether the model loads."""
         with self._database.write(durable=False) as connection:
             connection.execute(loads.delete().where(loads.c.id == load, loads.c.ended_at.is_(None)))
 
     def add_lost_device(self, model: str, deployment: str, process: Process, job: str, message: str) -> None:
-        """A device of the process' host failed under a job. Told again of the same job, it counts once."""
+        """Record that a device on the process's host failed during a job. A second call for the same job and host adds nothing."""
         host = process.host
         where = {"model": model, "deployment": deployment, "host": host, "pid": process.pid, "born": process.born}
         what = {"code": DeviceLost.code, "message": message, "phase": "generating"}
@@ -112,20 +113,20 @@ class LoadAttemptStore:
             connection.execute(loads.insert().values(values))
 
     def forgive_lost_devices(self, model: str, host: str) -> None:
-        """A worker that began after them has played a song there: devices lost on that host are forgiven."""
+        """Clear the lost devices of a host, after a newer worker has generated a song there."""
         lost = sa.and_(loads.c.model == model, loads.c.host == host, loads.c.code == DeviceLost.code)
         with self._database.write(durable=False) as connection:
             connection.execute(loads.delete().where(lost))
 
     @staticmethod
-    def _was_let_go(connection: sa.Connection, load: Any) -> bool:
-        """Whether its cluster wanted fewer workers since it began: then Serve has ended it, and kills without a last word."""
+    def _was_scaled_down(connection: sa.Connection, load: Any) -> bool:
+        """Whether the cluster has lowered its target since the load began. If so, Serve killed the process on purpose."""
         ours = decisions.c.model == load.model, decisions.c.cluster == load.cluster
         fewer = sa.select(decisions.c.model).where(*ours, decisions.c.lowered_at >= load.began_at)
         return connection.execute(fewer).one_or_none() is not None
 
     def breaker(self, model: str, deployment: str, args: BreakerArgs, host: str = "") -> Breaker:
-        """What the failures since the last success say. `host` is whose turn to try again is asked for."""
+        """The breaker for `host`, from the failures since the last success. With no `host`: for any host."""
         found = self._failures(model, deployment)
         hosts = _bad_hosts(args, found)
         failures = [row for row in found if row.host == host or not row.works_elsewhere]
@@ -133,11 +134,11 @@ class LoadAttemptStore:
             return Breaker(hosts=hosts)
         here = [row for row in failures if row.host == host]
         everywhere = _reaches(args.open_after, [row.code for row in failures if load_cause(row.code) == "model"])
-        of_hosts = host in hosts if host else bool(_bad_hosts(args, failures))
+        host_is_open = host in hosts if host else bool(_bad_hosts(args, failures))
         last = (here or failures)[0]
         pause_s = min(args.backoff_s * 2 ** (len(here) - 1), args.max_backoff_s) if here else 0.0
         return Breaker(
-            is_open=everywhere or of_hosts,
+            is_open=everywhere or host_is_open,
             everywhere=everywhere,
             hosts=hosts,
             runs=len(failures),
@@ -149,7 +150,7 @@ class LoadAttemptStore:
         )
 
     def _failures(self, model: str, deployment: str) -> list[sa.Row[Any]]:
-        """The failed loads that no success has cleared, newest first, and whether a later load worked on another host."""
+        """The failed loads that no success has cleared, newest first. `works_elsewhere`: a later load succeeded on another host."""
         ours = sa.and_(loads.c.model == model, loads.c.deployment == deployment)
         age = (now() - loads.c.ended_at).label("age")
         elsewhere = _worked_later(model, deployment, same_host=False)
@@ -162,7 +163,7 @@ class LoadAttemptStore:
             sa.select(loads, age, elsewhere.label("works_elsewhere"))
             .where(ours, loads.c.code.is_not(None), sa.not_(forgiven))
             .order_by(loads.c.ended_at.desc())
-            .limit(_LOOKED_AT)
+            .limit(_MAX_FAILURES)
         )
         with self._database.read() as connection:
             return list(connection.execute(query))
@@ -178,7 +179,7 @@ class LoadAttemptStore:
             connection.execute(loads.delete().where(loads.c.ended_at < now() - max(older_s, _KEPT_S)))
 
     def startup_s(self, model: str) -> float | None:
-        """How long a load takes: the mean of the last that worked, in seconds; None before the first."""
+        """The mean duration of the last successful loads, in seconds. None before the first."""
         query = (
             sa.select(loads.c.ended_at - loads.c.began_at)
             .where(loads.c.model == model, loads.c.ended_at.is_not(None), loads.c.code.is_(None))
@@ -199,12 +200,13 @@ class LoadAttemptStore:
 
 
 def _reaches(count: int, failures: Sequence[Any]) -> bool:
-    """Whether any failure has come so often."""
+    """Whether any failure has occurred at least `count` times."""
     return any(times >= count for times in Counter(failures).values())
 
 
 def _bad_hosts(args: BreakerArgs, failures: Sequence[sa.Row[Any]]) -> tuple[str, ...]:
-    """The hosts on which the same failure, whose cause is theirs, came too often, and not too long ago for one more try."""
+    """The hosts whose breaker is open: the same failure, caused by the host, occurred `open_after` times, the last time less than
+    `trial_s` ago."""
     own = [row for row in failures if load_cause(row.code) == "host"]
     times = Counter((row.host, row.code) for row in own)
     recent = {(row.host, row.code) for row in own if row.age < args.trial_s}
@@ -212,7 +214,7 @@ def _bad_hosts(args: BreakerArgs, failures: Sequence[sa.Row[Any]]) -> tuple[str,
 
 
 def _worked_later(model: str, deployment: str, *, same_host: bool) -> sa.ColumnElement[bool]:
-    """Whether a load has worked after the failure in `loads`, on its host or on another."""
+    """The condition that a load succeeded after the failure in `loads`: on its host, or on another."""
     later = loads.alias("later")
     where = later.c.host == loads.c.host if same_host else later.c.host != loads.c.host
     ours = (later.c.model == model, later.c.deployment == deployment)

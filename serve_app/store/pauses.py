@@ -1,6 +1,6 @@
-"""Models that an operator has paused: no worker is wanted and no job is claimed, until the operator says otherwise.
+"""Paused models. Until an operator resumes the model, no worker starts for it and none of its jobs is claimed.
 
-The jobs stay where they are, and their deadlines run on.
+Queued jobs stay in the queue, and their deadlines still apply.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from serve_app.store.tables import pauses
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """Since when a model is paused, in seconds since the epoch, and why."""
+    """When a model was paused, in seconds since the epoch, and why."""
 
     since: float
     reason: str
@@ -27,7 +27,7 @@ class PauseStore:
         self._database = database
 
     def pause(self, model: str, reason: str) -> None:
-        """Pause a model; a pause that is in force gets the new reason and keeps its beginning."""
+        """Pause a model. If it is already paused, the new reason replaces the old one and `since` stays."""
         with self._database.write("queued") as connection:
             changed = connection.execute(pauses.update().where(pauses.c.model == model).values(reason=reason))
             if changed.rowcount == 0:

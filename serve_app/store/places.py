@@ -1,7 +1,7 @@
-"""Where queued jobs stand: how many start before each, counted exactly up to FAR, at a cost that is bounded whatever waits.
+"""Queue positions: how many jobs start before a queued job. Exact up to FAR, at a cost that the length of the queue does not raise.
 
-A job starts when its share's turn has come to it: at the share's turn plus the lengths of the share's jobs before it. What starts
-before it is then what has a smaller start in the other shares, and whole shares are known from their sums.
+A job's start is its share's turn plus the lengths of the jobs before it in that share. The jobs ahead of it are those with a
+smaller start, in any share. A share that lies ahead as a whole is counted from its sums, without reading its jobs.
 """
 
 from bisect import bisect_left, bisect_right
@@ -17,20 +17,20 @@ from serve_app.store.shares import OWN_ORDER, Key, Share, in_turn, queued_in, sh
 from serve_app.store.tables import jobs, state_is
 
 FAR: Final = 500
-"""So many jobs ahead are counted; a job further back is told that there are at least so many."""
+"""The largest count of jobs ahead. A job further back gets FAR, which means "at least this many"."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """What starts before a queued job."""
+    """The position of a queued job."""
 
     ahead: int
-    """Queued jobs before it; FAR when there are as many or more."""
+    """Queued jobs that start before it; FAR when there are that many or more."""
     audio_s: float | None
-    """Seconds of audio in them and in all running jobs of the model; None when it is FAR back."""
+    """Seconds of audio in those jobs and in all running jobs of the model. None when `ahead` is FAR."""
 
 
-_LINES_AT_ONCE: Final = 100  # SQLite takes 500 parts of a statement
+_LINES_AT_ONCE: Final = 100  # SQLite accepts at most 500 parts in a UNION ALL
 
 _ORDERED: Final = (jobs.c.id, jobs.c.audio_seconds, jobs.c.priority, jobs.c.created_at)
 
@@ -48,7 +48,7 @@ def _batched(items: Iterable[_T], size: int) -> Iterator[list[_T]]:  # itertools
 
 
 def places(connection: sa.Connection, queued: Sequence[Job]) -> dict[str, Place]:
-    """The place of each of these queued jobs, by id."""
+    """The position of each of these queued jobs, by id."""
     models = sorted({job.model for job in queued})
     if not models:
         return {}
@@ -84,51 +84,51 @@ def _running_s(connection: sa.Connection, model: str) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """The first jobs of a share, summed up."""
+    """The number and the total length of the first jobs of a share."""
 
     jobs: int
     audio_s: float
 
 
 class _Line:
-    """The first jobs of one share in their order; as many of them are read as are needed, at most FAR."""
+    """The first jobs of one share, in order. Reads as many as needed, at most FAR."""
 
     def __init__(self, share: Share) -> None:
         self.share = share
         self.most = min(share.jobs, FAR)
         self.read = 0
         self.ends: list[float] = []
-        """Seconds of audio up to the end of each."""
+        """For each job, the seconds of audio up to its end."""
 
     def first(self, count: int) -> _Part:
-        """The first jobs of those that are read."""
+        """The sums of the first `count` jobs, which must have been read."""
         return _Part(count, self.ends[count - 1] if count else 0.0)
 
     def covers(self, room_s: float) -> bool:
-        """Whether it is read up to a job that ends later, or as far as it may be."""
+        """Whether the jobs read so far last longer than `room_s`, or there are no more to read."""
         return self.read >= self.most or bool(self.ends and self.ends[-1] > room_s)
 
     def enough_for(self, room_s: float) -> int:
-        """How many jobs to read so that they probably take longer than `room_s`: more than there would be of the mean length."""
+        """How many jobs to read so that they probably last longer than `room_s`, estimated from the mean length plus a margin."""
         mean_s = max(self.share.audio_s / self.share.jobs, 0.001)
         return min(max(int(1.2 * room_s / mean_s) + 4, 2 * self.read), self.most)
 
 
 @dataclass(frozen=True, slots=True)
 class _Ahead:
-    """What of one share starts before a job of another."""
+    """The jobs of one share that start before a job of another share."""
 
     least: int
-    """So many jobs at the least."""
+    """A lower bound of their number."""
     audio_s: float = 0.0
     line: _Line | None = None
-    """Where the jobs are counted which start within `room_s`; None: `least` is all."""
+    """The line in which to count the jobs that start within `room_s`. None: `least` is exact."""
     room_s: float = 0.0
     ties: bool = False
-    """Whether a job that starts at the same turn is served before."""
+    """Whether this share goes first when both jobs start at the same turn."""
 
     def counted(self) -> _Part:
-        """The exact figure, once the line is read."""
+        """The exact sums. The line must have been read."""
         if self.line is None:
             return _Part(self.least, self.audio_s)
         starts = [0.0, *self.line.ends[:-1]]
@@ -136,10 +136,10 @@ class _Ahead:
 
 
 def _find(connection: sa.Connection, lines: dict[Key, _Line], queued: list[Job]) -> dict[str, tuple[_Line, _Part]]:
-    """The line of each of these jobs and what stands before it there; those that are FAR back are left out."""
+    """For each job, its line and the jobs before it in that line. Omits jobs that are FAR back."""
     asked = [(job, lines[share_of(job)]) for job in queued if share_of(job) in lines]
     own = list({line.share.key: line for _, line in asked}.values())
-    # a far job is not found, either, but of many lines it is cheaper to look for their ends first
+    # with several lines, finding their ends first is cheaper than counting jobs that prove to be FAR back
     ends = _far_ends(connection, own) if len(own) > 1 else {}
     asked = [(job, line) for job, line in asked if line.share.key not in ends or _own_order(job) < ends[line.share.key]]
     counted = _count_own(connection, asked)
@@ -153,7 +153,7 @@ def _find(connection: sa.Connection, lines: dict[Key, _Line], queued: list[Job])
 
 
 def _count_own(connection: sa.Connection, asked: list[tuple[Job, _Line]]) -> dict[str, _Part]:
-    """What stands before each of these jobs in its own line, counted by the database among the line's first FAR."""
+    """For each job, the jobs before it in its own line. The database counts among the first FAR jobs of the line."""
     counted: dict[str, _Part] = {}
     keys = list({line.share.key: None for _, line in asked})
     for some in _batched(keys, _LINES_AT_ONCE):
@@ -169,7 +169,7 @@ def _count_own(connection: sa.Connection, asked: list[tuple[Job, _Line]]) -> dic
 
 
 def _before(lines: dict[Key, _Line], own: _Line, before: _Part) -> list[_Ahead]:
-    """The part of every other line that starts before a job. `before` is what stands before the job in its own line."""
+    """For every other line, its jobs that start before a job. `before`: the jobs before that job in its own line."""
     return [_of_line(line, own.share, before.audio_s) for line in lines.values() if line is not own]
 
 
@@ -188,10 +188,10 @@ def _of_line(line: _Line, own: Share, audio_s: float) -> _Ahead:
 
 
 def _read_up_to(connection: sa.Connection, asked: list[_Ahead]) -> None:
-    """Read all lines as far as these figures ask for."""
+    """Read enough jobs of each line to count all of `asked` exactly."""
     rooms: dict[Key, tuple[_Line, float]] = {}
     for part in asked:
-        assert part.line is not None  # noqa: S101 - the caller leaves others out
+        assert part.line is not None  # noqa: S101 - the caller passes no others
         _, room_s = rooms.get(part.line.share.key, (part.line, 0.0))
         rooms[part.line.share.key] = part.line, max(room_s, part.room_s)
     while rooms := {key: (line, room_s) for key, (line, room_s) in rooms.items() if not line.covers(room_s)}:
@@ -199,7 +199,7 @@ def _read_up_to(connection: sa.Connection, asked: list[_Ahead]) -> None:
 
 
 def _read(connection: sa.Connection, wanted: dict[Key, tuple[_Line, int]]) -> None:
-    """Read the first jobs of several lines, so many of each, a hundred lines with one statement."""
+    """Read the given number of jobs from each line, a hundred lines per statement."""
     for part in _batched(wanted.items(), _LINES_AT_ONCE):
         rows: dict[int, list[Any]] = {number: [] for number in range(len(part))}
         queries = [(key, _ORDERED, 0, count) for key, (_, count) in part]
@@ -212,7 +212,7 @@ def _read(connection: sa.Connection, wanted: dict[Key, tuple[_Line, int]]) -> No
 
 
 def _far_ends(connection: sa.Connection, lines: list[_Line]) -> dict[Key, tuple[int, float, str]]:
-    """Where in a share's order the first job stands that is FAR back; shares without one are left out."""
+    """For each share, the sort key of its first job that is FAR back. Omits shares that have no such job."""
     ends: dict[Key, tuple[int, float, str]] = {}
     columns = (jobs.c.priority, jobs.c.created_at, jobs.c.id)
     for part in _batched([line for line in lines if line.share.jobs > FAR], _LINES_AT_ONCE):
@@ -224,7 +224,7 @@ def _far_ends(connection: sa.Connection, lines: list[_Line]) -> dict[Key, tuple[
 
 
 def _of_shares(queries: Sequence[tuple[Key, Sequence[Any], int, int]]) -> sa.CompoundSelect[Any]:
-    """For (share, columns, offset, limit) the jobs of that share in its order, each row with the query's number before it."""
+    """Select the jobs of several shares. A query is (share, columns, offset, limit); its number begins each of its rows."""
     parts = []
     for number, (key, columns, offset, limit) in enumerate(queries):
         of_it = sa.select(sa.literal(number).label("number"), *columns).where(*queued_in(key)).order_by(*OWN_ORDER)

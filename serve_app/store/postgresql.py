@@ -1,7 +1,7 @@
-"""Connections to PostgreSQL: their arguments, and limits on a server that says nothing any more.
+"""Connections to PostgreSQL: their arguments, and the time limits for a server that stops answering.
 
-A server's own timeouts end nothing when the server, or the way to it, has gone silent. Ours are kept here, on every connection:
-those of the pool and the one that listens.
+The server's own timeouts do not help when the server or the network fails silently. So this module puts a client-side limit on
+every connection: those of the pool and the one that listens.
 """
 
 import logging
@@ -28,13 +28,13 @@ _KEYWORDS: Final = frozenset(option.keyword.decode() for option in psycopg.pq.Co
 
 
 class Connection(psycopg.Connection[Any]):
-    """A connection that is given up, and closed, when the server does not answer a statement in time."""
+    """A connection that closes itself when the server does not answer a statement in time."""
 
     answer_s: float | None = None
-    """Seconds to wait for each answer; None: as long as it takes."""
+    """Seconds to wait for each answer. None: no limit."""
 
     def wait(self, gen: Generator[Any, Any, Any], *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        """Psycopg waits here for whatever the server sends. Raises OperationalError when nothing came in time."""
+        """Wait for the server's answer; psycopg calls this. Raises OperationalError when none came within `answer_s`."""
         return super().wait(gen if self.answer_s is None else self._in_time(gen, self.answer_s), *args, **kwargs)
 
     def _in_time(self, gen: Generator[Any, Any, Any], seconds: float) -> Generator[Any, Any, Any]:
@@ -44,14 +44,14 @@ class Connection(psycopg.Connection[Any]):
             while True:
                 ready = yield wanted  # 0 when the socket was not ready within psycopg's interval of 0.1 s
                 if not ready and time.monotonic() > deadline:
-                    self.close()  # an answer that comes later would be taken for the next statement's
+                    self.close()  # otherwise a late answer would be read as the answer to the next statement
                     raise psycopg.OperationalError(f"timeout: the server did not answer within {seconds:g} s")
                 wanted = gen.send(ready)
         except StopIteration as ended:
             return ended.value
 
     def check(self, seconds: float) -> None:
-        """Ask the server whether it is there. Raises psycopg.Error when it does not answer within `seconds`."""
+        """Check the connection. Raises psycopg.Error when the server does not answer within `seconds`."""
         usual_s = self.answer_s
         autocommit = self.autocommit
         self.answer_s = seconds
@@ -65,20 +65,20 @@ class Connector:
     """Opens connections to one address."""
 
     def __init__(self, url: sa.URL, limits: DatabaseArgs) -> None:
-        """Raises ConfigurationError when the address has a parameter that nobody knows."""
+        """Raises ConfigurationError when the address has an unknown parameter."""
         self._arguments = arguments(url, limits)
         self._has_options = "options" in url.query
         self._answer_s = limits.answer_s
         self.is_pooled: bool | None = None
-        """Whether a pooler stands between, which hands out server connections by the transaction; None until it is known."""
+        """Whether connections go through a pooler that assigns a server connection per transaction. None until it is known."""
         self._silent = False
         self._trying = threading.Lock()
 
     def connect(self, **more: Any) -> Connection:
-        """A new connection, with `more` arguments of psycopg's. Raises psycopg.Error.
+        """A new connection, with `more` arguments for psycopg. Raises psycopg.Error.
 
-        After an attempt that got no answer one caller at a time tries again, and the others are refused at once: else all of a
-        process's threads would wait for the same silent server, and requests behind them.
+        After an attempt that got no answer, only one caller at a time retries and the others fail at once. Otherwise all threads of
+        the process would wait for the same silent server, and block further requests.
         """
         alone = self._silent
         if alone and not self._trying.acquire(blocking=False):
@@ -105,7 +105,7 @@ class Connector:
             connection = Connection.connect(**self._arguments, **more)
         connection.answer_s = self._answer_s
         if self.is_pooled is None:
-            if _is_pooled(connection):  # it takes `options`, or is told to ignore them
+            if _is_pooled(connection):  # a pooler that accepts `options`, or is configured to ignore them
                 self._without_session()
             else:
                 self.is_pooled = False
@@ -114,7 +114,7 @@ class Connector:
         return connection
 
     def _without_session(self) -> None:
-        """A pooler hands neither our limits nor prepared statements on: another server connection may take the next transaction."""
+        """Drop session limits and prepared statements: behind a pooler, the next transaction may use another server connection."""
         self._arguments.setdefault("prepare_threshold", None)
         if not self._has_options:
             self._arguments.pop("options", None)
@@ -124,9 +124,9 @@ class Connector:
 
 
 def arguments(url: sa.URL, limits: DatabaseArgs) -> dict[str, Any]:
-    """What `psycopg.connect` takes for an address. What the address itself says goes before what we would say.
+    """The arguments of `psycopg.connect` for an address. Parameters in the address override Sophia's defaults.
 
-    Raises ConfigurationError when it has a parameter that nobody knows.
+    Raises ConfigurationError when the address has an unknown parameter.
     """
     _, given = url.get_dialect()().create_connect_args(url)
     for name, value in given.items():
@@ -137,7 +137,7 @@ def arguments(url: sa.URL, limits: DatabaseArgs) -> dict[str, Any]:
     ours: dict[str, Any] = {
         "connect_timeout": limits.connect_s,
         "application_name": "sophia",
-        # A vanished peer acknowledges nothing: the kernel gives up then. One that still acknowledges is `answer_s`' business.
+        # Ends the connection to a peer that acknowledges no packets. `answer_s` covers a peer that does but sends no answer.
         "tcp_user_timeout": round(limits.silent_s * 2000),
         "keepalives_idle": 10,
         "keepalives_interval": 5,
@@ -151,7 +151,7 @@ def arguments(url: sa.URL, limits: DatabaseArgs) -> dict[str, Any]:
 
 
 def _is_pooled(connection: Connection) -> bool:
-    """A pooler tells its clients a process number of its own making, since the server's changes with each transaction."""
+    """Whether a pooler is in between. A pooler reports a made-up process id, because the server's changes with each transaction."""
     usual = connection.autocommit
     connection.autocommit = True
     row = connection.execute("SELECT pg_backend_pid()").fetchone()
@@ -168,7 +168,7 @@ def _time_limits(limits: DatabaseArgs) -> dict[str, str]:
 
 
 def _session(limits: DatabaseArgs) -> str:
-    """The server's own limits. It, too, lets go of a client that has vanished, and of the locks that it held."""
+    """The server-side limits. With them the server drops a vanished client and releases its locks."""
     settings = {
         **_time_limits(limits),
         "tcp_user_timeout": f"{limits.answer_s:g}s",
@@ -188,7 +188,7 @@ def _threshold(text: str) -> int | None:
 
 
 def engine(url: sa.URL, connector: Connector, limits: DatabaseArgs) -> sa.Engine:
-    """A pool of connections, each of which is asked whether it is still there before it is used."""
+    """A pool that checks each connection before use."""
     made = sa.create_engine(
         url,
         creator=connector.connect,
@@ -201,14 +201,14 @@ def engine(url: sa.URL, connector: Connector, limits: DatabaseArgs) -> sa.Engine
 
     @sa.event.listens_for(made, "begin")
     def _limit(connection: sa.Connection) -> None:
-        if connector.is_pooled:  # this transaction's server connection may be another than the last one's
+        if connector.is_pooled:  # this transaction may use another server connection than the last one
             connection.exec_driver_sql(f"SELECT {each}")
 
     @sa.event.listens_for(made, "checkout")
     def _check(connection: Connection, *_: Any) -> None:
         try:
             connection.check(limits.silent_s)
-        except psycopg.Error:  # the others of its age are no better: they are opened anew, too
+        except psycopg.Error:  # the other connections of the same age have failed, too, so the pool replaces them all
             raise sa.exc.InvalidatePoolError from None
 
     return made

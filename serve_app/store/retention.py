@@ -1,4 +1,4 @@
-"""What the janitor asks of the jobs' table: what is old enough to go, and which files belong to which job. A page at a time."""
+"""The janitor's queries: which jobs and files have expired, and which files belong to which job. Results come in pages."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _HAS_AUDIO = (state_is(Status.SUCCEEDED), jobs.c.audio_gone_at.is_(None))
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """A job as far as its files are concerned: `keys` are its published ones, `gone` says that they were removed."""
+    """A job and its files. `keys` are its published files; `gone` means that they were removed."""
 
     id: str
     status: Status
@@ -39,7 +39,7 @@ class RetentionStore:
         return self._fetch(query.order_by(jobs.c.finished_at).limit(limit))
 
     def with_audio(self, after: str, limit: int) -> list[Holding]:
-        """Succeeded jobs that still have their audio, by id, from the one after `after` on."""
+        """Succeeded jobs that still have their audio, by id, starting after the id `after`."""
         return self._fetch(_holdings().where(*_HAS_AUDIO, jobs.c.id > after).order_by(jobs.c.id).limit(limit))
 
     def ended_long_ago(self, older_s: float, limit: int) -> list[Holding]:
@@ -55,17 +55,20 @@ class RetentionStore:
         return self._count(*_ended(older_s))
 
     def holdings(self, ids: Collection[str]) -> dict[str, Holding]:
-        """Those of the jobs that exist, by id."""
+        """The jobs with these ids that exist, by id."""
         return {found.id: found for found in self._fetch(_holdings().where(jobs.c.id.in_(ids)))}
 
     def mark_audio_gone(self, ids: Sequence[str], gone: bool = True) -> None:
-        """Say on the jobs that their audio was removed, or that it is there after all."""
+        """Record that the audio of these jobs was removed, or with `gone=False` that it exists after all."""
         marked = jobs.update().where(jobs.c.id.in_(ids), state_is(Status.SUCCEEDED))
         with self._database.write("ended") as connection:
             connection.execute(marked.values(audio_gone_at=now() if gone else None, version=jobs.c.version + 1))
 
     def forget(self, ids: Sequence[str], older_s: float) -> int:
-        """Delete those of the jobs that still ended `older_s` seconds ago or earlier: one may have been retried meanwhile."""
+        """Delete those of the jobs that ended at least `older_s` seconds ago. Returns how many.
+
+        The condition is checked again, because a client may have retried a job since it was listed.
+        """
         with self._database.write("ended") as connection:
             return connection.execute(jobs.delete().where(jobs.c.id.in_(ids), *_ended(older_s))).rowcount
 

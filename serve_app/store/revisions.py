@@ -1,4 +1,4 @@
-"""Which migrations this version has, and which the database has had."""
+"""The migrations that this version knows, and those that the database has had."""
 
 import threading
 from functools import cache
@@ -12,8 +12,10 @@ _IMPORTING: Final = threading.Lock()
 
 
 def load_alembic() -> ModuleType:
-    """Alembic, which nothing but a process's first transaction needs. One thread imports it at a time: the modules import each
-    other, and of two threads that begin with different ones the second sees the first's half-made."""
+    """Import Alembic, which only a process's first transaction needs.
+
+    Only one thread imports it at a time. Its modules import each other, so a second thread could see a half-imported module.
+    """
     with _IMPORTING:
         import alembic.command
         import alembic.config
@@ -38,5 +40,5 @@ def current(connection: sa.Connection) -> tuple[str, ...]:
 
 
 def unknown(connection: sa.Connection) -> str:
-    """The revision of the database's tables when only a newer version knows it; else empty."""
+    """The database's revision if this version does not know it; otherwise empty."""
     return ", ".join(sorted(set(current(connection)) - set(known())))

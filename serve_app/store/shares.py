@@ -1,11 +1,11 @@
-"""The shares: how much each owner has queued of each model, and whose turn it is.
+"""Shares: how much each owner has queued for each model, and which owner is served next.
 
-Start-time fair queueing (Goyal, Vin and Cheng 1996), in seconds of audio: a share's turn moves on by the length of each song
-that is claimed from it, and the share with the smallest turn is served next. A share that was empty starts at the clock, the
-largest turn that was ever served, so that nobody saves turns up. Nothing but a claim costs a turn, so a job which leaves the
-queue unplayed costs its owner nothing. Which of its jobs a share gives is its owner's affair: by priority, then age.
+This is start-time fair queueing (Goyal, Vin and Cheng 1996), measured in seconds of audio. Each claim advances the share's turn
+by the length of the claimed job, and the share with the smallest turn is served next. A share that was empty starts at the clock,
+the largest turn ever served, so that an idle owner saves up no turns. Only a claim costs a turn, so a job that leaves the queue
+without being generated costs its owner nothing. Within a share, jobs are claimed by priority, then by age.
 
-The figures are changed in the transaction that moves the jobs, so they are exact.
+The transaction that moves a job also updates its share, so the figures are exact.
 """
 
 from collections.abc import Sequence
@@ -24,12 +24,12 @@ USUAL_RANK: Final = 5
 """The rank of every job whose key does not outrank others; also the default priority. A higher rank is served first."""
 
 Key = tuple[str, str, int]
-"""Model, owner and rank: which share a job belongs to."""
+"""Model, owner and rank identify a share."""
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What one owner has queued of one model, at one rank."""
+    """The queued jobs of one owner for one model, at one rank."""
 
     model: str
     owner: str
@@ -37,11 +37,11 @@ class Share:
     jobs: int
     audio_s: float
     turn: float
-    """Where in the order of turns its next job starts."""
+    """The turn at which the share's next job starts, in seconds of audio."""
 
     @property
     def key(self) -> Key:
-        """Which one it is."""
+        """The share's key."""
         return self.model, self.owner, self.rank
 
 
@@ -54,27 +54,27 @@ class _Change:
 
 
 class Tally:
-    """What one transaction changes in the shares; written at its end and in one order, so that no two wait for each other."""
+    """The changes that one transaction makes to the shares. It writes them last and in a fixed order, which prevents deadlocks."""
 
     def __init__(self) -> None:
         self._changes: dict[Key, _Change] = {}
 
     def submitted(self, job: Job) -> None:
-        """A new job, or one that is tried anew."""
+        """Count a new or retried job."""
         self._change(job, 1)
 
     def returned(self, job: Job) -> None:
-        """A job came back from its worker unplayed: its owner gets the turn back that it cost."""
+        """Count a job that its worker did not finish, and refund its owner's turn."""
         self._change(job, 1).charged_s -= job.audio_seconds
 
     def claimed(self, job: Job) -> None:
-        """A job was taken to be played: that is what costs its owner a turn."""
+        """Count a claimed job, and charge its owner's turn."""
         change = self._change(job, -1)
         change.charged_s += job.audio_seconds
         change.served = True
 
     def left(self, job: Job) -> None:
-        """A queued job was cancelled, deleted or is past its deadline."""
+        """Count a queued job that was cancelled, deleted or expired."""
         self._change(job, -1)
 
     def _change(self, job: Job, by: int) -> _Change:
@@ -84,7 +84,7 @@ class Tally:
         return change
 
     def write(self, connection: sa.Connection) -> None:
-        """Bring the table up to date; nothing is left to write."""
+        """Write the changes to the table and clear them."""
         for key in sorted(self._changes):
             _write(connection, key, self._changes[key])
         self._changes.clear()
@@ -97,7 +97,7 @@ def _write(connection: sa.Connection, key: Key, change: _Change) -> None:
     if connection.execute(_MOVE, {**its_key, **amounts, "is_served": change.served}).rowcount:
         return
     clock = _clock(sa.literal(model), sa.literal(rank))
-    upsert(  # the first time; should somebody else be quicker, it adds to theirs
+    upsert(  # the first job of this share; if another transaction inserts the row first, this adds to it
         connection,
         shares,
         {"model": model, "owner": owner, "rank": rank},
@@ -114,7 +114,7 @@ def _write(connection: sa.Connection, key: Key, change: _Change) -> None:
 
 
 def _moved(clock: Any, by_jobs: Any, by_audio_s: Any, by_turn: Any, is_served: Any) -> dict[str, sa.ColumnElement[Any]]:
-    """The columns of a share after a change."""
+    """The column values of a share after a change."""
     start = sa.case((sa.and_(shares.c.jobs == 0, clock > shares.c.turn), clock), else_=shares.c.turn)
     some_left = shares.c.jobs + by_jobs > 0
     return {
@@ -126,7 +126,7 @@ def _moved(clock: Any, by_jobs: Any, by_audio_s: Any, by_turn: Any, is_served: A
 
 
 def _clock(model: Any, rank: Any) -> sa.ColumnElement[float]:
-    """The largest turn that was ever served at a rank. It never falls, also when the queue is empty."""
+    """The largest turn ever served at a rank. It never falls, even when the queue is empty."""
     others = shares.alias("others")
     largest = sa.select(sa.func.max(others.c.served)).where(others.c.model == model, others.c.rank == rank)
     return sa.func.coalesce(largest.scalar_subquery(), 0.0)
@@ -155,13 +155,13 @@ def share_of(job: Job) -> Key:
 
 
 def rank_of(owner: str, priority: int) -> sa.ColumnElement[int]:
-    """The rank of an owner's new job: its priority where the operator lets the key outrank others, else that of everybody."""
+    """The rank of an owner's new job: its priority if the owner's key may outrank others, else USUAL_RANK."""
     outranks = sa.exists().where(api_keys.c.name == owner, api_keys.c.outranks)
     return sa.case((outranks, priority), else_=USUAL_RANK)
 
 
 def in_turn(connection: sa.Connection, *models: str, most: int | None = None) -> list[Share]:
-    """The shares of the models that have something queued, those that are served first first; `most` of them, or all."""
+    """The shares of these models that have queued jobs, in the order in which they are served. At most `most` of them."""
     columns = (shares.c[name] for name in Share.__slots__)
     query = sa.select(*columns).where(shares.c.model.in_(models), shares.c.jobs > 0)
     order = (shares.c.rank.desc(), shares.c.turn, shares.c.owner)
@@ -169,7 +169,7 @@ def in_turn(connection: sa.Connection, *models: str, most: int | None = None) ->
 
 
 def check_limits(connection: sa.Connection, owner: str, limits: QueueArgs) -> None:
-    """Raise QuotaExceeded or QueueFull when more is queued than may be; what is being submitted is counted already."""
+    """Raise QuotaExceeded or QueueFull when the queue exceeds a limit. The job being submitted is already counted."""
     use = use_of(connection, owner)
     if use.jobs > limits.max_owner_jobs:
         raise QuotaExceeded(
@@ -193,14 +193,14 @@ _WAIT: Final = "wait until some have started, cancel some, or ask the operator t
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """What one owner has waiting, of all models."""
+    """The queued jobs of one owner, over all models."""
 
     jobs: int
     audio_s: float
 
 
 def use_of(connection: sa.Connection, owner: str) -> Use:
-    """What the owner has waiting."""
+    """The queued jobs of one owner, over all models."""
     sums = sa.select(
         sa.func.coalesce(sa.func.sum(shares.c.jobs), 0), sa.func.coalesce(sa.func.sum(shares.c.audio_s), 0.0)
     )
@@ -209,7 +209,7 @@ def use_of(connection: sa.Connection, owner: str) -> Use:
 
 
 def recount(connection: sa.Connection) -> None:
-    """Set jobs and audio of every share to what is queued. Nobody else may write jobs meanwhile."""
+    """Recompute jobs and audio of every share from the queue. The caller must hold a lock on the table of jobs."""
     counted = _counted().subquery()
     keys = [counted.c[name] == shares.c[name] for name in _KEY]
     columns = (counted.c.jobs, counted.c.audio_s)
@@ -221,7 +221,7 @@ def recount(connection: sa.Connection) -> None:
 
 
 def are_exact(connection: sa.Connection) -> bool:
-    """Whether every share says what is queued."""
+    """Whether every share matches the queue."""
     wrong = sa.select(sa.literal(1)).select_from(shares).where(_wrong())
     missing = sa.select(sa.literal(1)).select_from(jobs).where(state_is(Status.QUEUED), _no_share())
     return connection.execute(sa.union_all(wrong, missing).limit(1)).first() is None
@@ -253,4 +253,4 @@ def queued_in(key: Key) -> tuple[sa.ColumnElement[bool], ...]:
 
 
 OWN_ORDER: Final[Sequence[Any]] = (jobs.c.priority.desc(), jobs.c.created_at, jobs.c.id)
-"""In which order a share gives its jobs."""
+"""The order in which the jobs of a share are claimed."""

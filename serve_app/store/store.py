@@ -26,7 +26,7 @@ class Store:
     def __init__(self, url: str, limits: DatabaseArgs | None = None) -> None:
         """`url` is `sqlite:///file` or `postgresql://…`. Nothing is opened before the first call. Raises ConfigurationError."""
         self.supervisor = Supervisor()
-        """Knows of the threads that work with this store."""
+        """Supervises the threads that use this store."""
         self.database = Database(url, limits)
         self.jobs = JobStore(self.database)
         self.claims = ClaimStore(self.database)
@@ -45,11 +45,11 @@ class Store:
         self.notifications = Notifications(self.database, self.supervisor)
 
     def migrate(self) -> None:
-        """Bring the schema up to date; several processes may do so at once."""
+        """Bring the schema up to date. Several processes may call this at once."""
         self.database.migrate()
 
     def collect_dead_processes(self) -> None:
-        """Give up what the dead processes of this host left: their claims, their loads, their rows."""
+        """Clean up after this host's dead processes: release their claims, fail their loads, delete their worker rows."""
         for worker in self.workers.dead():
             self.claims.release(worker.id)
             self.workers.forget(worker.id)

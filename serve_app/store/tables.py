@@ -10,11 +10,13 @@ jobs = sa.Table(
     "jobs",
     metadata,
     sa.Column("id", sa.Text, primary_key=True),
-    sa.Column("owner", sa.Text, nullable=False),  # the API key's name; empty where nobody needs one
+    sa.Column("owner", sa.Text, nullable=False),  # the API key's name; empty when authentication is off
     sa.Column("model", sa.Text, nullable=False),
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("priority", sa.SmallInteger, nullable=False),
-    sa.Column("turn", sa.Double, nullable=False, server_default="0"),  # read by versions before 0009 in a rollout only
+    sa.Column(
+        "turn", sa.Double, nullable=False, server_default="0"
+    ),  # only versions before 0009 read it, during a rollout
     sa.Column("rank", sa.SmallInteger, nullable=False, server_default="5"),  # among owners; see store/shares.py
     sa.Column("request", sa.JSON, nullable=False),
     sa.Column("audio_seconds", sa.Double, nullable=False),  # duration x variations, for estimates
@@ -28,7 +30,7 @@ jobs = sa.Table(
     sa.Column("max_attempts", sa.Integer, nullable=False),
     sa.Column("lease_until", sa.Double),
     sa.Column("worker", sa.Text),
-    sa.Column("gpu_s", sa.Double, nullable=False, server_default="0"),  # of all attempts that told
+    sa.Column("gpu_s", sa.Double, nullable=False, server_default="0"),  # of all attempts that reported it
     sa.Column("progress", sa.JSON(none_as_null=True)),
     sa.Column("warnings", sa.JSON(none_as_null=True)),
     sa.Column("audio", sa.JSON(none_as_null=True)),
@@ -40,7 +42,7 @@ jobs = sa.Table(
 
 
 def _partial(name: str, *columns: str | sa.UnaryExpression[int], where: str, unique: bool = False) -> None:
-    """An index over a few rows only, so that a million finished jobs cost a claim nothing."""
+    """Define a partial index. It covers few rows, so that a million finished jobs do not slow down a claim."""
     condition = sa.text(where)
     sa.Index(
         name,
@@ -51,7 +53,7 @@ def _partial(name: str, *columns: str | sa.UnaryExpression[int], where: str, uni
     )
 
 
-_partial(  # audio_seconds is in it so that lengths are added up without a look at the table
+_partial(  # includes audio_seconds, so that lengths are summed from the index alone
     "jobs_queue",
     *("model", "rank", "owner", jobs.c.priority.desc(), "created_at", "id", "audio_seconds"),
     where="state = 'queued'",
@@ -70,15 +72,18 @@ sa.Index("jobs_by_owner", jobs.c.owner, jobs.c.id)
 
 
 def state_is(*states: Status) -> sa.ColumnElement[bool]:
-    """The condition that a job is in one of the states, with their names in the statement itself: behind a parameter no planner
-    sees that a partial index fits, and would read a million finished jobs."""
+    """The condition that a job is in one of the states.
+
+    The states are literals in the statement. With parameters, a planner could not use the partial indexes and would read a million
+    finished jobs.
+    """
     if len(states) == 1:
         return jobs.c.state == sa.literal(states[0].value, literal_execute=True)
     names = [state.value for state in states]
     return jobs.c.state.in_(sa.bindparam(None, names, expanding=True, literal_execute=True))
 
 
-shares = sa.Table(  # what each owner has queued, and whose turn it is
+shares = sa.Table(  # how much each owner has queued, and the order in which owners are served
     "shares",
     metadata,
     sa.Column("model", sa.Text, primary_key=True),
@@ -105,7 +110,7 @@ webhook_deliveries = sa.Table(
     sa.Column("job", sa.Text, sa.ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
     sa.Column("event", sa.Text, nullable=False),
     sa.Column("url", sa.Text, nullable=False),
-    sa.Column("host", sa.Text, nullable=False),  # its name, or its address where an attempt was put off for that
+    sa.Column("host", sa.Text, nullable=False),  # the host name; the address, if an attempt was postponed because of it
     sa.Column("owner", sa.Text, nullable=False, server_default=""),
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False),
@@ -148,34 +153,36 @@ workers = sa.Table(
     sa.Column("progress", sa.Double),
     sa.Column("detail", sa.Text, nullable=False),
     sa.Column("error", sa.JSON(none_as_null=True)),
-    sa.Column("facts", sa.JSON(none_as_null=True)),  # what the engine says of its checkpoint
+    sa.Column("facts", sa.JSON(none_as_null=True)),  # what the engine reports about its checkpoint
     sa.Column("job", sa.Text),
     sa.Column("seen_at", sa.Double, nullable=False),
-    sa.Column("host", sa.Text, nullable=False, server_default=""),  # with pid and born: which process it is
+    sa.Column("host", sa.Text, nullable=False, server_default=""),  # with pid and born, identifies the process
     sa.Column("born", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("moved_at", sa.Double, nullable=False, server_default="0"),  # when phase, progress or detail last changed
-    sa.Column("cluster", sa.Text, nullable=False, server_default=""),  # which Ray cluster runs it; empty: not known
+    sa.Column(
+        "cluster", sa.Text, nullable=False, server_default=""
+    ),  # the Ray cluster that runs it; empty when unknown
 )
 
-loads = sa.Table(  # one row an attempt to load a model: the breaker and the measured start-up time are read from it
+loads = sa.Table(  # one row per attempt to load a model; source of the breaker and of the measured start-up time
     "loads",
     metadata,
     sa.Column("id", sa.Text, primary_key=True),
     sa.Column("model", sa.Text, nullable=False),
-    sa.Column("deployment", sa.Text, nullable=False),  # another build of the application begins afresh
+    sa.Column("deployment", sa.Text, nullable=False),  # a new build of the application starts without failures
     sa.Column("host", sa.Text, nullable=False),
     sa.Column("pid", sa.Integer, nullable=False),
     sa.Column("born", sa.BigInteger, nullable=False),
     sa.Column("began_at", sa.Double, nullable=False),
     sa.Column("ended_at", sa.Double),
-    sa.Column("code", sa.Text),  # of the failure; null while it loads and where it worked
+    sa.Column("code", sa.Text),  # of the failure; null during the load and after a success
     sa.Column("message", sa.Text),
     sa.Column("phase", sa.Text),
     sa.Column("cluster", sa.Text, nullable=False, server_default=""),
 )
 sa.Index("loads_by_model", loads.c.model, loads.c.deployment, loads.c.began_at)
 
-decisions = sa.Table(  # what the autoscaling policy of each cluster wants, and why
+decisions = sa.Table(  # the target of each cluster's autoscaling policy, and the reason
     "decisions",
     metadata,
     sa.Column("model", sa.Text, primary_key=True),
@@ -183,7 +190,7 @@ decisions = sa.Table(  # what the autoscaling policy of each cluster wants, and 
     sa.Column("target", sa.Integer, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("decided_at", sa.Double, nullable=False),
-    sa.Column("lowered_at", sa.Double, nullable=False, server_default="0"),  # when fewer were wanted than before, last
+    sa.Column("lowered_at", sa.Double, nullable=False, server_default="0"),  # when the target was last lowered
     sa.Column("takes_jobs", sa.Boolean, nullable=False, server_default=sa.true()),  # whether it can start workers
 )
 
@@ -195,15 +202,15 @@ pauses = sa.Table(  # the models that an operator has paused
     sa.Column("since", sa.Double, nullable=False),
 )
 
-installation = sa.Table(  # one row: which database this is
+installation = sa.Table(  # one row, which identifies this database
     "installation",
     metadata,
-    sa.Column("id", sa.Text, primary_key=True),  # the mark of its audio store
-    sa.Column("refusal", sa.Text, nullable=False),  # why the janitor deletes nothing; empty when it does
-    sa.Column("held_back", sa.Text, nullable=False, server_default=""),  # what it deletes later, since it is much
+    sa.Column("id", sa.Text, primary_key=True),  # also the mark in its audio store
+    sa.Column("refusal", sa.Text, nullable=False),  # why the janitor refuses to delete; empty when it does not
+    sa.Column("held_back", sa.Text, nullable=False, server_default=""),  # what it leaves for later rounds
 )
 
-device_hours = sa.Table(  # what each worker's device time went into; kept when the worker is gone
+device_hours = sa.Table(  # device time by use; kept after the worker has ended
     "device_hours",
     metadata,
     sa.Column("hour", sa.BigInteger, primary_key=True),  # since the epoch
@@ -216,7 +223,7 @@ device_hours = sa.Table(  # what each worker's device time went into; kept when 
     sa.Column("generating_s", sa.Double, nullable=False),
 )
 
-owner_hours = sa.Table(  # what was played for each API key; kept when the jobs are gone
+owner_hours = sa.Table(  # songs generated for each API key; kept after the jobs are deleted
     "owner_hours",
     metadata,
     sa.Column("hour", sa.BigInteger, primary_key=True),
@@ -224,8 +231,8 @@ owner_hours = sa.Table(  # what was played for each API key; kept when the jobs 
     sa.Column("model", sa.Text, primary_key=True),
     sa.Column("songs", sa.BigInteger, nullable=False),
     sa.Column("audio_s", sa.Double, nullable=False),
-    sa.Column("gpu_s", sa.Double, nullable=False),  # of attempts that gave a song
-    sa.Column("wasted_s", sa.Double, nullable=False),  # device time of those that gave none
+    sa.Column("gpu_s", sa.Double, nullable=False),  # of successful attempts
+    sa.Column("wasted_s", sa.Double, nullable=False),  # device time of unsuccessful attempts
 )
 
 api_keys = sa.Table(

@@ -12,7 +12,7 @@ from serve_app.store.moves import Moves, moving
 from serve_app.store.tables import jobs, state_is
 
 _STORING: Final = sa.func.coalesce(jobs.c.progress["stage"].as_string(), "") == "storing"
-"""The song is finished and waits for the audio store. The run limit is for the device's time, so it does not apply meanwhile."""
+"""The song is finished and waits for the audio store. The run limit covers device time, so it does not apply during this wait."""
 
 _WAITED_S: Final = sa.func.coalesce(jobs.c.progress["waited_s"].as_float(), 0.0)
 """Seconds for which the attempt waited for the audio store, known when the wait is over."""

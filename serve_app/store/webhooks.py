@@ -1,7 +1,7 @@
-"""Webhook deliveries: made with the state change that they tell of, claimed with a lease, recorded attempt by attempt.
+"""Webhook deliveries. The transaction that ends a job creates them, senders claim them with a lease, and each attempt is recorded.
 
-A claim moves `due_at` to the end of its lease, so a delivery whose sender dies is due again by itself. At least once: a sender
-that dies between sending and recording sends again, under the same id, by which the receiver knows it.
+A claim moves `due_at` to the end of its lease, so a delivery whose sender dies becomes due again. Delivery is at least once: if a
+sender dies between sending and recording, the delivery is sent again with the same id, so that the receiver can recognise it.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -22,10 +22,10 @@ DeliveryState = Literal["pending", "delivered", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One event on its way to one address. Times are seconds since the epoch on the database's clock.
+    """The delivery of one event to one URL. Times are seconds since the epoch on the database's clock.
 
-    `history` has an entry {at, status, error} for each recorded attempt; `due_at` is the next attempt while it is pending.
-    `receiver` is the host name of `url`, or its address where an attempt was put off because of that.
+    `history` has an entry {at, status, error} for each recorded attempt. While it is pending, `due_at` is the time of the next
+    attempt. `receiver` is the host name of `url`, or its IP address if an attempt was postponed because that address was busy.
     """
 
     id: str
@@ -43,20 +43,20 @@ class Delivery:
 
 
 def add_webhook_delivery(connection: sa.Connection, ended: Sequence[Job]) -> None:
-    """Make a delivery for each job that asks for one, in the transaction that ended it: either both are kept or neither."""
+    """Create a delivery for each job that has a webhook URL. Call it in the transaction that ends the jobs."""
     rows = [_row(job, job.request.webhook_url) for job in ended if job.request.webhook_url]
     if rows:
         connection.execute(deliveries.insert().values(rows))
 
 
 def pending(connection: sa.Connection, owner: str) -> int:
-    """How many deliveries of an owner's jobs are on their way."""
+    """How many deliveries of an owner's jobs are pending."""
     found = sa.select(sa.func.count()).where(deliveries.c.owner == owner, deliveries.c.state == "pending")
     return connection.execute(found).scalar_one()
 
 
 def check_pending(connection: sa.Connection, owner: str, at_most: int) -> None:
-    """Raise QuotaExceeded when an owner has `at_most` deliveries on their way, or more."""
+    """Raise QuotaExceeded when an owner has `at_most` pending deliveries or more."""
     found = pending(connection, owner)
     if found >= at_most:
         raise QuotaExceeded(
@@ -66,7 +66,7 @@ def check_pending(connection: sa.Connection, owner: str, at_most: int) -> None:
 
 
 def receiver_of(url: str) -> str:
-    """The host name in an address, the same for every port and spelling."""
+    """The host name of a URL, in lower case and without port or trailing dot."""
     return (urlsplit(url).hostname or "").rstrip(".")
 
 
@@ -93,14 +93,17 @@ class WebhookStore:
         self._database = database
 
     def claim(self, lease_s: float, busy: Collection[str] = (), busy_owners: Collection[str] = ()) -> Delivery | None:
-        """Take the delivery that is due longest, but none to the receivers `busy` or of `busy_owners`. None when there is none."""
+        """Claim the delivery that has been due longest, skipping the receivers `busy` and the owners `busy_owners`.
+
+        None when no delivery is due.
+        """
         due = sa.select(deliveries.c.id).where(
             deliveries.c.state == "pending",
             deliveries.c.due_at <= now(),
             deliveries.c.host.not_in(busy),
             deliveries.c.owner.not_in(busy_owners),
         )
-        with self._database.read() as connection:  # nearly always nothing: no write lock for that
+        with self._database.read() as connection:  # usually none is due, and then no write lock is taken
             if connection.execute(due.limit(1)).one_or_none() is None:
                 return None
         first = due.order_by(deliveries.c.due_at).limit(1).with_for_update(skip_locked=True).scalar_subquery()
@@ -122,7 +125,7 @@ class WebhookStore:
         error: str | None = None,
         retry_in_s: float = 0.0,
     ) -> bool:
-        """Write what became of the claimed attempt. False when the claim is gone, and nothing changes."""
+        """Record the result of the claimed attempt. Returns False and changes nothing when the claim is lost."""
         attempt = {"at": delivery.claimed_at, "status": status, "error": error}
         with self._database.write() as connection:
             written = connection.execute(
@@ -133,7 +136,7 @@ class WebhookStore:
         return written.rowcount == 1
 
     def postpone(self, delivery: Delivery, receiver: str, seconds: float) -> None:
-        """The claimed attempt is not made now, since `receiver` is busy, and does not count."""
+        """Return a claimed delivery without an attempt, because `receiver` is busy. It is due again in `seconds`."""
         with self._database.write(durable=False) as connection:
             connection.execute(
                 deliveries.update()
@@ -142,7 +145,7 @@ class WebhookStore:
             )
 
     def pending(self, owner: str) -> int:
-        """How many deliveries of an owner's jobs are on their way."""
+        """How many deliveries of an owner's jobs are pending."""
         with self._database.read() as connection:
             return pending(connection, owner)
 

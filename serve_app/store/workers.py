@@ -1,4 +1,4 @@
-"""What each worker says of itself, for health and for `waiting_for`."""
+"""Status reports of the workers, for health and for `waiting_for`."""
 
 from dataclasses import dataclass
 from typing import Any, Final
@@ -13,12 +13,12 @@ from serve_app.store.database import Database
 from serve_app.store.tables import workers
 
 FORGET_AFTER_S: Final = 600
-"""A worker that said nothing for so long is no longer listed."""
+"""A worker that has not reported for this long is no longer listed."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerRow:
-    """A worker's own account of itself. `phase_since`, `moved_at` and `seen_at` are set by the store."""
+    """A worker's status report. The store sets `phase_since`, `moved_at` and `seen_at`."""
 
     id: str
     model: str
@@ -32,19 +32,19 @@ class WorkerRow:
     facts: dict[str, Any] | None = None
     job: str | None = None
     cluster: str = ""
-    """The Ray cluster that runs it; empty where that is not known."""
+    """The Ray cluster that runs the worker; empty when unknown."""
     phase_since: float = 0.0
     moved_at: float = 0.0
-    """When phase, progress or detail changed last."""
+    """When phase, progress or detail last changed."""
     seen_at: float = 0.0
     age_s: float = 0.0
-    """Seconds since it was heard of."""
+    """Seconds since the last report."""
     still_s: float = 0.0
     """Seconds since `moved_at`."""
 
 
 def cannot_store(worker: WorkerRow) -> bool:
-    """Whether it takes no jobs, since the audio store refuses its songs."""
+    """Whether the worker claims no jobs because the audio store cannot take its songs."""
     return (worker.error or {}).get("code") == ArtifactsUnavailable.code
 
 
@@ -55,7 +55,7 @@ class WorkerStore:
         self._database = database
 
     def report(self, row: WorkerRow) -> None:
-        """Write what a worker says; `phase_since` moves only with the phase, `moved_at` with any sign of progress."""
+        """Write a worker's report. `phase_since` changes with the phase only, `moved_at` also with progress and detail."""
         values = _values(row) | {"seen_at": now()}
         same_phase = workers.c.phase == row.phase
         still = sa.and_(
@@ -71,17 +71,17 @@ class WorkerStore:
                 connection.execute(workers.insert().values(values | {"phase_since": now(), "moved_at": now()}))
 
     def forget(self, worker: str) -> None:
-        """Take a worker that ended well off the list."""
+        """Delete the row of a worker."""
         with self._database.write(durable=False) as connection:
             connection.execute(workers.delete().where(workers.c.id == worker))
 
     def forget_old(self, older_s: float) -> None:
-        """Drop what is left of workers that were not heard of for so long: dead ones, of other hosts."""
+        """Delete the rows of workers that have not reported for `older_s` seconds: dead ones on other hosts."""
         with self._database.write(durable=False) as connection:
             connection.execute(workers.delete().where(workers.c.seen_at < now() - max(older_s, FORGET_AFTER_S)))
 
     def seen(self, within_s: float = FORGET_AFTER_S) -> list[WorkerRow]:
-        """The workers that were heard of lately."""
+        """The workers that have reported in the last `within_s` seconds."""
         query = (
             sa.select(
                 workers, (now() - workers.c.seen_at).label("age_s"), (now() - workers.c.moved_at).label("still_s")
@@ -93,17 +93,17 @@ class WorkerStore:
             return [_row(dict(found)) for found in connection.execute(query).mappings()]
 
     def dead(self) -> list[WorkerRow]:
-        """The workers whose process has ended on this host without a word."""
+        """The workers on this host whose process ended without reporting a failure."""
         return [row for row in self.seen() if row.phase is not WorkerPhase.FAILED and row.process.is_dead]
 
 
-_TOLD: Final = ("id", "model", "node", "cluster", "device", "phase", "progress", "detail")
+_REPORTED: Final = ("id", "model", "node", "cluster", "device", "phase", "progress", "detail")
 
 
 def _values(row: WorkerRow) -> dict[str, Any]:
-    told = {field: getattr(row, field) for field in _TOLD}
-    told |= {"error": row.error, "facts": row.facts, "job": row.job}
-    return told | {"host": row.process.host, "pid": row.process.pid, "born": row.process.born}
+    reported = {field: getattr(row, field) for field in _REPORTED}
+    reported |= {"error": row.error, "facts": row.facts, "job": row.job}
+    return reported | {"host": row.process.host, "pid": row.process.pid, "born": row.process.born}
 
 
 def _row(values: dict[str, Any]) -> WorkerRow:
@@ -113,7 +113,7 @@ def _row(values: dict[str, Any]) -> WorkerRow:
 
 
 def _phase(name: str) -> WorkerPhase:
-    """The phase of this name. One that only a later version knows, as during an update, counts as starting: not ready."""
+    """The phase with this name. During an update a newer worker may report an unknown phase, which counts as `starting`."""
     try:
         return WorkerPhase(name)
     except ValueError:

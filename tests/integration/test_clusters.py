@@ -96,10 +96,10 @@ def test_each_cluster_has_a_decision_of_its_own(store: Store, one: StoreFleet, t
     assert [(each.cluster, each.target) for each in found] == [("two", 0), ("one", 3)]
     with store.database.read() as connection:
         row = connection.execute(sa.select(loads).where(loads.c.id == load)).one()
-        assert not store.load_attempts._was_let_go(connection, row)
+        assert not store.load_attempts._was_scaled_down(connection, row)
     one.publish(0, "nothing to do")
     with store.database.read() as connection:
-        assert store.load_attempts._was_let_go(connection, row)
+        assert store.load_attempts._was_scaled_down(connection, row)
 
 
 @pytest.mark.fault("A5")

@@ -1,4 +1,4 @@
-"""What recovery and scaling need: who is dead, what loads there were, whose turn it is, what the policy decided."""
+"""Columns and tables for recovery and scaling: processes, load attempts, turns and policy decisions."""
 
 import sqlalchemy as sa
 from alembic import op

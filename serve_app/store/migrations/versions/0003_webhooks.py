@@ -1,4 +1,4 @@
-"""Webhook deliveries, leases, and audio that was removed."""
+"""Webhook deliveries, leases, and the time at which audio was removed."""
 
 import sqlalchemy as sa
 from alembic import op

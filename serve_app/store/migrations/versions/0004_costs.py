@@ -1,4 +1,4 @@
-"""What device time went into, by worker and by API key."""
+"""Device time by worker and by API key."""
 
 import sqlalchemy as sa
 from alembic import op

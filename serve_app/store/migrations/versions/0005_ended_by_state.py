@@ -1,4 +1,4 @@
-"""States are indexed of ended jobs only: claims no longer write into an index as large as the table."""
+"""Index the state of ended jobs only, so that a claim does not write into an index as large as the table."""
 
 import sqlalchemy as sa
 from alembic import op

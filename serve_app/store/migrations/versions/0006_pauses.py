@@ -1,4 +1,4 @@
-"""Models may be paused, and a load that was ended on purpose is told from one that crashed."""
+"""Pauses of models, and the time at which a target was lowered, to tell a stopped load from a crashed one."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""The database has a name of its own, with which it marks the audio store that is its own."""
+"""An id for the database, with which it marks its audio store."""
 
 from uuid import uuid4
 

@@ -1,4 +1,4 @@
-"""A webhook delivery knows its owner, so that none takes every sender."""
+"""The owner of each webhook delivery, so that no owner can occupy every sender."""
 
 import sqlalchemy as sa
 from alembic import op

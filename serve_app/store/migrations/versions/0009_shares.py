@@ -1,4 +1,4 @@
-"""Each owner has a share of each model's queue, with its turn and what is queued in it; a key may outrank others."""
+"""Each owner's share of a model's queue, and keys that outrank others."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Several clusters may serve one queue: each decides for itself, and workers and loads say whose they are."""
+"""Several clusters on one queue: decisions, workers and loads name their cluster."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""The janitor says what it removes in several rounds, since it is much."""
+"""The janitor's note of files that it leaves for later rounds."""
 
 import sqlalchemy as sa
 from alembic import op

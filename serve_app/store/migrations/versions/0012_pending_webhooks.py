@@ -1,4 +1,4 @@
-"""An owner's webhooks on their way are counted by an index."""
+"""An index for counting an owner's pending webhooks."""
 
 import sqlalchemy as sa
 from alembic import op
