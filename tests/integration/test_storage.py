@@ -35,25 +35,25 @@ ANSWERS = [
     (400, "ExpiredToken", "refused", "the credentials are not accepted"),
     (401, "", "refused", "the credentials are not accepted"),
     (400, "AuthorizationHeaderMalformed", "refused", "lies in another region"),
-    (301, "", "refused", "sends Sophia to another address"),
+    (301, "", "refused", "redirects to another address"),
     (403, "QuotaExceeded", "full", "is full, or over its quota"),
     (507, "", "full", "is full, or over its quota"),
-    (503, "SlowDown", "away", "asks for fewer requests"),
-    (429, "", "away", "asks for fewer requests"),
-    (403, "AccessDenied", "refused", "these credentials lack a right in the bucket 'music'"),
-    (403, "", "refused", "these credentials lack a right in the bucket 'music'"),
-    (500, "InternalError", "away", "overloaded, or failing"),
+    (503, "SlowDown", "away", "is throttling requests"),
+    (429, "", "away", "is throttling requests"),
+    (403, "AccessDenied", "refused", "these credentials lack a permission in the bucket 'music'"),
+    (403, "", "refused", "these credentials lack a permission in the bucket 'music'"),
+    (500, "InternalError", "away", "overloaded or failing"),
     (418, "Teapot", "away", "HTTP status 418"),
 ]
 
 NUMBERS = [
     (errno.EDQUOT, "full", "the disk quota of the user with the id"),
-    (errno.EFBIG, "full", "a file of this size may not be written"),
-    (errno.EACCES, "refused", "lacks a right in the folder"),
+    (errno.EFBIG, "full", "the file is larger than the process"),
+    (errno.EACCES, "refused", "lacks a permission in the folder"),
     (errno.EIO, "away", "input/output error"),
     (errno.ESTALE, "away", "network file system"),
     (errno.EMFILE, "away", "too many open files"),
-    (errno.EBADMSG, "away", "the operating system says"),
+    (errno.EBADMSG, "away", "the operating system reports"),
 ]
 
 
@@ -175,7 +175,7 @@ def test_what_can_hardly_be_provoked_here_is_known_by_its_text(words: str) -> No
 
 def test_each_row_of_the_table_is_tested() -> None:
     """No row of the table of causes is without a test above or below."""
-    elsewhere = ("the disk is full", "the folder is read-only", "the folder is not there", "nothing listens",
+    elsewhere = ("the disk is full", "the folder is read-only", "the folder does not exist", "nothing listens",
                  "its host name", "does not answer in time")  # fmt: skip
     words = [
         *(answer[3].replace("'music'", "{bucket}") for answer in ANSWERS),
@@ -185,7 +185,7 @@ def test_each_row_of_the_table_is_tested() -> None:
 
     shown = [part.replace("with the id", "{user}").replace("the user {user}", "the user {user}") for part in words]
 
-    assert [row.words for row in ROWS if not any(part in row.words for part in (*shown, *elsewhere))] == []
+    assert [row.explanation for row in ROWS if not any(part in row.explanation for part in (*shown, *elsewhere))] == []
 
 
 def test_an_unknown_failure_is_told_without_addresses() -> None:
@@ -194,7 +194,7 @@ def test_an_unknown_failure_is_told_without_addresses() -> None:
         Exception("Generic S3 error: odd thing at https://u:p@host/x?sig=1 in /srv/a\nDebug"), Place(None, "b")
     )
 
-    assert (cause, why) == ("away", "its client says: S3 error: odd thing at … in …")
+    assert (cause, why) == ("away", "unknown error: S3 error: odd thing at … in …")
 
 
 def test_the_error_survives_its_way_between_processes() -> None:

@@ -129,7 +129,7 @@ def test_no_song_is_made_for_a_bucket_that_refuses(tmp_path: Path, monkeypatch: 
             monkeypatch.setenv(name, value.format(port=bucket.port))
         with running(tmp_path, artifacts_url="s3://music/audio") as service:
             job = service.submit()["id"]
-            eventually(lambda: "lack a right in the bucket 'music'" in _worker(service)["detail"])
+            eventually(lambda: "lack a permission in the bucket 'music'" in _worker(service)["detail"])
             eventually(lambda: REFUSED in (service.job(job)["waiting_for"] or ""))
             waiting = service.job(job)
 
