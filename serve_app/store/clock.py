@@ -27,7 +27,7 @@ def _postgresql_now(*_: Any, **__: Any) -> str:
 class statement_time(FunctionElement[float]):
     """Seconds since the epoch at the start of the statement.
 
-    PostgreSQL evaluates `now` for each row anew, and therefore reads every row. This is constant, so it can use an index.
+    PostgreSQL evaluates `now` again for each row, and therefore reads every row. This is constant, so it can use an index.
     """
 
     type = sa.Double()

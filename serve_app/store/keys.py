@@ -32,14 +32,16 @@ class KeyStore:
         `outranks`: the priorities of its jobs count among the jobs of all keys. Without it, other keys' jobs see priority 5.
         """
         if not NAME.fullmatch(name):
-            raise InvalidRequest(f"{name!r} is no name for a key: 1 to 64 letters, digits, '.', '_' and '-'")
+            raise InvalidRequest(
+                f"{name!r} is not a valid key name: use 1 to 64 letters, digits, '.', '_' and '-', beginning with a letter or digit"
+            )
         token = f"sophia-{secrets.token_urlsafe(32)}"
         try:
             with self._database.write() as connection:
                 row = {"name": name, "sha256": _digest(token), "created_at": now(), "outranks": outranks}
                 connection.execute(api_keys.insert().values(row))
         except IntegrityError as error:
-            raise Conflict(f"There is a key named {name!r} already; revoke it first or take another name") from error
+            raise Conflict(f"There is a key named {name!r} already. Revoke it first or choose another name") from error
         return token
 
     def revoke(self, name: str) -> None:

@@ -1,6 +1,6 @@
 """Wakes threads as soon as the database changes, without polling the tables.
 
-SQLite: `PRAGMA data_version` on a connection of its own changes when another connection commits. It takes no lock and a few
+SQLite: `PRAGMA data_version` on a separate connection changes when another connection commits. It takes no lock and a few
 microseconds (sqlite.org/pragma.html#pragma_data_version). PostgreSQL: LISTEN, and a NOTIFY in every transaction that names a topic.
 """
 

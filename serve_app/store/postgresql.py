@@ -19,8 +19,8 @@ from serve_app.errors import ConfigurationError
 logger = logging.getLogger("ray.serve.sophia")
 
 POOLER: Final = (
-    "PostgreSQL is reached through a pooler such as PgBouncer, which carries no notifications: "
-    "changes that other processes make are seen within about a second, by asking"
+    "PostgreSQL is reached through a pooler such as PgBouncer, which delivers no notifications. "
+    "Sophia polls instead, and sees changes by other processes within about a second"
 )
 
 _KEYWORDS: Final = frozenset(option.keyword.decode() for option in psycopg.pq.Conninfo.get_defaults())
@@ -82,7 +82,9 @@ class Connector:
         """
         alone = self._silent
         if alone and not self._trying.acquire(blocking=False):
-            raise psycopg.errors.ConnectionTimeout("timeout: the server has not answered lately, and is being tried")
+            raise psycopg.errors.ConnectionTimeout(
+                "timeout: the server did not answer recently, and another thread is retrying"
+            )
         try:
             connection = self._open(more)
         except psycopg.Error as error:
@@ -131,9 +133,11 @@ def arguments(url: sa.URL, limits: DatabaseArgs) -> dict[str, Any]:
     _, given = url.get_dialect()().create_connect_args(url)
     for name, value in given.items():
         if name not in _KEYWORDS | {"prepare_threshold"}:
-            raise ConfigurationError(f"database_url: PostgreSQL knows no connection parameter {name!r}; leave it out")
+            raise ConfigurationError(f"database_url: {name!r} is not a connection parameter of PostgreSQL. Remove it")
         if isinstance(value, tuple):
-            raise ConfigurationError(f"database_url: the connection parameter {name!r} is given twice; give it once")
+            raise ConfigurationError(
+                f"database_url: the connection parameter {name!r} is given twice. Remove one of them"
+            )
     ours: dict[str, Any] = {
         "connect_timeout": limits.connect_s,
         "application_name": "sophia",
@@ -183,7 +187,9 @@ def _threshold(text: str) -> int | None:
     if text.lower() in ("", "none"):
         return None
     if not text.isdecimal():
-        raise ConfigurationError("database_url: prepare_threshold is a whole number, or none to prepare no statement")
+        raise ConfigurationError(
+            "database_url: prepare_threshold must be a whole number, or none to prepare no statements"
+        )
     return int(text)
 
 

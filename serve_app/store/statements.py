@@ -22,7 +22,7 @@ def upsert(
 ) -> None:
     """Set the values `existing` in the row with the primary key `key`, or insert the row with the values `new`.
 
-    The row nearly always exists, so an UPDATE comes first: SQLAlchemy compiles an INSERT with a conflict clause anew each time.
+    The row nearly always exists, so an UPDATE comes first: SQLAlchemy recompiles an INSERT with a conflict clause each time.
     """
     has_key = [table.c[name] == value for name, value in key.items()]
     if connection.execute(table.update().where(*has_key).values(dict(existing))).rowcount:

@@ -240,7 +240,7 @@ def test_keys_are_stored_hashed_and_can_be_revoked(store: Store) -> None:
     assert token not in str(digests)
     with pytest.raises(Conflict, match="'studio'"):
         store.keys.create("studio")
-    with pytest.raises(InvalidRequest, match="no name"):
+    with pytest.raises(InvalidRequest, match="not a valid key name"):
         store.keys.create("a b")
     store.keys.revoke("studio")
     assert store.keys.names() == []

@@ -8,7 +8,7 @@ down_revision = "0009"
 
 
 def upgrade() -> None:
-    """Add the columns, and make the table of decisions anew: every policy writes its own into it within a second."""
+    """Add the columns, and recreate the table of decisions, which every policy refills within a second."""
     for table in ("workers", "loads"):
         op.add_column(table, sa.Column("cluster", sa.Text, nullable=False, server_default=""))
     op.drop_table("decisions")
