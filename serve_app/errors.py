@@ -1,8 +1,8 @@
-"""Every error of Sophia: its HTTP status, stable code, whether trying again can help, and one sentence.
+"""All errors that Sophia raises on purpose, each with its HTTP status, stable code, retryability and title.
 
-An error's own message says what was wrong *this* time and what to do; the class says what kind of thing it is.
-All of them take one positional message, because that is what survives pickling between Ray processes, or say themselves how
-they are made again.
+The title describes the kind of error. The message describes one occurrence: what is wrong and what to do.
+Ray pickles errors between processes, which keeps only the positional arguments. So each class takes one positional message,
+or defines `__reduce__`.
 """
 
 from collections.abc import Mapping
@@ -12,29 +12,29 @@ from typing import ClassVar, Literal
 
 
 class SophiaError(Exception):
-    """The root of all errors that Sophia raises on purpose."""
+    """The base class of all errors that Sophia raises on purpose."""
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
     retryable: ClassVar[bool] = False
-    title: ClassVar[str] = "Something went wrong inside Sophia"
+    title: ClassVar[str] = "Internal error"
 
     retry_after_s: int | None = None
-    """Seconds after which trying again can help, for `Retry-After`; an error may set its own. None: nobody can say."""
+    """Seconds for the `Retry-After` header. An instance may override it. None: unknown, so no header is sent."""
     headers: Mapping[str, str] = MappingProxyType({})
-    """Further headers of the HTTP answer."""
+    """Additional headers of the HTTP response."""
 
     def __init__(self, message: str = "") -> None:
         super().__init__(message or self.title)
 
     @property
     def message(self) -> str:
-        """What was wrong this time."""
+        """What went wrong in this occurrence, for operators and logs."""
         return str(self.args[0])
 
     @property
     def public(self) -> str:
-        """What was wrong this time, as far as everybody may read it."""
+        """The message for API clients, without internal details such as bucket names."""
         return self.message
 
 
@@ -43,7 +43,7 @@ class SophiaError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class WrongField:
-    """One invalid field of a request: its name, the given value, and what is allowed."""
+    """One invalid field of a request: its name, the given value, and a message that states what is allowed."""
 
     field: str
     value: str
@@ -51,119 +51,119 @@ class WrongField:
 
 
 class InvalidRequest(SophiaError):
-    """A field, header or query parameter is wrong; the message or the `errors` list names it."""
+    """A field, header or query parameter is invalid. The message or the `errors` list names it."""
 
     status = 422
     code = "invalid_request"
-    title = "The request is not valid"
+    title = "The request is invalid"
 
     wrong_fields: tuple[WrongField, ...] = ()
-    """The invalid fields, for the answer's `errors` list; an error may set its own."""
+    """The invalid fields, for the response's `errors` list. An instance may override it."""
 
 
 class MalformedBody(SophiaError):
-    """The body is not JSON at all."""
+    """The request body cannot be parsed as JSON."""
 
     status = 400
     code = "malformed_body"
-    title = "The body is not valid JSON"
+    title = "The request body is not valid JSON"
 
 
 class Unauthorized(SophiaError):
-    """No API key, or one that is not known."""
+    """The request has no API key, or an unknown one."""
 
     status = 401
     code = "unauthorized"
-    title = "A valid API key is needed"
+    title = "A valid API key is required"
 
 
 class WrongHost(SophiaError):
-    """The Host header names no name of this machine, while nobody needs a key."""
+    """The Host header is not one of this machine's names. Checked only when no API key is required."""
 
     status = 421
     code = "wrong_host"
-    title = "Sophia does not answer to this host name"
+    title = "The Host header is not allowed"
 
 
 class CrossSite(SophiaError):
-    """A web page of another site asks, while nobody needs a key."""
+    """The request comes from another site's web page. Checked only when no API key is required."""
 
     status = 403
     code = "cross_site"
-    title = "Pages of other sites may not ask here"
+    title = "Cross-site requests are not allowed"
 
 
 class BadRequest(SophiaError):
-    """What HTTP itself does not allow, as the server found before any route."""
+    """The request violates HTTP. The server rejects it before routing."""
 
     status = 400
     code = "bad_request"
-    title = "This is not a request that can be read"
+    title = "The HTTP request is malformed"
 
 
 class NotFound(SophiaError):
-    """There is no such route, job or file."""
+    """The route, job or file does not exist."""
 
     status = 404
     code = "not_found"
-    title = "There is nothing here"
+    title = "Not found"
 
 
 class AudioExpired(SophiaError):
-    """The job's files were removed, as the retention time asks for; the job itself is still known."""
+    """The job's audio files were deleted after the retention time. The job's record still exists."""
 
     status = 410
     code = "audio_expired"
-    title = "The audio was kept for as long as the service keeps it, and is gone"
+    title = "The audio was deleted after its retention time"
 
 
 class MethodNotAllowed(SophiaError):
-    """The route exists, with other methods."""
+    """The route exists but does not support this method."""
 
     status = 405
     code = "method_not_allowed"
-    title = "This route does not have this method"
+    title = "This route does not support this method"
 
 
 class Conflict(SophiaError):
-    """The job's state does not allow this."""
+    """The job's state does not allow this operation."""
 
     status = 409
     code = "conflict"
-    title = "The job's state does not allow this"
+    title = "The job's state does not allow this operation"
 
 
 class IdempotencyConflict(SophiaError):
-    """The same Idempotency-Key came with another request before."""
+    """The Idempotency-Key was already used for a different request."""
 
     status = 409
     code = "idempotency_conflict"
-    title = "This Idempotency-Key was used for another request"
+    title = "This Idempotency-Key was already used for a different request"
 
 
 class BodyTooLarge(SophiaError):
-    """The body is over the configured limit."""
+    """The request body exceeds the configured limit."""
 
     status = 413
     code = "body_too_large"
-    title = "The body is too large"
+    title = "The request body is too large"
 
 
 class BodyTooSlow(SophiaError):
-    """The body did not come in time; meanwhile it held a place that others wait for."""
+    """The request body did not arrive in time. Reading it occupies a slot that other requests wait for."""
 
     status = 408
     code = "body_too_slow"
     retryable = True
-    title = "The body did not come in time"
+    title = "The request body did not arrive in time"
 
 
 class UnsupportedMediaType(SophiaError):
-    """The body's content type is not one that the route reads."""
+    """The route does not accept the body's content type."""
 
     status = 415
     code = "unsupported_media_type"
-    title = "This content type is not read here"
+    title = "This content type is not supported"
 
 
 class RangeNotSatisfiable(SophiaError):
@@ -171,31 +171,31 @@ class RangeNotSatisfiable(SophiaError):
 
     status = 416
     code = "range_not_satisfiable"
-    title = "The range lies outside the file"
+    title = "The requested range lies outside the file"
 
 
 class TooManyRequests(SophiaError):
-    """The caller has reached a limit of the configuration; the message names it."""
+    """The client has reached a configured limit. The message names the setting."""
 
     status = 429
     code = "too_many_requests"
     retryable = True
-    title = "A limit on your requests is reached; try again later"
+    title = "Too many requests; try again later"
     retry_after_s = 1
 
 
 class QuotaExceeded(SophiaError):
-    """The owner has as many jobs, or as much audio, in the queue, or webhooks on their way, as one API key may have."""
+    """The owner has reached a per-key limit on queued jobs, queued audio or pending webhooks."""
 
     status = 429
     code = "quota_exceeded"
     retryable = True
-    title = "You have as much under way as one API key may have"
+    title = "This API key has reached its quota; try again later"
     retry_after_s = 30
 
 
 class QueueFull(SophiaError):
-    """The queue holds as many jobs as the operator lets it."""
+    """The queue holds the configured maximum number of jobs."""
 
     status = 429
     code = "queue_full"
@@ -210,12 +210,12 @@ class StoreUnavailable(SophiaError):
     status = 503
     code = "store_unavailable"
     retryable = True
-    title = "The job database is away; try again shortly"
+    title = "The job database is unavailable; try again shortly"
     retry_after_s = 5
 
 
 class DatabaseTooNew(StoreUnavailable):
-    """A newer version has migrated the database; this one does not know what it means, and leaves it alone."""
+    """A newer version has migrated the database. This version does not know the schema, so it does not use the database."""
 
     code = "database_too_new"
     retryable = False
@@ -223,15 +223,15 @@ class DatabaseTooNew(StoreUnavailable):
 
 
 ArtifactsCause = Literal["full", "missing", "refused", "read_only", "away"]
-"""Why the audio store cannot be used: no room, no such bucket or folder, no right, read-only, or no (good) answer."""
+"""Why the audio store cannot be used: full, missing bucket or folder, access refused, read-only, or unreachable or failing."""
 
 _IN_PUBLIC: Mapping[ArtifactsCause, str] = MappingProxyType(
     {
         "full": "the audio store is full",
         "missing": "the audio store's bucket or folder does not exist",
-        "refused": "the audio store does not let Sophia in",
+        "refused": "the audio store refuses access",
         "read_only": "the audio store is read-only",
-        "away": "the audio store cannot be reached, or fails",
+        "away": "the audio store is unreachable or failing",
     }
 )
 
@@ -239,13 +239,13 @@ _IN_PUBLIC: Mapping[ArtifactsCause, str] = MappingProxyType(
 class ArtifactsUnavailable(SophiaError):
     """The artifact store (disk or object store) cannot be read or written.
 
-    `cause` is the kind of reason and `why` a sentence about it for operators, which may name the bucket; strangers read `public`.
+    `cause` is the kind of reason. `why` explains it to operators and may name the bucket. API clients get `public`.
     """
 
     status = 503
     code = "artifacts_unavailable"
     retryable = True
-    title = "The audio store is away; try again shortly"
+    title = "The audio store is unavailable; try again shortly"
     retry_after_s = 5
 
     def __init__(self, action: str = "be used", cause: ArtifactsCause = "away", why: str = "") -> None:
@@ -263,7 +263,7 @@ class ArtifactsUnavailable(SophiaError):
 
     @property
     def public_why(self) -> str:
-        """The kind of reason in words that name nothing."""
+        """The reason without internal details such as bucket names."""
         return _IN_PUBLIC[self.cause]
 
 
@@ -271,29 +271,33 @@ class ArtifactsUnavailable(SophiaError):
 
 
 class ConfigurationError(SophiaError):
-    """The configuration cannot work; nothing starts until it is changed."""
+    """The configuration is invalid. Sophia does not start until it is corrected."""
 
     code = "configuration_error"
-    title = "The configuration cannot work"
+    title = "The configuration is invalid"
 
 
 class AuthNotConfigured(ConfigurationError):
-    """Callers need an API key and there is none, so nobody can use Sophia."""
+    """Clients need an API key but none exists, so no client can use Sophia."""
 
     code = "auth_not_configured"
-    title = "Callers need an API key, and there is none"
+    title = "An API key is required, but none exists"
 
 
 # --- Loading a model ------------------------------------------------------------------------------------------------
 
 
 LoadCause = Literal["host", "model", "transient"]
-"""Whose fault a failed load is: this host's (its disk, device, packages), the model's own (its repository, its classes), so that it
-fails everywhere, or something that passes by itself (the network, the hub)."""
+"""What caused a failed load.
+
+* `host`: this host's disk, device or packages.
+* `model`: the model's repository or classes. The load fails on every host.
+* `transient`: the network or the hub. A later attempt can succeed.
+"""
 
 
 class LoadError(SophiaError):
-    """A worker cannot load its model. Its subclasses name the cause."""
+    """A worker cannot load its model. The subclasses name the cause."""
 
     cause: ClassVar[LoadCause] = "host"
     code = "load_failed"
@@ -301,10 +305,10 @@ class LoadError(SophiaError):
 
 
 class MissingFile(LoadError):
-    """A file that the checkpoint's index names is not there."""
+    """The checkpoint lacks a file that its index names."""
 
     code = "missing_file"
-    title = "The checkpoint lacks a file"
+    title = "A file of the checkpoint is missing"
 
 
 class CorruptFile(LoadError):
@@ -327,39 +331,39 @@ class WrongClass(LoadError):
 
     cause = "model"
     code = "wrong_class"
-    title = "model_index.json names another class"
+    title = "model_index.json names a class that is not ACE-Step's"
 
 
 class UnknownRepository(LoadError):
-    """The hub knows no such repository, or it is private and no token was given."""
+    """The repository does not exist on the hub, or it is private and no token was given."""
 
     cause = "model"
     code = "unknown_repository"
-    title = "The hub knows no such repository"
+    title = "The repository does not exist on the hub, or it is private"
 
 
 class UnknownRevision(LoadError):
-    """The repository has no such revision."""
+    """The revision does not exist in the repository."""
 
     cause = "model"
     code = "unknown_revision"
-    title = "The repository has no such revision"
+    title = "The revision does not exist in the repository"
 
 
 class HubTokenRefused(LoadError):
-    """The hub does not accept this node's token: it has expired, was revoked or is mistyped."""
+    """The hub rejects this node's token, which is expired, revoked or mistyped."""
 
     code = "hub_token_refused"
-    title = "The hub refuses this node's token"
+    title = "The hub rejects this node's token"
 
 
 class HubUnreachable(LoadError):
-    """The hub cannot be reached, or cannot serve just now, and the checkpoint is not in the cache."""
+    """The hub is unreachable or temporarily unavailable, and the checkpoint is not in the cache."""
 
     cause = "transient"
     code = "hub_unreachable"
     retryable = True
-    title = "The hub cannot be reached and nothing is cached"
+    title = "The hub is unreachable and the checkpoint is not cached"
 
 
 class DiskFull(LoadError):
@@ -374,7 +378,7 @@ class DeviceUnavailable(LoadError):
     """The configured device does not exist on this node."""
 
     code = "device_unavailable"
-    title = "The configured device is not on this node"
+    title = "The configured device does not exist on this node"
 
 
 class DeviceMemory(LoadError):
@@ -393,38 +397,38 @@ class PackageMissing(LoadError):
 
 
 class PackageMismatch(LoadError):
-    """Installed packages do not fit each other (say, a CUDA torchaudio beside a CPU torch)."""
+    """Installed packages are incompatible (for example a CUDA torchaudio with a CPU torch)."""
 
     code = "package_mismatch"
-    title = "Installed packages do not fit each other"
+    title = "Installed packages are incompatible"
 
 
 class SelfTestFailed(LoadError):
-    """The loaded model's first short song was not finite, silent, or of the wrong length."""
+    """The short test song of the loaded model has non-finite samples, is silent, or has the wrong length."""
 
     code = "self_test_failed"
     title = "The loaded model failed its self-test"
 
 
 class LoadCrashed(LoadError):
-    """The process died while it loaded the model: killed for memory, or a fault in native code."""
+    """The worker's process died while it loaded the model: killed for lack of memory, or crashed in native code."""
 
     code = "load_crashed"
     title = (
-        "The worker's process died while it loaded the model. Was it memory? Ray's memory monitor ends workers when a node is "
-        "nearly full (`ray logs raylet.out` on that node names them, RAY_memory_usage_threshold sets the limit), the kernel's "
-        "out-of-memory killer does, too (dmesg): give the node more. Else look for a fault in a driver or native library"
+        "The worker's process died while it loaded the model. Check whether Ray's memory monitor killed it (`ray logs raylet.out` "
+        "on that node lists the workers killed, RAY_memory_usage_threshold sets the limit) or the kernel's out-of-memory killer "
+        "did (`dmesg`): if so, give the node more memory. Otherwise, look for a crash in a driver or native library"
     )
 
 
 def load_cause(code: str) -> LoadCause:
-    """Whose fault a failed load with this code was. A code that is not known is taken for the host's."""
+    """Returns the cause of a failed load with this code, `host` for an unknown code."""
     kinds: list[type[LoadError]] = [LoadError, *LoadError.__subclasses__()]
     return next((kind.cause for kind in kinds if kind.code == code), "host")
 
 
 def codes_not_caused_by_host() -> list[str]:
-    """Codes of failed loads whose cause is not the host on which they failed."""
+    """Returns the codes of load errors whose cause is not the host."""
     return [kind.code for kind in LoadError.__subclasses__() if kind.cause != "host"]
 
 
@@ -432,18 +436,18 @@ def codes_not_caused_by_host() -> list[str]:
 
 
 class GenerationError(SophiaError):
-    """A job failed while it ran. Its subclasses name the cause."""
+    """A job failed while it ran. The subclasses name the cause."""
 
     code = "generation_failed"
     title = "The song could not be generated"
 
 
 class BadAudio(GenerationError):
-    """The model gave NaN, infinity or silence."""
+    """The model produced NaN, infinity or silence."""
 
     code = "bad_audio"
     retryable = True
-    title = "The model gave no usable audio"
+    title = "The model produced no usable audio"
 
 
 class OutOfDeviceMemory(GenerationError):
@@ -454,15 +458,15 @@ class OutOfDeviceMemory(GenerationError):
 
 
 class EncodingFailed(GenerationError):
-    """The codec failed on the song, or its process died twice over it."""
+    """The encoder failed on the song, or its process died twice while encoding it."""
 
     code = "encoding_failed"
     retryable = True
-    title = "The song could not be made into a file"
+    title = "The song could not be encoded"
 
 
 class WorkerLost(GenerationError):
-    """The worker died or lost contact while it ran the job, as often as the job may be tried."""
+    """The worker died or its lease expired at each of the job's allowed attempts."""
 
     code = "worker_lost"
     retryable = True
@@ -470,7 +474,7 @@ class WorkerLost(GenerationError):
 
 
 class DeviceLost(GenerationError):
-    """The device failed under the job; its worker is replaced and the job runs elsewhere."""
+    """The device failed during the job. The worker is replaced and the job runs on another one."""
 
     code = "device_lost"
     retryable = True
@@ -481,16 +485,16 @@ class RunLimitExceeded(GenerationError):
     """One attempt ran longer than `queue.run_limit_s`."""
 
     code = "run_limit_exceeded"
-    title = "The job ran longer than one attempt may (queue.run_limit_s)"
+    title = "The attempt exceeded its time limit (queue.run_limit_s)"
 
 
 class DeadlineExceeded(SophiaError):
-    """The job did not end before its deadline (queue and run together)."""
+    """The job did not finish before its deadline, which covers both queueing and running."""
 
     status = 504
     code = "deadline_exceeded"
-    title = "The job's deadline (deadline_s) passed before it ended"
+    title = "The job did not finish before its deadline (deadline_s)"
 
 
 class Stopped(Exception):
-    """Raised inside a generation, between two steps, when the worker no longer holds the job."""
+    """Raised between two denoising steps when the worker no longer holds the job's claim."""

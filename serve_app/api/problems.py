@@ -108,7 +108,7 @@ async def _answer_invalid(request: Request, error: Exception) -> ProblemResponse
     found = error.errors()
     if found[0]["type"] == "json_invalid":
         reason = found[0].get("ctx", {}).get("error", "")
-        return problem(_request_id(request), errors.MalformedBody(f"The body is not valid JSON: {reason}"))
+        return problem(_request_id(request), errors.MalformedBody(f"The request body is not valid JSON: {reason}"))
     media_type = _media_type(request)
     if found[0]["loc"] == ("body",) and not _is_json(media_type):
         given = f"as {shortened(media_type)}" if media_type else "without a Content-Type"

@@ -28,7 +28,7 @@ from tests.support.helpers import eventually
 from tests.support.running import Service, running
 
 FULL = "the audio store is full"
-REFUSED = "the audio store does not let Sophia in"
+REFUSED = "the audio store refuses access"
 S3_SETTINGS = {
     "AWS_ENDPOINT_URL": "http://127.0.0.1:{port}",
     "AWS_ALLOW_HTTP": "true",

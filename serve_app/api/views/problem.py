@@ -7,7 +7,7 @@ class Problem(BaseModel):
     """An error as RFC 9457 problem details (application/problem+json)."""
 
     type: str = Field(description="Always about:blank; use `code` to tell errors apart.", examples=["about:blank"])
-    title: str = Field(description="The kind of error.", examples=["The request is not valid"])
+    title: str = Field(description="The kind of error.", examples=["The request is invalid"])
     status: int = Field(description="The HTTP status.", examples=[422])
     code: str = Field(description="Stable error code, as listed in docs/FAILURES.md.", examples=["invalid_request"])
     detail: str = Field(
