@@ -14,7 +14,7 @@ from tests.support.retention import KEPT, always, claimed, key_of, keys, put, so
 
 
 def test_files_of_no_job_are_removed(store: Store, artifacts: Artifacts) -> None:
-    """What a deleted job or an attempt that was not published left behind goes; what is published stays."""
+    """Files of deleted jobs and unpublished attempts are removed; published files stay."""
     deleted = song(store, artifacts)
     store.jobs.delete(deleted.id)
     published = song(store, artifacts, files=2)
@@ -28,7 +28,7 @@ def test_files_of_no_job_are_removed(store: Store, artifacts: Artifacts) -> None
 
 
 def test_files_of_the_attempt_under_way_are_never_removed(store: Store, artifacts: Artifacts) -> None:
-    """A file that a worker has stored and not yet published stays, however old it is; those of its lost attempts go."""
+    """Files that a running attempt has stored stay, however old they are; those of its lost attempts are removed."""
     job = claimed(store)
     first = put(artifacts, job)
     with store.database.write() as connection:
@@ -46,7 +46,7 @@ def test_files_of_the_attempt_under_way_are_never_removed(store: Store, artifact
 
 
 def test_a_young_file_is_left_alone(store: Store, artifacts: Artifacts) -> None:
-    """Only files older than orphans_s are removed: a database that was just restored from a backup costs nothing yet."""
+    """Only files older than orphans_s are removed, so a freshly restored database loses no audio yet."""
     job = song(store, artifacts)
     store.jobs.delete(job.id)
     audit(store, artifacts, KEPT.model_copy(update={"orphans_s": 3600}), always)
@@ -54,7 +54,7 @@ def test_a_young_file_is_left_alone(store: Store, artifacts: Artifacts) -> None:
 
 
 def test_a_file_is_as_old_as_the_store_says(artifacts: Artifacts, tmp_path: Path, store: Store) -> None:
-    """Age is counted from when the file was written."""
+    """A file's age counts from the time at which the audio store wrote it."""
     job = song(store, artifacts)
     store.jobs.delete(job.id)
     os.utime(tmp_path / "audio" / key_of(job), (time.time() - 7200, time.time() - 7200))
@@ -63,7 +63,7 @@ def test_a_file_is_as_old_as_the_store_says(artifacts: Artifacts, tmp_path: Path
 
 
 def test_a_row_whose_files_are_gone_says_so(store: Store, artifacts: Artifacts) -> None:
-    """A job that lost all its files is marked, one that lost some keeps the rest unmarked."""
+    """A job that lost all its files is marked; one that lost some of them is not."""
     lost, partly, whole = (song(store, artifacts, files=2) for _ in range(3))
     artifacts.delete([key_of(lost, 0), key_of(lost, 1), key_of(partly, 0)])
 
@@ -76,7 +76,7 @@ def test_a_row_whose_files_are_gone_says_so(store: Store, artifacts: Artifacts) 
 
 
 def test_audio_that_comes_back_is_found_again(store: Store, artifacts: Artifacts, tmp_path: Path) -> None:
-    """A disk that is not mounted during one audit costs nothing: the next one corrects the rows, and no file is removed."""
+    """If a disk is not mounted during one audit, the next one corrects the rows, and no file is removed."""
     made = [song(store, artifacts) for _ in range(3)]
     (tmp_path / "audio").rename(tmp_path / "away")
     (tmp_path / "audio").mkdir()
@@ -92,7 +92,7 @@ def test_audio_that_comes_back_is_found_again(store: Store, artifacts: Artifacts
 
 
 def test_other_peoples_files_are_left_alone(store: Store, artifacts: Artifacts, tmp_path: Path) -> None:
-    """A file whose name is none of ours is never touched."""
+    """A file whose name does not have Sophia's form is never touched."""
     for name in ("README", "x/1/notes.txt", "a/b/c/d"):
         (tmp_path / "audio" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "audio" / name).write_text("mine")
@@ -102,7 +102,7 @@ def test_other_peoples_files_are_left_alone(store: Store, artifacts: Artifacts, 
 
 
 def test_what_a_killed_writer_left_is_swept(store: Store, artifacts: Artifacts, tmp_path: Path) -> None:
-    """An unfinished file, which no listing shows, goes too."""
+    """An unfinished temporary file, which listings hide, is removed too."""
     job = song(store, artifacts)
     leftover = tmp_path / "audio" / f"{key_of(job)}#1"
     leftover.write_bytes(b"half")
@@ -112,7 +112,7 @@ def test_what_a_killed_writer_left_is_swept(store: Store, artifacts: Artifacts, 
 
 
 def test_a_listing_survives_the_removal_of_what_it_lists(store: Store, artifacts: Artifacts, tmp_path: Path) -> None:
-    """Several pages of orphans, each in a folder of its own that goes with it, are removed in one audit."""
+    """One audit removes several pages of orphans together with their folders."""
     write(tmp_path, *(f"gone-{n}/1/0.mp3" for n in range(3 * PAGE + 7)))
     audit(store, artifacts, KEPT, always)
     assert keys(artifacts) == set()

@@ -1,4 +1,4 @@
-"""The accounts of device time and songs, on both databases."""
+"""Accounting of device time and songs, on both databases."""
 
 import pytest
 
@@ -14,7 +14,7 @@ def worker(name: str, model: str = "m") -> WorkerRow:
 
 
 def test_device_time_adds_up_by_use_and_costs_its_price(store: Store) -> None:
-    """Two workers of a model, one of another; each hour of a device costs what its worker said."""
+    """Device time of several workers adds up by use, and each hour costs the price that its worker reported."""
     store.costs.add_device_time(worker("a"), {"loading": 60, "idle": 30}, 2.0)
     store.costs.add_device_time(worker("a"), {"idle": 30, "generating": 3600}, 2.0)
     store.costs.add_device_time(worker("b"), {"generating": 1800}, 1.0)
@@ -28,7 +28,7 @@ def test_device_time_adds_up_by_use_and_costs_its_price(store: Store) -> None:
 
 
 def test_songs_and_wasted_attempts_are_on_their_owners_accounts(store: Store) -> None:
-    """A finished job, an attempt that gave no song, another key: each on its own account, and the job has the sum of both."""
+    """Finished jobs and attempts without a song are charged to their own API keys."""
     submit(store, owner="studio", duration=30.0, variations=2)
     lost = claim(store)
     store.claims.charge(lost, 3.0)
@@ -42,7 +42,7 @@ def test_songs_and_wasted_attempts_are_on_their_owners_accounts(store: Store) ->
 
 
 def test_a_song_costs_its_part_of_loading_and_idling_and_deleting_it_gives_nothing_back(store: Store) -> None:
-    """Money per song is all money by all songs; what is lost to loading, idling and attempts without a song adds up to the rest."""
+    """Songs bear their share of loading, idling and failed attempts, and deleting a song refunds nothing."""
     store.costs.add_device_time(worker("a"), {"loading": 100, "idle": 200, "generating": 700}, 3.6)
     job = submit(store)
     _ = submit(store)
@@ -57,7 +57,7 @@ def test_a_song_costs_its_part_of_loading_and_idling_and_deleting_it_gives_nothi
 
 
 def test_nothing_is_published_and_nothing_counted_when_the_claim_is_gone(store: Store) -> None:
-    """A worker that was given up for dead finishes: no song is on the account."""
+    """A worker that was declared dead publishes no song and adds none to the accounts."""
     submit(store)
     stale = claim(store)
     store.claims.release("w")
@@ -66,7 +66,7 @@ def test_nothing_is_published_and_nothing_counted_when_the_claim_is_gone(store: 
 
 
 def test_hours_are_a_window_and_old_ones_are_forgotten(store: Store) -> None:
-    """What was spent five hours ago is in the last six hours, not in the last five, and gone when it is too old to keep."""
+    """Device time of five hours ago is within the last six hours, not the last five, and is removed when it is too old."""
     store.costs.add_device_time(worker("a"), {"idle": 10}, 1.0)
     submit(store)
     finish(store, claim(store))

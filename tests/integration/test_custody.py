@@ -1,4 +1,4 @@
-"""Whose audio store it is: nothing is removed from one that is not proven to be this database's own."""
+"""Ownership of an audio store: nothing is removed from a store that is not proven to belong to this database."""
 
 import os
 import shutil
@@ -26,7 +26,7 @@ KEPT = RetentionArgs(orphans_s=0)
 
 @pytest.fixture
 def artifacts(tmp_path: Path) -> Artifacts:
-    """An empty folder of audio."""
+    """An empty audio folder."""
     return Artifacts((tmp_path / "audio").as_uri())
 
 
@@ -58,7 +58,7 @@ def song(store: Store, artifacts: Artifacts) -> Job:
 
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A janitor that looks often, and comes back soon."""
+    """A janitor with a short period."""
     monkeypatch.setattr(janitor, "_LOOK_S", 0.02)
     monkeypatch.setattr(janitor, "REFUSED_EVERY_S", 0.05)
 
@@ -67,7 +67,7 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_new_database_removes_nothing_from_another_ones_store(
     store: Store, artifacts: Artifacts, tmp_path: Path, eager: None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A janitor whose database knows none of the songs that it finds leaves all of them there, however old, and says so."""
+    """A janitor whose database knows none of the songs leaves all of them, however old, and reports it."""
     songs = strangers(artifacts, 30)
     for file in (tmp_path / "audio").rglob("*.mp3"):
         os.utime(file, (time.time() - 2 * DAY, time.time() - 2 * DAY))
@@ -88,7 +88,7 @@ def test_a_new_database_removes_nothing_from_another_ones_store(
 def test_a_mark_of_another_database_keeps_the_janitor_away(
     store: Store, artifacts: Artifacts, tmp_path: Path, eager: None
 ) -> None:
-    """The first database marks the empty store; a second one deletes nothing there, not even what it knows."""
+    """In a store marked by the first database, the second deletes nothing, not even files of its own jobs."""
     first = Store(f"sqlite:///{tmp_path / 'first.db'}")
     first.migrate()
     assert custody.claim(first, artifacts, 0.1, always) == ""
@@ -113,7 +113,7 @@ def test_a_mark_of_another_database_keeps_the_janitor_away(
 def test_an_unmarked_store_is_adopted_on_proof_only(
     store: Store, artifacts: Artifacts, known: int, unknown: int, adopted: bool
 ) -> None:
-    """An installation of an earlier version is marked by itself when its database knows nine files in ten of those there."""
+    """An unmarked store of an earlier version is adopted if the database knows nine in ten of its files."""
     for _ in range(known):
         song(store, artifacts)
     strangers(artifacts, unknown)
@@ -126,7 +126,7 @@ def test_an_unmarked_store_is_adopted_on_proof_only(
 
 @pytest.mark.fault("B3")
 def test_a_disk_that_is_not_mounted_costs_no_song_its_audio(store: Store, artifacts: Artifacts, tmp_path: Path) -> None:
-    """An empty folder where a dozen songs should lie is not taken for ours, nor with the first new song in it; on word it is."""
+    """An empty folder that should hold a dozen songs is not adopted, even with a new song in it, until an operator says so."""
     old = [song(store, artifacts) for _ in range(custody.FEW + 2)]
     (tmp_path / "audio").rename(tmp_path / "not mounted")
     elsewhere = Artifacts((tmp_path / "audio").as_uri())
@@ -149,7 +149,7 @@ def test_a_disk_that_is_not_mounted_costs_no_song_its_audio(store: Store, artifa
 
 @pytest.mark.fault("B3")
 def test_an_unfinished_count_proves_nothing(store: Store, artifacts: Artifacts) -> None:
-    """A janitor that is ended while it counts marks no store."""
+    """A janitor that is stopped while it counts marks no store."""
     song(store, artifacts)
 
     assert custody.claim(store, artifacts, 0.1, lambda: False)
@@ -166,7 +166,7 @@ def test_more_orphans_than_the_share_stay_until_an_operator_says_so(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """In its own store, too, the janitor leaves many unknown files; `sophia artifacts sweep` counts and removes them on word."""
+    """Many unknown files stay in the database's own store until `sophia artifacts sweep --confirm` removes them."""
     custody.claim(store, artifacts, 0.1, always)
     ours = song(store, artifacts)
     strangers(artifacts, custody.FEW + 1)
@@ -189,7 +189,7 @@ def test_more_orphans_than_the_share_stay_until_an_operator_says_so(
 
 
 def test_few_orphans_go_by_themselves(store: Store, artifacts: Artifacts) -> None:
-    """What a crash left behind needs no operator, in however small a store."""
+    """A few orphans, as a crash leaves them, are removed without an operator, even in a small store."""
     custody.claim(store, artifacts, 0.1, always)
     strangers(artifacts, custody.FEW)
     audit(store, artifacts, KEPT, always)
@@ -198,7 +198,7 @@ def test_few_orphans_go_by_themselves(store: Store, artifacts: Artifacts) -> Non
 
 
 def test_a_sweep_never_removes_more_than_it_may(store: Store, artifacts: Artifacts) -> None:
-    """Files that become orphans between the count and the removal wait for the next count."""
+    """Files that become orphans between the count and the removal are left for the next count."""
     strangers(artifacts, 5)
     assert janitor.sweep_files(store, artifacts, -1, at_most=3) == 3
     assert len(keys(artifacts)) == 2
@@ -208,7 +208,7 @@ def test_a_sweep_never_removes_more_than_it_may(store: Store, artifacts: Artifac
 def test_health_tells_of_a_refusal_until_the_store_is_adopted(
     tmp_path: Path, eager: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`/v1/health` says that nothing is deleted and why; after `sophia artifacts adopt` the janitor works again."""
+    """`/v1/health` reports why nothing is deleted; after `sophia artifacts adopt` the janitor works again."""
     strangers(Artifacts((tmp_path / "audio").as_uri()), 3)
     with running(tmp_path, {"ace-step": simulated()}) as service:
 
@@ -224,6 +224,6 @@ def test_health_tells_of_a_refusal_until_the_store_is_adopted(
 
 
 def test_a_mark_that_cannot_be_read_is_nobodys(tmp_path: Path, store: Store, artifacts: Artifacts) -> None:
-    """A damaged mark makes no store ours."""
+    """A damaged mark does not prove ownership."""
     (tmp_path / "audio" / ".sophia-store.json").write_text("{")
     assert "another database" in custody.claim(store, artifacts, 0.1, always)

@@ -1,4 +1,4 @@
-"""What `expire` removes: audio after `results_s`, jobs after `rows_s`, a share at a time."""
+"""What `expire` removes: audio after `results_s` and jobs after `rows_s`, a limited share at a time."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from tests.support.retention import DAY, KEPT, aged, always, claimed, key_of, ke
 
 
 def test_audio_goes_when_its_time_is_over_and_the_job_stays(store: Store, artifacts: Artifacts) -> None:
-    """Songs older than results_s lose their files and say so; younger ones keep them."""
+    """Songs older than results_s lose their files and their jobs show it; younger songs keep them."""
     old = [song(store, artifacts, files=2, age_s=8 * DAY) for _ in range(3)]
     young = song(store, artifacts, age_s=6 * DAY)
 
@@ -32,7 +32,7 @@ def test_audio_goes_when_its_time_is_over_and_the_job_stays(store: Store, artifa
 
 
 def test_rows_go_when_their_time_is_over(store: Store, artifacts: Artifacts) -> None:
-    """Jobs older than rows_s are forgotten with whatever they have, however they ended; those under way never."""
+    """Ended jobs older than rows_s are deleted with everything that belongs to them; unfinished jobs never are."""
     old = song(store, artifacts, age_s=31 * DAY)
     failed = claimed(store)
     store.claims.fail(failed, GenerationError("no"))
@@ -51,7 +51,7 @@ def test_rows_go_when_their_time_is_over(store: Store, artifacts: Artifacts) -> 
 
 
 def test_a_job_that_runs_again_meanwhile_is_not_forgotten(store: Store) -> None:
-    """A job that left its final state after it was found to be old stays."""
+    """A job that was retried after it had been found expired is kept."""
     job = claimed(store)
     store.claims.fail(job, GenerationError("no"))
     aged(store, job, 31 * DAY)
@@ -64,7 +64,7 @@ def test_a_job_that_runs_again_meanwhile_is_not_forgotten(store: Store) -> None:
 
 
 def test_more_than_a_page_is_worked_through(store: Store, artifacts: Artifacts, tmp_path: Path) -> None:
-    """Everything that is due goes, however many pages that takes."""
+    """Everything that is due is removed, over any number of pages."""
     many(store, artifacts, tmp_path, 2 * PAGE + 1, age_s=8 * DAY)
     expire(store, artifacts, KEPT, always)
     assert keys(artifacts) == set()
@@ -80,7 +80,7 @@ def test_a_wrong_clock_costs_a_share_and_not_everything(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """All songs are over their time at once: a round takes its share and says what stays, and an operator's word the rest."""
+    """If all songs expire at once, a round removes its share and reports the rest, which an operator can confirm."""
     many(store, artifacts, tmp_path, 5 * PAGE, age_s=8 * DAY)
     few = KEPT.model_copy(update={"expiry_share": 0.3})
     custody.claim(store, artifacts, 0.1, always)
@@ -110,7 +110,7 @@ def test_a_wrong_clock_costs_a_share_and_not_everything(
 
 @pytest.mark.fault("B3")
 def test_jobs_are_forgotten_a_share_at_a_time(store: Store, artifacts: Artifacts, tmp_path: Path) -> None:
-    """The bound holds for jobs that are over altogether, too; what fits into the next round is not worth a word."""
+    """The limit also holds for deleting jobs; a remainder that fits into the next round is not reported."""
     made = many(store, artifacts, tmp_path, 2 * PAGE + 1, age_s=31 * DAY)
     few = KEPT.model_copy(update={"expiry_share": 0.1})
     first = expire(store, artifacts, few, always)

@@ -1,4 +1,4 @@
-"""What the autoscaling policy sees of the store, on both databases."""
+"""What the autoscaling policy reads from the store, on both databases."""
 
 import time
 
@@ -18,12 +18,12 @@ BOUNDS = ScalingArgs(work_prior=0.5, startup_prior_s=90)
 
 @pytest.fixture
 def fleet(store: Store) -> StoreFleet:
-    """The view of model m."""
+    """The observations of model m."""
     return StoreFleet(store, "m", "d", BOUNDS, BreakerArgs(open_after=2))
 
 
 def test_an_empty_store_is_seen_as_idle(fleet: StoreFleet) -> None:
-    """No jobs, no workers, no measurements: the priors stand."""
+    """Without jobs, workers and measurements, the prior estimates apply."""
     seen = fleet.observe()
     assert (seen.queued_jobs, seen.running_jobs, seen.ready_s, seen.breaker) == (0, 0, (), None)
     assert seen.startup_s == 90
@@ -32,7 +32,7 @@ def test_an_empty_store_is_seen_as_idle(fleet: StoreFleet) -> None:
 
 
 def test_work_is_seen_in_seconds(fleet: StoreFleet, store: Store) -> None:
-    """Queued audio times the prior, or times what was measured once a job has finished; other models do not count."""
+    """Queued audio counts at the measured speed, or the prior speed if nothing was measured; other models do not count."""
     submit(store, duration=100.0)
     submit(store, duration=20.0, model="other")
     seen = fleet.observe()
@@ -52,7 +52,7 @@ def test_work_is_seen_in_seconds(fleet: StoreFleet, store: Store) -> None:
 
 
 def test_an_old_arrival_falls_into_its_window(fleet: StoreFleet, store: Store) -> None:
-    """A job of seven minutes ago is in the second window."""
+    """A job that arrived seven minutes ago is counted in the second window."""
     job = submit(store, duration=10.0)
     with store.database.write() as connection:
         connection.execute(jobs.update().where(jobs.c.id == job.id).values(created_at=job.created_at - 420))
@@ -60,7 +60,7 @@ def test_an_old_arrival_falls_into_its_window(fleet: StoreFleet, store: Store) -
 
 
 def test_jobs_on_draining_workers_ask_for_nothing(fleet: StoreFleet, store: Store) -> None:
-    """Their worker ends them and leaves."""
+    """Jobs on draining workers do not raise the target, since those workers finish them."""
     submit(store)
     claim(store, "leaving")
     row = WorkerRow(id="leaving", model="m", node="n", process=Process.this(), device="cpu", phase=WorkerPhase.DRAINING)
@@ -69,7 +69,7 @@ def test_jobs_on_draining_workers_ask_for_nothing(fleet: StoreFleet, store: Stor
 
 
 def test_loads_are_seen_as_ages_and_as_a_breaker(fleet: StoreFleet, store: Store) -> None:
-    """A load that worked is young; two equal failures are a reason to start nobody."""
+    """A recent successful load counts as recent; two equal failures open the breaker."""
     store.load_attempts.succeeded(store.load_attempts.begin("m", "d", Process.this()))
     (age,) = fleet.observe().ready_s
     assert 0 <= age < 30
@@ -81,7 +81,7 @@ def test_loads_are_seen_as_ages_and_as_a_breaker(fleet: StoreFleet, store: Store
 
 
 def test_a_decision_is_published_for_health(fleet: StoreFleet, store: Store) -> None:
-    """The last target and reason are what others read."""
+    """Others read the last target and its reason."""
     fleet.publish(2, "because")
     fleet.publish(3, "more")
     (decision,) = store.decisions.in_force()["m"]
@@ -89,7 +89,7 @@ def test_a_decision_is_published_for_health(fleet: StoreFleet, store: Store) -> 
 
 
 def test_a_start_up_is_measured_from_the_wish_to_the_readiness(fleet: StoreFleet, store: Store) -> None:
-    """Two more are wanted and one wish is taken back: the one that comes up is measured from its wish on."""
+    """Start-up time is measured from the request for the worker that becomes ready, even if another request is withdrawn."""
     fleet.observe()
     for target in (0, 2, 1):
         fleet.publish(target, "because")
@@ -100,7 +100,7 @@ def test_a_start_up_is_measured_from_the_wish_to_the_readiness(fleet: StoreFleet
 
 
 def test_what_nobody_wished_for_is_not_measured(fleet: StoreFleet, store: Store) -> None:
-    """The first worker of a deploy and a dead one's successor: what their loads took is all that is known."""
+    """A deploy's first worker and a dead worker's successor were not requested, so only their loading time is known."""
     began = time.time()
     _came_up(store, after_s=50)
     fleet.observe()
@@ -111,7 +111,7 @@ def test_what_nobody_wished_for_is_not_measured(fleet: StoreFleet, store: Store)
 
 
 def test_a_wish_is_not_fulfilled_by_a_load_that_was_under_way_already(fleet: StoreFleet, store: Store) -> None:
-    """A dead worker's successor comes up when one more is wanted: the next load is the wished one."""
+    """A worker that was already loading does not count as the one that was requested later."""
     began = time.time()
     fleet.observe()
     fleet.publish(1, "because")

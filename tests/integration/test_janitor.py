@@ -1,4 +1,4 @@
-"""The janitor's thread: killed, one at a time, and as a client sees it."""
+"""The janitor's thread: killed midway, one at a time, and its effect on clients."""
 
 import subprocess
 import sys
@@ -50,7 +50,7 @@ retention = RetentionArgs(results_s=604800, rows_s=2592000, orphans_s=0, orphans
 def test_a_janitor_that_is_killed_half_way_is_made_good_by_the_next(
     store: Store, artifacts: Artifacts, database_url: str, tmp_path: Path, work: str, pages: int
 ) -> None:
-    """After kill -9 between two pages, the next run ends with every file owned and every claim of audio true."""
+    """After kill -9 between two pages, the next run leaves no file without a job and no job with a missing file."""
     count = 2 * PAGE + 20
     made = [*many(store, artifacts, tmp_path, count, 8 * DAY if work == "expire" else 0), song(store, artifacts)]
     if work == "audit":
@@ -69,7 +69,7 @@ def test_a_janitor_that_is_killed_half_way_is_made_good_by_the_next(
 
 
 def untrue(store: Store, artifacts: Artifacts, made: list[Job]) -> set[str]:
-    """Files without a row that claims them, and claims without a file."""
+    """Files that no row refers to, and rows whose files are missing."""
     claims = {key_of(job) for job in store.jobs.get_many([job.id for job in made]).values() if not job.audio_gone_at}
     return claims ^ keys(artifacts)
 
@@ -87,12 +87,12 @@ def run_and_kill(work: str, database_url: str, folder: str, pages: int) -> None:
 
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A janitor that looks often."""
+    """A janitor with a short period."""
     monkeypatch.setattr(janitor, "_LOOK_S", 0.02)
 
 
 def test_one_janitor_at_a_time_does_the_work_and_then_it_rests(store: Store, artifacts: Artifacts, eager: None) -> None:
-    """Three janitors start: what is old and what is orphaned goes, and nobody starts again before the next round is due."""
+    """Of three janitors one removes old and orphaned files, and none starts again before the next round is due."""
     old = song(store, artifacts, age_s=8 * DAY)
     artifacts.put("gone/1/0.mp3", b"x")
     janitors = [Janitor(store, artifacts, KEPT) for _ in range(3)]
@@ -109,7 +109,7 @@ def test_one_janitor_at_a_time_does_the_work_and_then_it_rests(store: Store, art
 
 
 def resting(store: Store) -> set[str]:
-    """The leases that nobody has and nobody can take yet."""
+    """The leases that are free but cannot be taken yet."""
     with store.database.read() as connection:
         return set(
             connection.execute(sa.select(leases.c.name).where(leases.c.holder == "", leases.c.until > now())).scalars()
@@ -117,7 +117,7 @@ def resting(store: Store) -> set[str]:
 
 
 def test_a_janitor_waits_for_a_database_that_is_not_ready(database_url: str, artifacts: Artifacts, eager: None) -> None:
-    """Without its tables a janitor goes on asking, and works as soon as they are there."""
+    """A janitor retries until its database has tables, and then works."""
     store = Store(database_url)
     one = Janitor(store, artifacts, KEPT)
     one.start()
@@ -133,7 +133,7 @@ def test_a_janitor_waits_for_a_database_that_is_not_ready(database_url: str, art
 
 
 def test_a_client_learns_that_its_audio_is_gone(tmp_path: Path, eager: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When results_s is over, the files answer 410 with a code of their own, and the job says since when."""
+    """After results_s the files answer 410 with their own code, and the job shows when they were removed."""
     monkeypatch.setattr(janitor, "EXPIRE_EVERY_S", 0.05)
     retention = {"results_s": 0}
     with running(tmp_path, {"ace-step": simulated()}, retention=retention) as service:

@@ -1,4 +1,4 @@
-"""The store's leases, each of which one process at a time can hold."""
+"""The store's leases, each held by one process at a time."""
 
 import threading
 
@@ -6,7 +6,7 @@ from serve_app.store import Store
 
 
 def test_a_lease_has_one_holder_until_it_ends_or_rests(store: Store) -> None:
-    """It can be extended by its holder, is taken over when it has run out, and rests for everybody."""
+    """Its holder can extend a lease; others take it over after it runs out, but nobody does while it rests."""
     assert store.leases.take("a", "one", 60)
     assert store.leases.take("a", "one", 0)
     assert store.leases.take("a", "two", 60)
@@ -19,7 +19,7 @@ def test_a_lease_has_one_holder_until_it_ends_or_rests(store: Store) -> None:
 
 
 def test_one_of_many_gets_the_lease(store: Store, database_url: str) -> None:
-    """Eight that ask at once for a lease that nobody ever had: one has it."""
+    """Of eight that ask at once for a new lease, exactly one gets it."""
     together = threading.Barrier(8)
     got: list[bool] = []
 

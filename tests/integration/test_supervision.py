@@ -1,4 +1,4 @@
-"""Background work: tasks survive every error, and report while they fail."""
+"""Background tasks: they survive every error, and report while they fail."""
 
 import logging
 import threading
@@ -29,7 +29,7 @@ NEWER = "9999"
 
 @contextmanager
 def migrated_by_a_newer_version(store: Store) -> Iterator[Callable[[], None]]:
-    """The database's revision is one that this version does not know, until the function that is given is called or the end."""
+    """Sets the database's revision to one that this version does not know, until the returned function is called."""
     with store.database.read() as connection:
         [ours] = revisions.current(connection)
 
@@ -43,7 +43,7 @@ def migrated_by_a_newer_version(store: Store) -> Iterator[Callable[[], None]]:
 
 
 class Broken(Exception):
-    """An error that no part of Sophia foresees."""
+    """An error that no handler in Sophia expects."""
 
 
 # --- Any task ---------------------------------------------------------------------------------------------------------
@@ -51,7 +51,7 @@ class Broken(Exception):
 
 @pytest.mark.fault("B10")
 def test_work_goes_on_after_an_error_that_nobody_foresaw(caplog: pytest.LogCaptureFixture) -> None:
-    """A failing step is reported at once, retried with backoff and logged with one traceback, until it works again."""
+    """A failing step is reported at once, retried with backoff and logged with one traceback until it succeeds."""
     supervisor = Supervisor()
     broken = threading.Event()
     broken.set()
@@ -85,7 +85,7 @@ def test_work_goes_on_after_an_error_that_nobody_foresaw(caplog: pytest.LogCaptu
 def test_work_that_fails_for_long_is_logged_once_a_minute(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A lasting failure is logged again at intervals, and not for each try."""
+    """A lasting failure is logged at intervals, not on every retry."""
     monkeypatch.setattr(supervision, "LOG_EVERY_S", 0.3)
     task = SupervisedTask(Supervisor(), "sweeper")
     began = time.monotonic()
@@ -101,7 +101,7 @@ def test_work_that_fails_for_long_is_logged_once_a_minute(
 @pytest.mark.fault("B10")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_thread_that_died_is_reported() -> None:
-    """An error that ends the thread itself shows as a problem."""
+    """An error that ends the thread itself is reported as a problem."""
     supervisor = Supervisor()
 
     def step() -> None:
@@ -115,7 +115,7 @@ def test_a_thread_that_died_is_reported() -> None:
 
 
 def test_a_step_chooses_when_the_next_one_runs() -> None:
-    """The thread waits for the seconds that a step returns instead of its period."""
+    """The thread waits for the number of seconds that a step returns, instead of its period."""
     steps: list[float] = []
 
     def step() -> float:
@@ -146,7 +146,7 @@ def test_a_step_chooses_when_the_next_one_runs() -> None:
 def test_each_task_of_the_api_goes_on_and_is_in_health_while_it_fails(
     part: str, name: str, task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An error of a kind that no task expects ends none of them: health names it, and is well again when it passes."""
+    """An unexpected error ends no task: health names the failing one, and recovers once the error stops."""
     monkeypatch.setattr("serve_app.background.janitor._LOOK_S", 0.1)
     broken = threading.Event()
     broken.set()
@@ -181,7 +181,7 @@ def test_each_task_of_the_api_goes_on_and_is_in_health_while_it_fails(
 def test_the_watch_of_revoked_keys_goes_on_and_is_in_health_while_it_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It ends the streams of revoked keys, so an error that it does not expect must not end it unseen."""
+    """The task that ends streams of revoked keys survives an unexpected error, and health reports it."""
     monkeypatch.setattr("serve_app.api.key_cache.KEYS_FRESH_S", 0.1)
     real = JobWatcher.end_waits_except
     broken = threading.Event()
@@ -207,7 +207,7 @@ def test_the_watch_of_revoked_keys_goes_on_and_is_in_health_while_it_fails(
 def test_a_worker_goes_on_and_says_so_while_it_cannot_ask_for_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An error of a kind that a worker does not expect costs no loaded model: its row tells it, and it plays afterwards."""
+    """After an unexpected error a worker keeps its model, reports the error in its row, and generates again."""
     broken = threading.Event()
     with running(tmp_path) as service:
         kind = type(service.store.claims)
@@ -238,7 +238,7 @@ def test_a_worker_goes_on_and_says_so_while_it_cannot_ask_for_work(
 
 @pytest.mark.fault("B10")
 def test_a_service_on_a_newer_database_refuses_in_words_until_it_fits(database_url: str, tmp_path: Path) -> None:
-    """Nothing is promised on tables that mean something else: 503 with the cause, no 202; the right database heals it."""
+    """The API answers 503 with the cause while the database is newer, and accepts jobs again on the right one."""
     args = AppArgs.model_validate({"data_dir": tmp_path, "database_url": database_url, "models": {"m": simulated()}})
     operator = Store(database_url)
     operator.migrate()
@@ -260,7 +260,7 @@ def test_a_service_on_a_newer_database_refuses_in_words_until_it_fits(database_u
 
 @pytest.mark.fault("B10")
 def test_a_worker_neither_claims_nor_ends_on_a_newer_database(database_url: str) -> None:
-    """It waits where it can do no harm, and can be ended while it waits."""
+    """A worker on a newer database claims no job and can still be stopped."""
     operator = Store(database_url)
     operator.migrate()
     newcomer = Store(database_url)
@@ -290,7 +290,7 @@ def test_a_worker_neither_claims_nor_ends_on_a_newer_database(database_url: str)
 
 @pytest.mark.fault("B10")
 def test_a_running_service_tells_of_a_newer_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While an update is under way the old processes go on, and say that they cannot be started again."""
+    """During an update, running processes keep working and report that they could not start again."""
     monkeypatch.setattr("serve_app.background.sweeper.METRICS_EVERY_S", 0.1)
     with running(tmp_path) as service:
         service.ended(service.submit()["id"])

@@ -1,4 +1,4 @@
-"""docs/OPERATIONS.md walked: installing on an empty machine, and going back to a backup, as the guide's blocks say it."""
+"""Runs the blocks of docs/OPERATIONS.md in order: installing on an empty machine, and restoring a backup."""
 
 import os
 import re
@@ -50,14 +50,14 @@ RUNUSER = '#!/bin/sh\nshift 3\nexec "$@"\n'
 
 
 def blocks(place: str) -> list[str]:
-    """The guide's blocks for a place, in order."""
+    """The guide's blocks marked for a place, in order."""
     found = [block for run, block in BLOCKS if run == f" run {place}"]
     assert found
     return found
 
 
 def bash(script: str, folder: Path, **env: str) -> str:
-    """What a script printed; fails with it when the script did."""
+    """Runs a script and returns its output. Fails the test with that output if the script fails."""
     path = f"{BIN}:{POSTGRESQL}:{os.environ['PATH']}"
     env = {"PATH": path, "PYTHONPATH": str(ROOT), "HOME": str(folder), "LANG": "C.UTF-8"} | env
     done = subprocess.run(
@@ -68,7 +68,7 @@ def bash(script: str, folder: Path, **env: str) -> str:
 
 
 def test_every_place_of_the_guide_is_walked() -> None:
-    """No block is marked for a place that no test here knows."""
+    """Every block's mark names a place that a test here runs."""
     places = {run for run, _ in BLOCKS if run}
     assert places == {
         " run",
@@ -81,7 +81,7 @@ def test_every_place_of_the_guide_is_walked() -> None:
 
 
 def test_the_files_are_made_ones_own(tmp_path: Path) -> None:
-    """After the guide's commands no file for Kubernetes has an example's address in it, and compose has its file of secrets."""
+    """After the guide's commands no Kubernetes file contains an example address, and compose has its secrets file."""
     shutil.copytree(ROOT / "cluster", tmp_path / "cluster")
     bash(
         "\n".join(blocks("checkout")),
@@ -97,7 +97,7 @@ def test_the_files_are_made_ones_own(tmp_path: Path) -> None:
 
 
 def test_an_empty_machine_becomes_a_head(tmp_path: Path) -> None:
-    """The guide's commands for plain machines, in their order, give a database, a key, closed secrets and a loaded firewall."""
+    """The guide's commands for plain machines, in order, give a database, a key, closed secrets and a loaded firewall."""
     need_a_machine()
     programs = tmp_path / "bin"
     programs.mkdir()
@@ -160,7 +160,7 @@ def quoted(script: str) -> str:
 
 
 def doctor_allowed_to_fail(block: str) -> str:
-    """The doctor rightly says that this machine has no GPU; what it finds is not what the walk is about."""
+    """The doctor rightly reports that this machine has no GPU, which is not what this test is about."""
     return re.sub(r"^(.* doctor)$", r"\1 || true", block, flags=re.MULTILINE)
 
 
@@ -168,7 +168,7 @@ def doctor_allowed_to_fail(block: str) -> str:
 
 
 def play(service: Service) -> str:
-    """A finished song's job."""
+    """Submits a job, waits until its song is finished, and returns the job."""
     job = service.ended(service.submit()["id"])
     assert job["state"] == "succeeded"
     return str(job["id"])
@@ -180,7 +180,7 @@ def there(service: Service, job: str) -> bool:
 
 
 def test_a_backup_of_sqlite_brings_the_jobs_back(tmp_path: Path) -> None:
-    """A song of before the backup is there after it, with its audio and its owner's key; one that came later is not."""
+    """A restored backup has the song from before it, with audio and owner, and not the later one."""
     (backup,) = [block for run, block in BLOCKS if run == " run" and "VACUUM INTO" in block]
     with running(tmp_path, auth={"mode": "keys"}) as service:
         key = f"Bearer {service.store.keys.create('test')}"
@@ -197,7 +197,7 @@ def test_a_backup_of_sqlite_brings_the_jobs_back(tmp_path: Path) -> None:
 
 
 def test_a_backup_of_postgresql_brings_the_jobs_back(tmp_path: Path, postgresql_url: str) -> None:
-    """The same by pg_dump and pg_restore."""
+    """The same with pg_dump and pg_restore."""
     backup = "\n".join(blocks("postgresql"))
     restore = "\n".join(blocks("postgresql stopped"))
     settings: dict[str, Any] = {"database_url": postgresql_url, "auth": {"mode": "keys"}}

@@ -1,4 +1,4 @@
-"""A PostgreSQL that goes silent without closing anything: no answer hangs, and all goes on when the wire is whole."""
+"""A PostgreSQL that goes silent without closing connections: no request hangs, and everything works once the network is back."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ LIMITS = DatabaseArgs(connect_s=2, statement_s=1, silent_s=1)
 
 @pytest.fixture
 def wired(postgresql_url: str) -> Iterator[tuple[Wire, str]]:
-    """A wire to an empty PostgreSQL database, and its address through it."""
+    """An empty PostgreSQL database behind a proxy, and its address through the proxy."""
     with wire(postgresql_url) as found:
         yield found
 
@@ -36,7 +36,7 @@ def _unavailable(ask: Callable[[], object]) -> bool:
 
 @pytest.mark.fault("B5", "E10")
 def test_a_statement_under_way_is_given_up_when_the_server_goes_silent(wired: tuple[Wire, str]) -> None:
-    """Whoever waits for an answer, and whoever asks next, is told that the database is away; it is there again at once after."""
+    """A statement on a silent connection fails as "database unavailable"; the next succeeds once the network is back."""
     line, url = wired
     store = Store(url, LIMITS)
     store.migrate()
@@ -62,7 +62,7 @@ def test_a_statement_under_way_is_given_up_when_the_server_goes_silent(wired: tu
 
 @pytest.mark.fault("B5")
 def test_every_request_is_answered_while_the_database_is_silent(wired: tuple[Wire, str], tmp_path: Path) -> None:
-    """Forty requests at once, on connections old and new, each get a 503 before the wire is mended."""
+    """Forty requests at once, on old and new connections, each get a 503 before the network is back."""
     line, url = wired
     with running(tmp_path, workers=0, database_url=url, database=LIMITS.model_dump()) as service:
         service.submit()
@@ -79,7 +79,7 @@ def test_every_request_is_answered_while_the_database_is_silent(wired: tuple[Wir
 
 @pytest.mark.fault("B5", "E10")
 def test_a_song_is_published_soon_after_its_connections_were_lost(wired: tuple[Wire, str], tmp_path: Path) -> None:
-    """A failover drops the open connections without a word: the running song is published over new ones, in its first attempt."""
+    """A running song is published over new connections after a failover, in its first attempt."""
     line, url = wired
     models = {"m": simulated(step_s=0.1)}
     with running(tmp_path, models, database_url=url, database=LIMITS.model_dump(), queue={"lease_s": 60}) as service:
@@ -98,7 +98,7 @@ def test_a_song_is_published_soon_after_its_connections_were_lost(wired: tuple[W
 def test_who_listens_hears_again_after_its_connection_was_lost(
     wired: tuple[Wire, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A listener sends nothing, so no TCP timeout ends its wait: it asks now and then whether anybody is there."""
+    """A listener finds a dead connection by probing it, because it sends nothing that could time out."""
     monkeypatch.setattr(notifications, "CHECK_S", 0.5)
     line, url = wired
     store = Store(url, LIMITS)
@@ -118,7 +118,7 @@ def test_who_listens_hears_again_after_its_connection_was_lost(
 
 
 def test_a_migration_may_wait_longer_than_a_statement(postgresql_url: str) -> None:
-    """A process that starts while another makes a large index waits for it, however long it takes."""
+    """A process that starts while another builds a large index waits for it without a time limit."""
     store = Store(postgresql_url, LIMITS)
     with psycopg.connect(postgresql_url) as other, ThreadPoolExecutor(1) as pool:
         other.execute("SELECT pg_advisory_xact_lock(%s)", [MIGRATION_LOCK])
