@@ -1,4 +1,4 @@
-"""An audio store that cannot be used: told at the start and while it lasts, with its cause, and without addresses to strangers."""
+"""An unusable audio store: reported at the start and while it lasts, with its cause, and without addresses for strangers."""
 
 import errno
 import logging
@@ -59,7 +59,7 @@ NUMBERS = [
 
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Answering]:
-    """What stands for S3, and answers as the test wants; clients try for a second."""
+    """A stand-in for S3 that answers as the test wants; clients retry for a second."""
     monkeypatch.setattr(artifacts_module, "_RETRY_S", 1)
     with answering() as server:
         _point_at(monkeypatch, server.port)
@@ -99,7 +99,7 @@ def _told_nothing_secret(error: ArtifactsUnavailable) -> None:
 def test_what_an_object_store_answers_is_told_in_words(
     bucket: Answering, status: int, code: str, cause: str, words: str
 ) -> None:
-    """Each refusal of an object store is a cause and a sentence, for every way of using it, without its address or a secret."""
+    """Every refusal of an object store becomes a cause and a sentence without its address or a secret."""
     bucket.says(status, code)
     artifacts = Artifacts("s3://music/audio")
 
@@ -119,7 +119,7 @@ def test_what_an_object_store_answers_is_told_in_words(
 
 
 def test_a_missing_file_is_no_missing_bucket(bucket: Answering) -> None:
-    """A key that is not there stays NotFound, and deleting it is no failure."""
+    """A missing key stays NotFound, and deleting it is no failure."""
     bucket.says(404, "NoSuchKey")
     artifacts = Artifacts("s3://music/audio")
 
@@ -131,7 +131,7 @@ def test_a_missing_file_is_no_missing_bucket(bucket: Answering) -> None:
 
 @pytest.mark.parametrize(("number", "cause", "words"), NUMBERS)
 def test_what_a_file_system_says_is_told_in_words(tmp_path: Path, number: int, cause: str, words: str) -> None:
-    """Each error number of a file system is a cause and a sentence."""
+    """Every file system error number becomes a cause and a sentence."""
     found, why = explain(OSError(number, "said by the kernel"), Place(tmp_path, ""))
 
     assert (found, words in why) == (cause, True), why
@@ -139,7 +139,7 @@ def test_what_a_file_system_says_is_told_in_words(tmp_path: Path, number: int, c
 
 
 def test_a_store_that_cannot_be_reached_says_what_is_wrong_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A closed port, a name that nobody knows and a server that is silent are told apart."""
+    """A closed port, an unknown host name and a silent server are distinguished."""
     monkeypatch.setattr(artifacts_module, "_RETRY_S", 0.2)
     with socket.socket() as reserved:  # bound and not listening
         reserved.bind(("127.0.0.1", 0))
@@ -169,12 +169,12 @@ TRANSPORT = {
 
 @pytest.mark.parametrize("words", TRANSPORT)
 def test_what_can_hardly_be_provoked_here_is_known_by_its_text(words: str) -> None:
-    """Failures on the way that need another machine are recognised in the client's own words."""
+    """Network failures that need another machine are recognised by the client's text."""
     assert words in explain(Exception(TRANSPORT[words]), Place(None, "music"))[1]
 
 
 def test_each_row_of_the_table_is_tested() -> None:
-    """No row of the table of causes is without a test above or below."""
+    """Every row of the table of causes has a test above or below."""
     elsewhere = ("the disk is full", "the folder is read-only", "the folder does not exist", "nothing listens",
                  "its host name", "does not answer in time")  # fmt: skip
     words = [
@@ -189,7 +189,7 @@ def test_each_row_of_the_table_is_tested() -> None:
 
 
 def test_an_unknown_failure_is_told_without_addresses() -> None:
-    """What no row knows is told in the client's words, less whatever looks like an address or a path."""
+    """An unknown failure is reported in the client's words, without addresses and paths."""
     cause, why = explain(
         Exception("Generic S3 error: odd thing at https://u:p@host/x?sig=1 in /srv/a\nDebug"), Place(None, "b")
     )
@@ -198,7 +198,7 @@ def test_an_unknown_failure_is_told_without_addresses() -> None:
 
 
 def test_the_error_survives_its_way_between_processes() -> None:
-    """Pickled and back, cause and words are the same."""
+    """Cause and text survive pickling."""
     error = ArtifactsUnavailable(f"write {KEY}", "full", "the disk is full: 0.1 of 40 MB are free")
 
     copy = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
@@ -211,7 +211,7 @@ def test_the_error_survives_its_way_between_processes() -> None:
 
 @pytest.mark.fault("B14", "E5", "E9")
 def test_a_disk_says_whether_it_is_full_or_read_only_and_works_again(tmp_path: Path) -> None:
-    """A full disk tells what is free, one that was remounted read-only says so, and both are forgotten when they are cured."""
+    """A full disk and a read-only one are reported, and work again once they are repaired."""
     with small_disk(tmp_path / "disk", megabytes=8) as disk:
         artifacts = Artifacts((disk / "audio").as_uri())
         artifacts.probe()
@@ -242,7 +242,7 @@ def test_a_disk_says_whether_it_is_full_or_read_only_and_works_again(tmp_path: P
 def test_a_store_that_refuses_is_told_everywhere(
     bucket: Answering, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Readiness, health, the doctor and one line of the log tell why no song can be stored; strangers read no bucket's name."""
+    """Readiness, health, the doctor and one log line report why no song can be stored; strangers see no bucket name."""
     monkeypatch.setattr(storage_watch, "FAILING_EVERY_S", 0.05)
     monkeypatch.setattr(doctor, "_packages", lambda: "")  # their import takes most of a minute
     bucket.says(404, "NoSuchBucket")
@@ -273,7 +273,7 @@ def test_a_store_that_refuses_is_told_everywhere(
 
 @pytest.mark.fault("B14", "E9")
 def test_a_full_disk_is_told_until_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that fills up makes the service not ready and degraded; with room again it is well again."""
+    """A full disk makes the service not ready and degraded until there is room."""
     monkeypatch.setattr(storage_watch, "EVERY_S", 0.05)
     monkeypatch.setattr(storage_watch, "FAILING_EVERY_S", 0.05)
     with small_disk(tmp_path / "disk", megabytes=8) as disk, running(tmp_path, artifacts_url=disk.as_uri()) as service:
@@ -293,7 +293,7 @@ def test_a_full_disk_is_told_until_there_is_room(tmp_path: Path, monkeypatch: py
 def test_a_try_that_fails_as_nobody_foresaw_is_told_and_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An error that is none of the store's does not end the watch: health tells of it until a try works."""
+    """An unexpected error does not end the storage watch: health reports it until a probe succeeds."""
     monkeypatch.setattr(storage_watch, "EVERY_S", 0.05)
     monkeypatch.setattr(storage_watch, "FAILING_EVERY_S", 0.05)
     probe = Artifacts.probe
@@ -309,7 +309,7 @@ def test_a_try_that_fails_as_nobody_foresaw_is_told_and_made_again(
 
 
 def test_the_first_try_has_an_answer_before_anybody_is_told_that_all_is_well(tmp_path: Path) -> None:
-    """Until the store was tried once, nobody says that it works."""
+    """Until the store was probed once, it is not reported as working."""
     watch = storage_watch.StorageWatch(Artifacts(tmp_path.as_uri()), Supervisor())
 
     failure = watch.failure()

@@ -1,4 +1,4 @@
-"""Songs that cannot be stored: they wait and say why, cost no device time, and are stored as soon as that is possible."""
+"""Songs that cannot be stored: they wait with a reason, cost no device time, and are stored as soon as that is possible."""
 
 import logging
 import subprocess
@@ -40,7 +40,7 @@ S3_SETTINGS = {
 
 @contextmanager
 def on_a_small_disk(folder: Path, **settings: Any) -> Iterator[tuple[Service, Path]]:
-    """A service whose audio lies on a disk of 8 MB, and that disk."""
+    """A service whose audio is on a disk of 8 MB, and that disk."""
     with (
         small_disk(folder / "disk", megabytes=8) as disk,
         running(folder, artifacts_url=disk.as_uri(), **settings) as service,
@@ -69,7 +69,7 @@ def _worker(service: Service) -> dict[str, Any]:
 def test_a_song_that_waits_says_why_and_its_worker_claims_no_more(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """On a full disk the finished song waits with its reason, later jobs stay queued with theirs, and the log has one line."""
+    """On a full disk the finished song waits with a reason, later jobs stay queued with theirs, and the log has one line."""
     with caplog.at_level(logging.INFO, "ray.serve.sophia"), on_a_small_disk(tmp_path) as (service, disk):
         filler = fill(disk)
         first = service.submit()["id"]
@@ -102,7 +102,7 @@ def test_a_song_that_waits_says_why_and_its_worker_claims_no_more(
 
 @pytest.mark.fault("E5", "E9")
 def test_no_song_is_made_for_a_store_that_refuses_from_the_start(tmp_path: Path) -> None:
-    """A worker looks before its first job: on a full disk it takes none, says so, and begins when there is room."""
+    """A worker on a full disk takes no job, reports why, and starts once there is room."""
     with small_disk(tmp_path / "disk", megabytes=8) as disk:
         filler = fill(disk)
         with running(tmp_path, artifacts_url=disk.as_uri()) as service:
@@ -121,7 +121,7 @@ def test_no_song_is_made_for_a_store_that_refuses_from_the_start(tmp_path: Path)
 
 @pytest.mark.fault("E5")
 def test_no_song_is_made_for_a_bucket_that_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker without the right to write takes no job and says which bucket; a client reads no more than the kind of reason."""
+    """A worker without write permission takes no job and names the bucket; clients see only the kind of cause."""
     monkeypatch.setattr(artifacts_module, "_RETRY_S", 1)
     with answering() as bucket:
         bucket.says(403, "AccessDenied")
@@ -139,7 +139,7 @@ def test_no_song_is_made_for_a_bucket_that_refuses(tmp_path: Path, monkeypatch: 
 
 @pytest.mark.fault("E5", "E9")
 def test_a_song_waits_for_a_folder_that_turned_read_only(tmp_path: Path) -> None:
-    """It says so, and is stored when one may write there again; it was made once."""
+    """A song waits with its reason while the folder is read-only, then is stored without being generated again."""
     with on_a_small_disk(tmp_path) as (service, disk):
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
         job = service.submit()["id"]
@@ -155,7 +155,7 @@ def test_a_song_waits_for_a_folder_that_turned_read_only(tmp_path: Path) -> None
 
 @pytest.mark.fault("B14", "E5")
 def test_the_deadline_ends_a_song_that_waits_and_names_the_store(tmp_path: Path) -> None:
-    """The run limit is for the device, so a song waits longer than that; its deadline ends it, and says what it waited for."""
+    """The run limit does not count waiting for the store; the deadline does, and its error names the cause."""
     with on_a_small_disk(tmp_path, queue={"run_limit_s": 1}) as (service, disk):
         fill(disk)
         job = service.submit(deadline_s=5)["id"]
@@ -167,7 +167,7 @@ def test_the_deadline_ends_a_song_that_waits_and_names_the_store(tmp_path: Path)
 
 @pytest.mark.fault("B14")
 def test_seconds_of_waiting_for_the_store_are_no_seconds_of_running(database_url: str) -> None:
-    """An attempt that waited for the store may run for as much longer, and one that still waits for as long as it has to."""
+    """Time spent waiting for the store extends an attempt's run limit by as much."""
     store = Store(database_url)
     store.migrate()
     went_on = _claimed(store, stage="denoising", waited_s=100.0)
@@ -199,7 +199,7 @@ def _claimed(store: Store, **progress: Any) -> str:
 
 @pytest.mark.fault("B14")
 def test_a_song_that_does_not_fit_stops_no_others(tmp_path: Path) -> None:
-    """While a small file fits, a large song waits and others are stored; with room, it is stored, too."""
+    """While a large song waits for room, smaller ones are stored; with room, it is stored too."""
     with small_disk(tmp_path / "disk", megabytes=8) as disk:
         (disk / "filler").write_bytes(bytes(5_000_000))
         artifacts = Artifacts(disk.as_uri())

@@ -11,7 +11,7 @@ from tests.support.webhooks import final_delivery, raw_receiver, running_sender,
 
 
 def _read_request(connection: socket.socket) -> None:
-    """All of it: closing a connection with something unread resets it, and takes what was answered along."""
+    """Reads the whole request: closing a connection with unread data resets it and loses the answer."""
     head = b""
     while b"\r\n\r\n" not in head:
         head += connection.recv(65_536)
@@ -70,7 +70,7 @@ def _hang_up(connection: socket.socket, over: threading.Event) -> None:
 def test_a_receiver_that_misbehaves_costs_one_bounded_attempt(
     sqlite_store: Store, answer: Callable[[socket.socket, threading.Event], None], error: str
 ) -> None:
-    """Whatever a receiver does, the attempt ends, with a reason that repeats nothing of what it said."""
+    """Every attempt ends within its bound, with a reason that repeats nothing of the answer."""
     with raw_receiver(answer) as url:
         job = succeeded_with_webhook(sqlite_store, url)
         with running_sender(sqlite_store, retries_s=[], timeout_s=0.5):
@@ -81,7 +81,7 @@ def test_a_receiver_that_misbehaves_costs_one_bounded_attempt(
 
 
 def test_the_body_of_an_answer_is_not_waited_for(sqlite_store: Store) -> None:
-    """An answer with 200 counts, even when its body never ends."""
+    """A 200 counts even if its body never ends."""
 
     def endless(connection: socket.socket, over: threading.Event) -> None:
         _read_request(connection)
@@ -96,7 +96,7 @@ def test_the_body_of_an_answer_is_not_waited_for(sqlite_store: Store) -> None:
 
 
 def test_nobody_listening_is_a_failed_attempt(sqlite_store: Store) -> None:
-    """A connection that is refused says so."""
+    """A refused connection is a failed attempt with that reason."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     job = succeeded_with_webhook(sqlite_store, f"http://127.0.0.1:{port}/")

@@ -1,4 +1,4 @@
-"""Webhook deliveries as rows: when they are made and who claims them."""
+"""Webhook deliveries as rows: when they are created and who claims them."""
 
 import runpy
 from collections.abc import Callable
@@ -42,7 +42,7 @@ def _expire(store: Store, job: Job) -> None:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_every_end_of_a_job_makes_a_delivery(store: Store, end: Callable[[Store, Job], None], event: str) -> None:
-    """However a job with a webhook_url ends, one delivery is due, named after the state."""
+    """Every final state of a job with a webhook_url creates one delivery, named after the state."""
     job = submit_with_webhook(store, "https://hooks.example/x")
     assert store.webhooks.latest(job.id) is None
 
@@ -55,7 +55,7 @@ def test_every_end_of_a_job_makes_a_delivery(store: Store, end: Callable[[Store,
 
 
 def test_jobs_that_do_not_end_or_name_no_url_make_none(store: Store) -> None:
-    """An attempt that is tried again is no end, and a job without webhook_url tells nobody."""
+    """A retried attempt and a job without webhook_url create no delivery."""
     again = submit_with_webhook(store, "https://hooks.example/x")
     store.claims.fail(claim(store), BadAudio("NaN"))
     store.jobs.cancel(submit_with_webhook(store, None).id)
@@ -66,7 +66,7 @@ def test_jobs_that_do_not_end_or_name_no_url_make_none(store: Store) -> None:
 
 
 def test_a_state_is_never_kept_without_its_delivery(store: Store) -> None:
-    """When the delivery cannot be written, the job has not ended either: they are one transaction."""
+    """The delivery and the job's final state are written in one transaction."""
     submit_with_webhook(store, "https://hooks.example/x")
     job = claim(store)
     with store.database.write() as connection:
@@ -79,7 +79,7 @@ def test_a_state_is_never_kept_without_its_delivery(store: Store) -> None:
 
 
 def test_a_deleted_job_takes_its_deliveries_along(store: Store) -> None:
-    """Nothing is sent about a job that its client has deleted."""
+    """Deleting a job deletes its deliveries."""
     job = succeeded_with_webhook(store, "https://hooks.example/x")
     store.jobs.delete(job.id)
     assert store.webhooks.latest(job.id) is None
@@ -87,7 +87,7 @@ def test_a_deleted_job_takes_its_deliveries_along(store: Store) -> None:
 
 
 def test_a_delivery_whose_sender_died_is_due_again(store: Store) -> None:
-    """The end of the lease brings it back under its id, and the first sender's word no longer counts."""
+    """After the lease the delivery is due again under its id, and the first sender can no longer complete it."""
     succeeded_with_webhook(store, "https://hooks.example/x")
     first = store.webhooks.claim(lease_s=0)
     again = store.webhooks.claim(lease_s=60)
@@ -106,7 +106,7 @@ def test_a_delivery_whose_sender_died_is_due_again(store: Store) -> None:
 
 @pytest.mark.fault("B9")
 def test_a_delivery_to_a_busy_host_is_passed_over(store: Store) -> None:
-    """A claim leaves out the hosts that it is told, whatever is due there and at whatever port."""
+    """A claim skips the given hosts, at any port."""
     for slow in ("https://Slow.example/a", "https://slow.example:8001/", "https://SLOW.example.:8002/"):
         succeeded_with_webhook(store, slow)
     fast = succeeded_with_webhook(store, "https://fast.example/b")

@@ -1,4 +1,4 @@
-"""How senders share their work among receivers and owners."""
+"""How senders divide their work among receivers and owners."""
 
 import threading
 
@@ -15,7 +15,7 @@ from tests.support.webhooks import Receiver, final_delivery, running_receiver, r
 
 
 def test_many_senders_share_the_work(store: Store, receiver: Receiver, database_url: str) -> None:
-    """Three senders send twenty events once each."""
+    """Three senders send each of twenty events once."""
     made = [succeeded_with_webhook(store, receiver.url) for _ in range(20)]
     others = [Store(database_url) for _ in range(2)]
     with running_sender(store), running_sender(others[0]), running_sender(others[1]):
@@ -26,7 +26,7 @@ def test_many_senders_share_the_work(store: Store, receiver: Receiver, database_
 
 
 def test_a_slow_receiver_does_not_hold_up_the_others(store: Store, receiver: Receiver) -> None:
-    """While one host answers nothing, events to another arrive, and the slow one gets a few at a time only."""
+    """Events to a fast host arrive while a slow host gets only a few at a time."""
     with running_receiver(host="127.0.0.2") as slow:
         slow.hold = threading.Event()
         stuck = [succeeded_with_webhook(store, slow.url) for _ in range(12)]
@@ -40,7 +40,7 @@ def test_a_slow_receiver_does_not_hold_up_the_others(store: Store, receiver: Rec
 
 @pytest.mark.fault("B9")
 def test_many_names_of_one_machine_are_one_receiver(store: Store, receiver: Receiver) -> None:
-    """Twelve names lead to one slow machine: it takes two senders, the others go on, and what waited for it costs no attempt."""
+    """Twelve names of one slow machine occupy two senders, and waiting for it costs no attempt."""
     with running_receiver(host="127.0.0.2") as slow:
         slow.hold = threading.Event()
         stuck = [succeeded_with_webhook(store, f"http://n{number}.slow.example:{slow.port}/") for number in range(12)]
@@ -59,7 +59,7 @@ def test_many_names_of_one_machine_are_one_receiver(store: Store, receiver: Rece
 
 @pytest.mark.fault("B9")
 def test_one_owner_does_not_take_every_sender(store: Store, receiver: Receiver) -> None:
-    """One owner has twelve slow machines: half of the senders are for others, and an owner with nothing under way comes first."""
+    """An owner with twelve slow machines leaves half of the senders to others, and idle owners come first."""
     with running_receiver(host="0.0.0.0") as slow:  # noqa: S104  it is many machines
         slow.hold = threading.Event()
         stuck = [
@@ -75,7 +75,7 @@ def test_one_owner_does_not_take_every_sender(store: Store, receiver: Receiver) 
 
 @pytest.mark.fault("B9")
 def test_a_receiver_that_one_owner_floods_is_open_to_others(store: Store) -> None:
-    """Somebody fills all places at another's receiver: the next place there is the other's, however long the first queue is."""
+    """If one owner fills a receiver's places, the next free place goes to another owner."""
     with running_receiver(host="127.0.0.2") as shared:
         shared.hold = threading.Event()
         flood = [succeeded_with_webhook(store, f"{shared.url}/flood", "greedy") for _ in range(12)]
@@ -116,6 +116,6 @@ def test_an_owner_may_have_so_many_webhooks_on_their_way(store: Store) -> None:
 
 
 def test_addresses_of_one_network_are_one_receiver() -> None:
-    """An IPv4 address is a receiver, in whichever spelling; of IPv6, the network whose addresses all are one owner's."""
+    """Receivers are counted by IPv4 address, in any spelling, or by IPv6 network."""
     assert receiver_at("192.0.2.1") == receiver_at("::ffff:192.0.2.1") == "192.0.2.1"
     assert receiver_at("2001:db8::1") == receiver_at("2001:db8::ffff:2") != receiver_at("2001:db8:0:1::1")

@@ -22,7 +22,7 @@ from tests.support.webhooks import (
 
 
 def test_an_event_is_sent_until_it_is_accepted(store: Store, receiver: Receiver) -> None:
-    """What is not 2xx is tried again, each time under the same id with a signature of its own; redirects are not followed."""
+    """Answers other than 2xx are retried under the same id with a new signature; redirects are not followed."""
     receiver.answers = [(500, {}), (302, {"Location": "/elsewhere"}), (429, {})]
     job = succeeded_with_webhook(store, receiver.url)
     with running_sender(store):
@@ -39,7 +39,7 @@ def test_an_event_is_sent_until_it_is_accepted(store: Store, receiver: Receiver)
 
 
 def test_an_event_is_given_up_after_the_last_retry(store: Store, receiver: Receiver) -> None:
-    """As many attempts as retries are configured, and one; then the delivery has failed, with its reasons."""
+    """After the configured retries the delivery has failed, with its reasons."""
     receiver.answers = [(503, {})] * 10
     job = succeeded_with_webhook(store, receiver.url)
     with running_sender(store, retries_s=[0.01, 0.01]):
@@ -49,7 +49,7 @@ def test_an_event_is_given_up_after_the_last_retry(store: Store, receiver: Recei
 
 
 def test_gone_means_stop(store: Store, receiver: Receiver) -> None:
-    """410 ends the delivery at once."""
+    """A 410 ends the delivery at once."""
     receiver.answers = [(410, {})]
     job = succeeded_with_webhook(store, receiver.url)
     with running_sender(store):
@@ -63,7 +63,7 @@ def test_gone_means_stop(store: Store, receiver: Receiver) -> None:
 def test_a_receiver_may_ask_for_time(
     store: Store, receiver: Receiver, asked: str, at_least: float, at_most: float
 ) -> None:
-    """Retry-After of a busy receiver is heeded, up to a day; nonsense is not."""
+    """Retry-After is honoured up to a day; invalid values are ignored."""
     receiver.answers = [(503, {"Retry-After": asked})]
     job = succeeded_with_webhook(store, receiver.url)
     with running_sender(store, retries_s=[1.0]):
@@ -72,7 +72,7 @@ def test_a_receiver_may_ask_for_time(
 
 
 def test_retries_come_slower_and_not_all_at_once(store: Store, receiver: Receiver) -> None:
-    """The waits grow as configured, and jitter keeps ten events that failed together apart."""
+    """Delays grow as configured, and jitter spreads ten events that failed together."""
     receiver.answers = [(500, {})] * 10
     made = [succeeded_with_webhook(store, receiver.url) for _ in range(10)]
     with running_sender(store, retries_s=[1000.0]):
@@ -85,14 +85,14 @@ def test_retries_come_slower_and_not_all_at_once(store: Store, receiver: Receive
 
 
 def test_an_event_is_sent_as_soon_as_its_job_has_ended(store: Store, receiver: Receiver) -> None:
-    """A sender that waits is woken by the end of a job."""
+    """The end of a job wakes an idle sender."""
     with running_sender(store):
         job = succeeded_with_webhook(store, receiver.url)
         assert final_delivery(store, job).state == "delivered"
 
 
 def test_an_event_that_is_out_of_date_is_not_sent(store: Store, receiver: Receiver) -> None:
-    """A job that was run again before its failure was told is told of when it ends again."""
+    """If a job is retried before its failure was sent, only its next end is sent."""
     job = submit_with_webhook(store, receiver.url)
     store.claims.fail(claim(store), GenerationError("no"))
     store.jobs.retry(job.id, max_attempts=3)
@@ -104,7 +104,7 @@ def test_an_event_that_is_out_of_date_is_not_sent(store: Store, receiver: Receiv
 
 
 def test_a_sender_ends_without_waiting_for_what_is_not_due(store: Store) -> None:
-    """Closing a sender that has nothing under way returns, whatever is still to be tried again."""
+    """Closing a sender that sends nothing returns at once, even if retries are pending."""
     job = succeeded_with_webhook(store, "http://127.0.0.1:9/")
     with running_sender(store, retries_s=[1000.0]):
         delivery_after_an_attempt(store, job)

@@ -12,7 +12,7 @@ from tests.support.webhooks import SECRET, Receiver
 
 
 def test_a_client_is_told_and_can_see_that_it_was(tmp_path: Path, receiver: Receiver) -> None:
-    """A job submitted with webhook_url tells it the job's own view, and shows how the delivery went."""
+    """The webhook of a job carries the job's own view, and the job shows how the delivery went."""
     settings: dict[str, Any] = {"webhook_secret": SECRET, "webhooks": {"allow_private": True, "retries_s": [0.05]}}
     receiver.answers = [(500, {})]
     with running(tmp_path, {"ace-step": simulated()}, **settings) as service:
@@ -42,7 +42,7 @@ def _is_delivered(job: dict[str, Any]) -> bool:
     "url", ["http://127.0.0.1/", "http://user:x@hooks.example/", "ftp://hooks.example/", "http://0x7f.1/"]
 )
 def test_a_url_that_may_not_be_sent_to_is_refused_at_submission(tmp_path: Path, url: str) -> None:
-    """422 names the field, and no job is made."""
+    """A forbidden webhook_url gets a 422 that names the field, and no job is created."""
     with running(tmp_path, {"ace-step": simulated()}, workers=0, webhook_secret=SECRET) as service:
         answer = service.client.post("/v1/jobs", json={"prompt": "x", "webhook_url": url})
         assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
@@ -51,7 +51,7 @@ def test_a_url_that_may_not_be_sent_to_is_refused_at_submission(tmp_path: Path, 
 
 
 def test_without_a_secret_there_are_no_webhooks(tmp_path: Path) -> None:
-    """A service that cannot sign takes no webhook_url, and its schema says so."""
+    """Without a signing secret the service refuses webhook_url, and its schema says so."""
     with running(tmp_path, {"ace-step": simulated()}, workers=0) as service:
         answer = service.client.post("/v1/jobs", json={"prompt": "x", "webhook_url": "https://hooks.example/"})
         page = service.client.get("/openapi.json").json()

@@ -64,7 +64,7 @@ class Bench:
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[Bench]:
-    """Everything but the worker."""
+    """A store, an artifact folder, and a way to start workers."""
     store = Store(f"sqlite:///{tmp_path / 'jobs.db'}")
     store.migrate()
     bench = Bench(store, Artifacts((tmp_path / "audio").as_uri()), [])
@@ -75,7 +75,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 
 
 class Faulty(SimulatedEngine):
-    """The simulated engine, with something done before each song."""
+    """The simulated engine, with a hook before each song."""
 
     def __init__(self, before: Callable[[], None], step_s: float = 0.01) -> None:
         super().__init__("m", simulated(step_s))
@@ -88,7 +88,7 @@ class Faulty(SimulatedEngine):
 
 
 def raiser(*failures: Exception | None) -> Callable[[], None]:
-    """Raises each failure in turn; nothing for None and after the last."""
+    """Raises the given failures in turn; None, and the end of the list, raise nothing."""
     remaining = list(failures)
 
     def before() -> None:
@@ -99,7 +99,7 @@ def raiser(*failures: Exception | None) -> Callable[[], None]:
 
 
 def test_a_worker_plays_the_real_pipeline_from_claim_to_file(bench: Bench, engine: AceStepEngine) -> None:
-    """A job of two variations on the embedded checkpoint ends with two different files of the right length."""
+    """A job of two variations ends with two different files of the right length."""
     bench.start(engine)
     job = bench.ended(bench.submit(variations=2, duration=2.0, format="flac"))
     assert job.status is Status.SUCCEEDED, job.error
@@ -110,7 +110,7 @@ def test_a_worker_plays_the_real_pipeline_from_claim_to_file(bench: Bench, engin
 
 
 def test_a_cut_prompt_is_told_in_the_jobs_warnings(bench: Bench, engine: AceStepEngine) -> None:
-    """What the model does not read, and what it ignores, stands in the warnings."""
+    """The job's warnings list what the model did not read and what it ignores."""
     bench.start(engine)
     job = bench.ended(bench.submit(prompt="piano " * 400, guidance_scale=5.0))
     assert any("prompt was cut" in warning for warning in job.warnings)
@@ -118,7 +118,7 @@ def test_a_cut_prompt_is_told_in_the_jobs_warnings(bench: Bench, engine: AceStep
 
 
 def test_phases_are_reported_up_to_idle_and_the_row_goes_with_the_worker(bench: Bench) -> None:
-    """A worker is idle when it is ready, and off the list when it has drained."""
+    """A worker is idle when it is ready, and its row is removed when it has drained."""
     worker = bench.start()
     eventually(lambda: bench.phase(worker) == "idle")
     worker.drain()
@@ -126,7 +126,7 @@ def test_phases_are_reported_up_to_idle_and_the_row_goes_with_the_worker(bench: 
 
 
 def test_a_model_that_cannot_be_loaded_says_why(bench: Bench) -> None:
-    """The failure is raised, and stands in the worker's row with its code and phase."""
+    """The failure is raised and recorded in the worker's row with its code and phase."""
 
     class Broken(SimulatedEngine):
         def load(self, report: Callable[[str, float | None, str], None]) -> NoReturn:
@@ -143,7 +143,7 @@ def test_a_model_that_cannot_be_loaded_says_why(bench: Bench) -> None:
 
 
 def test_the_next_job_starts_while_the_last_is_encoded(bench: Bench) -> None:
-    """The device does not wait for a codec: the second job is running before the first has ended."""
+    """The device does not wait for encoding: the second job runs before the first has ended."""
     bench.start(step_s=0.0)
     first = bench.submit(format="mp3", duration=120.0)
     second = bench.submit(format="wav")
@@ -153,14 +153,14 @@ def test_the_next_job_starts_while_the_last_is_encoded(bench: Bench) -> None:
 
 
 def test_a_retryable_failure_is_tried_again(bench: Bench) -> None:
-    """Bad audio once, then a song: one job, two attempts."""
+    """A retryable failure costs an attempt, and the next attempt succeeds."""
     bench.start(Faulty(raiser(errors.BadAudio("NaN"))))
     job = bench.ended(bench.submit())
     assert (job.status, job.attempt) == (Status.SUCCEEDED, 2)
 
 
 def test_an_unforeseen_failure_ends_the_job_and_not_the_worker(bench: Bench) -> None:
-    """The job fails with the cause, and the worker plays the next one."""
+    """An unexpected error fails the job with its cause, and the worker generates the next one."""
     bench.start(Faulty(raiser(ZeroDivisionError("by zero"))))
     failed = bench.ended(bench.submit())
     good = bench.ended(bench.submit())
@@ -170,7 +170,7 @@ def test_an_unforeseen_failure_ends_the_job_and_not_the_worker(bench: Bench) -> 
 
 
 def test_a_worker_whose_device_is_lost_takes_no_other_job(bench: Bench) -> None:
-    """The job goes back into the queue for another worker, and this one is no longer alive, so that Serve replaces it."""
+    """The job returns to the queue, and the worker reports itself dead so that Serve replaces it."""
     lost = errors.DeviceLost("cuda:0 failed: an illegal memory access was encountered")
     worker = bench.start(Faulty(raiser(lost)))
     job = bench.submit()
@@ -181,7 +181,7 @@ def test_a_worker_whose_device_is_lost_takes_no_other_job(bench: Bench) -> None:
 
 
 def test_a_cancelled_job_publishes_nothing(bench: Bench) -> None:
-    """After cancelling, no file and no result appear, and the next job is played."""
+    """A cancelled job leaves no file and no result, and the next job runs."""
     worker = bench.start(step_s=0.1)
     job = bench.submit(steps=200)
     eventually(lambda: (bench.store.jobs.get(job.id).progress or {}).get("step", 0) >= 1)
@@ -203,7 +203,7 @@ def test_heartbeats_keep_a_long_job_from_being_given_away(bench: Bench) -> None:
 
 
 def test_draining_ends_the_job_in_hand_and_takes_no_other(bench: Bench) -> None:
-    """Of two jobs the running one is published, the waiting one stays queued."""
+    """While a worker drains, its running job is published and the waiting one stays queued."""
     worker = bench.start(step_s=0.1)
     running = bench.submit(steps=10)
     waiting = bench.submit()
@@ -214,7 +214,7 @@ def test_draining_ends_the_job_in_hand_and_takes_no_other(bench: Bench) -> None:
 
 
 def test_a_full_artifact_store_delays_a_song_and_does_not_lose_it(bench: Bench, tmp_path: Path) -> None:
-    """While files cannot be written the job waits, and is published when they can."""
+    """A song waits while files cannot be written, and is published when they can."""
     worker = bench.start(step_s=0.05)
     job = bench.submit(steps=20)
     eventually(lambda: bench.store.jobs.get(job.id).status is Status.RUNNING)
@@ -230,7 +230,7 @@ def test_a_full_artifact_store_delays_a_song_and_does_not_lose_it(bench: Bench, 
 
 
 def test_idle_workers_share_the_jobs_out(bench: Bench) -> None:
-    """Three jobs on three idle workers run at the same time."""
+    """Three jobs run at the same time on three idle workers."""
     for _ in range(3):
         bench.start(step_s=0.2)
     made = [bench.submit(steps=5) for _ in range(3)]
@@ -239,7 +239,7 @@ def test_idle_workers_share_the_jobs_out(bench: Bench) -> None:
 
 
 class TwoSlots(SimulatedEngine):
-    """Begins the jobs "fails" and "succeeds" only when both run, and then fails the first."""
+    """Starts the jobs "fails" and "succeeds" only when both run, and then fails the first."""
 
     slots = 2
 
@@ -256,7 +256,7 @@ class TwoSlots(SimulatedEngine):
 
 
 def test_an_engine_with_two_slots_runs_two_jobs_at_once(bench: Bench) -> None:
-    """One worker claims both jobs, and the failure of one neither ends the other nor frees its slot for nothing."""
+    """One worker runs two jobs at once, and the failure of one does not affect the other."""
     worker = bench.start(TwoSlots())
     failing = bench.submit(prompt="fails", max_attempts=1)
     succeeding = bench.submit(prompt="succeeds", max_attempts=1)
@@ -276,7 +276,7 @@ def test_an_engine_with_two_slots_runs_two_jobs_at_once(bench: Bench) -> None:
 
 
 def test_draining_a_worker_with_two_slots_ends_both_jobs(bench: Bench) -> None:
-    """Both running jobs are published, and its row shows how many jobs it runs until then."""
+    """Both running jobs are published, and the worker's row shows how many jobs it still runs."""
     engine = TwoSlots()
     worker = bench.start(engine)
     jobs = [bench.submit(prompt="succeeds", steps=10) for _ in range(2)]
@@ -286,7 +286,7 @@ def test_draining_a_worker_with_two_slots_ends_both_jobs(bench: Bench) -> None:
 
 
 def test_a_waiting_worker_starts_at_once(bench: Bench) -> None:
-    """From submission to start an idle worker takes a small part of a second."""
+    """An idle worker starts a submitted job within a small part of a second."""
     bench.start(step_s=0.0)
     gaps = []
     for _ in range(20):
@@ -300,7 +300,7 @@ def test_a_waiting_worker_starts_at_once(bench: Bench) -> None:
 
 
 def test_all_of_a_workers_device_time_is_told_by_use(bench: Bench) -> None:
-    """From its start to its end each second is loading, generating or idle; what it generated for is on the job."""
+    """Every second of a worker's life counts as loading, generating or idle, and generating time is charged to the job."""
     began = time.monotonic()
     worker = bench.start(step_s=0.05)
     job = bench.ended(bench.submit(steps=10))
@@ -314,7 +314,7 @@ def test_all_of_a_workers_device_time_is_told_by_use(bench: Bench) -> None:
 
 
 def test_an_attempt_that_gives_no_song_is_on_the_account(bench: Bench) -> None:
-    """A cancelled and a failed job: both took the device, and their key's account says how long."""
+    """Device time of cancelled and failed jobs is charged to their key."""
     bench.start(Faulty(raiser(None, errors.GenerationError("no")), step_s=0.05))
     cancelled = bench.submit(steps=100)
     eventually(lambda: (bench.store.jobs.get(cancelled.id).progress or {}).get("step", 0) >= 4)
