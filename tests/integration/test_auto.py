@@ -1,4 +1,4 @@
-"""What `auto` becomes on the command line where no Ray cluster runs."""
+"""How `source: auto` and `device: auto` are resolved."""
 
 from pathlib import Path
 

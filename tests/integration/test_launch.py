@@ -1,4 +1,4 @@
-"""The checks of `make serve` before Ray starts."""
+"""What `make serve` prints: selected lines of `serve run`, and a report on the start."""
 
 import os
 import socket

@@ -64,7 +64,7 @@ def test_without_keys_only_this_machine_is_answered(
 
 @pytest.mark.fault("B11")
 def test_with_a_key_every_name_is_answered(tmp_path: Path) -> None:
-    """With a key, every Host is answered: behind a reverse proxy it is the proxy's name, and no web page has the key."""
+    """With a key every Host header is accepted, since no foreign web page has the key."""
     with running(tmp_path, workers=0) as service:
         key = {"Authorization": f"Bearer {service.store.keys.create('studio')}", "Host": "music.example"}
         answer = service.client.get("/v1/jobs", headers={**key, "Origin": "https://app.example"})
@@ -74,7 +74,7 @@ def test_with_a_key_every_name_is_answered(tmp_path: Path) -> None:
 
 @pytest.mark.fault("C7")
 def test_an_event_source_that_has_heard_the_end_is_told_to_stop(tmp_path: Path) -> None:
-    """A client that reconnects with the last event's id gets 204, which stops an EventSource; without the id it gets the event."""
+    """Reconnecting with the last event's id gets 204, which stops an EventSource; without it, the event."""
     with running(tmp_path) as service:
         job = service.ended(service.submit()["id"])["id"]
         path = f"/v1/jobs/{job}/events"
@@ -89,7 +89,7 @@ def test_an_event_source_that_has_heard_the_end_is_told_to_stop(tmp_path: Path) 
 @pytest.mark.fault("C8")
 @pytest.mark.parametrize("page", ["/docs", "/redoc"])
 def test_the_pages_of_the_api_need_no_internet(tmp_path: Path, page: str) -> None:
-    """The service itself serves every file that the page links, and the page's policy allows no other source."""
+    """The service serves every file that its pages link, and their policy allows no other source."""
     with running(tmp_path, workers=0) as service:
         answer = service.client.get(page)
         links = re.findall(r"""(?:src|href|spec-url)=["']([^"']+)""", answer.text) + re.findall(

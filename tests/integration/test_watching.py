@@ -11,7 +11,7 @@ from tests.support.queue import submit
 
 
 def test_a_change_by_another_process_wakes_a_waiter(store: Store, database_url: str) -> None:
-    """Who waits for work hears of a submission made through another connection."""
+    """A process that waits for work is woken by a submission through another connection."""
     other = Store(database_url)
     try:
         store.notifications.wait(
@@ -36,7 +36,7 @@ def test_a_change_by_another_process_wakes_a_waiter(store: Store, database_url: 
 
 
 def test_watching_survives_a_database_that_comes_back(postgresql_url: str) -> None:
-    """A watcher whose connection is cut hears of changes again, and counts the gap as one."""
+    """A watcher whose connection was cut is woken by changes again, and counts the gap as one change."""
     store = Store(postgresql_url)
     try:
         store.migrate()

@@ -1,4 +1,4 @@
-"""Which address a webhook is sent to, and the certificate it must show."""
+"""Which address a webhook is sent to, and which certificate it must show."""
 
 import socket
 import ssl
@@ -30,7 +30,7 @@ from tests.support.webhooks import Receiver, final_delivery, running_receiver, r
 def test_a_name_with_any_address_inside_is_not_connected_to(
     sqlite_store: Store, receiver: Receiver, answers: list[str]
 ) -> None:
-    """One address inside among those of a name is enough to refuse it, before any connection."""
+    """A name with one private address among others is refused before any connection."""
     job = succeeded_with_webhook(sqlite_store, f"http://hooks.example:{receiver.port}/")
     with running_sender(sqlite_store, retries_s=[], allow_private=False, resolve=lambda host, port: answers):
         delivery = final_delivery(sqlite_store, job)
@@ -42,7 +42,7 @@ def test_a_name_with_any_address_inside_is_not_connected_to(
 def test_spellings_of_loopback_are_seen_through_when_sending(
     sqlite_store: Store, receiver: Receiver, host: str
 ) -> None:
-    """What the system's resolver makes of a host counts: no spelling of loopback is connected to."""
+    """Every spelling of loopback is refused, because the resolved address is checked."""
     job = succeeded_with_webhook(sqlite_store, f"http://hooks.example:{receiver.port}/")
     with running_sender(sqlite_store, retries_s=[], allow_private=False, resolve=lambda _, port: resolve(host, port)):
         assert final_delivery(sqlite_store, job).history[0]["error"] == "hooks.example is not a public address"
@@ -50,7 +50,7 @@ def test_spellings_of_loopback_are_seen_through_when_sending(
 
 
 def test_a_url_that_is_no_longer_allowed_is_not_sent_to(sqlite_store: Store, receiver: Receiver) -> None:
-    """Once the operator no longer allows addresses inside, deliveries that are due there end."""
+    """Deliveries to private addresses end once the operator no longer allows them."""
     job = succeeded_with_webhook(sqlite_store, receiver.url)
     with running_sender(sqlite_store, allow_private=False):
         delivery = final_delivery(sqlite_store, job)
@@ -59,7 +59,7 @@ def test_a_url_that_is_no_longer_allowed_is_not_sent_to(sqlite_store: Store, rec
 
 
 def test_the_connection_goes_to_the_address_that_was_checked(sqlite_store: Store, receiver: Receiver) -> None:
-    """A name is looked up once an attempt and connected to by that answer, so a second answer is never used."""
+    """A name is resolved once for each attempt, and the connection uses that checked address."""
     answers = [["127.0.0.1"], ["127.0.0.9"]]
     asked = []
 
@@ -76,14 +76,14 @@ def test_the_connection_goes_to_the_address_that_was_checked(sqlite_store: Store
 
 
 def test_the_next_address_is_tried_when_one_is_dead(sqlite_store: Store, receiver: Receiver) -> None:
-    """A name with several addresses is reached by the one that listens."""
+    """If one address of a name is dead, the next is tried."""
     job = succeeded_with_webhook(sqlite_store, f"http://hooks.example:{receiver.port}/")
     with running_sender(sqlite_store, retries_s=[], resolve=lambda host, port: ["127.0.0.9", "127.0.0.1"]):
         assert final_delivery(sqlite_store, job).state == "delivered"
 
 
 def test_a_name_without_an_address_is_a_failed_attempt(sqlite_store: Store) -> None:
-    """A lookup that fails is written down like any other failure."""
+    """A failed lookup is recorded like any other failure."""
     job = succeeded_with_webhook(sqlite_store, "https://hooks.example/")
 
     def nothing(host: str, port: int) -> list[str]:
@@ -95,7 +95,7 @@ def test_a_name_without_an_address_is_a_failed_attempt(sqlite_store: Store) -> N
 
 @pytest.fixture
 def certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
-    """A server's TLS context for the name hooks.example, trusted through SSL_CERT_FILE as an operator's own CA would be."""
+    """A server's TLS context for hooks.example, trusted through SSL_CERT_FILE as an operator's own CA would be."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "hooks.example")])
     now = datetime.now(UTC)
@@ -127,7 +127,7 @@ def certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLConte
 def test_the_certificate_is_that_of_the_name(
     sqlite_store: Store, certificate: ssl.SSLContext, host: str, state: str
 ) -> None:
-    """Over TLS the certificate must be for the URL's name, although the connection is made to an address."""
+    """The certificate must match the URL's name, although the connection goes to an address."""
     with running_receiver(certificate) as receiver:
         job = succeeded_with_webhook(sqlite_store, f"https://{host}:{receiver.port}/")
         with running_sender(sqlite_store, retries_s=[], resolve=lambda host, port: ["127.0.0.1"]):

@@ -1,4 +1,4 @@
-"""Placement on a cluster of several nodes with GPUs. The GPUs are Ray's word only: the simulated engine touches none."""
+"""Placement on a cluster of several nodes whose GPUs exist only in Ray's resources; the simulated engine needs none."""
 
 import os
 from collections.abc import Iterator
@@ -39,7 +39,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def args(tmp_path_factory: pytest.TempPathFactory) -> AppArgs:
-    """Model m, whose three workers want a 4090 each, and one that is for A100s."""
+    """Model m with three workers that want a 4090 each, and a model for A100s."""
     model = {"source": "simulated", "device": "cuda", "simulated": {"step_s": 0.1}}
     models = {
         "m": {
@@ -54,7 +54,7 @@ def args(tmp_path_factory: pytest.TempPathFactory) -> AppArgs:
 
 @pytest.fixture(scope="module")
 def client(cluster: Cluster, args: AppArgs) -> Iterator[httpx.Client]:
-    """Sophia, as soon as the two workers are ready for which there is a card."""
+    """A client of Sophia, once the two workers are ready that have a card."""
     port = free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port}, proxy_location="HeadOnly")
     serve._run(build(args), name="sophia", route_prefix="/", _blocking=False)
@@ -74,7 +74,7 @@ def store(args: AppArgs) -> Iterator[Store]:
 def test_workers_get_a_node_each_with_the_card_that_their_model_wants(
     cluster: Cluster, client: httpx.Client, store: Store
 ) -> None:
-    """Two workers on the two nodes with a 4090, and on the A100's the other model's, none of the first."""
+    """Each of the two nodes with a 4090 gets one worker of m, and the A100's node the other model's."""
     workers = eventually(lambda: found if len(found := store.workers.seen()) == 3 else None)
     nodes = [_node_of(cluster, worker.id, store).node_id for worker in workers]
     cards = {node["NodeID"]: node["Labels"][CARD] for node in ray.nodes() if CARD in node["Labels"]}
@@ -87,14 +87,14 @@ def test_workers_get_a_node_each_with_the_card_that_their_model_wants(
 
 
 def test_a_worker_without_a_place_is_pending_and_health_says_why(client: httpx.Client) -> None:
-    """Three are wanted, two have a card."""
+    """With three workers wanted and two cards, the third is pending with a reason."""
     scale = _scale(client)
     assert (scale["wanted"], scale["ready"], scale["pending"]) == (3, 2, 1)
     assert scale["pending_for"].startswith("the 2 nodes that fit are full: a worker needs 0.5 CPU and 1 GPU")
 
 
 def test_a_killed_nodes_job_is_finished_by_the_other(cluster: Cluster, client: httpx.Client, store: Store) -> None:
-    """Two jobs run on two nodes; one node dies; its job runs again on the other, which ends its own first."""
+    """When one of two nodes dies, its job runs again on the other after that node's own job."""
     body = {"prompt": "x", "duration": 1, "steps": 40, "format": "wav"}
     jobs = [client.post("/v1/jobs", json=body).json()["id"] for _ in range(2)]
     workers = eventually(lambda: found if all(found := [store.jobs.get(job).worker for job in jobs]) else None)

@@ -28,7 +28,7 @@ Deploy = Callable[..., Store]
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[httpx.Client]:
-    """An empty Serve, and a client for it."""
+    """A running Serve without applications, and a client for it."""
     port = free_port()
     ray.init("local", num_cpus=8, include_dashboard=False, log_to_driver=bool(os.environ.get("SOPHIA_TEST_LOGS")))
     try:
@@ -42,7 +42,7 @@ def cluster() -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def deploy(cluster: httpx.Client, tmp_path: Path) -> Iterator[Deploy]:
-    """Deploys (again) with a model's settings; gives the database as an operator sees it."""
+    """Deploys a model with the given settings, and returns the store as an operator sees it."""
     stores: list[Store] = []
 
     def deploy(wait: bool = True, workers: int = 1, **model: Any) -> Store:
@@ -89,7 +89,7 @@ def _ended(client: httpx.Client, job: str) -> dict[str, Any]:
 
 
 def test_jobs_submitted_during_a_slow_load_run_after_it(cluster: httpx.Client, deploy: Deploy) -> None:
-    """A load of many seconds is neither killed nor repeated; the job says that a worker is starting, and then runs."""
+    """A slow load is neither killed nor repeated; the job reports that a worker is starting, and then runs."""
     store = deploy(wait=False, simulated={"step_s": 0.01, "load_s": 8})
     job = _submit(cluster)
     told = re.compile(r"workers are starting: simulated: \d+% loaded")
@@ -100,7 +100,7 @@ def test_jobs_submitted_during_a_slow_load_run_after_it(cluster: httpx.Client, d
 
 
 def test_a_rolling_update_under_load_loses_no_request_and_cuts_no_job(cluster: httpx.Client, deploy: Deploy) -> None:
-    """While jobs come in all the time the model is replaced; each request is answered, each job played in one attempt."""
+    """During a rolling update every request is answered, and every job is done in one attempt."""
     deploy(simulated={"step_s": STEP_S}, workers=2)
     stop = threading.Event()
     jobs: list[str] = []
@@ -137,7 +137,7 @@ def _ids(client: httpx.Client) -> set[str]:
 def test_a_killed_workers_job_runs_again_within_the_lease_and_one_start_up(
     cluster: httpx.Client, deploy: Deploy
 ) -> None:
-    """The only worker is killed in the middle of a job: its successor plays it."""
+    """When the only worker is killed during a job, its successor runs the job."""
     began = time.monotonic()
     store = deploy(simulated={"step_s": STEP_S, "load_s": 2})
     eventually(lambda: _get(cluster, "/readyz") == {"ready": True, "reason": "1 workers can generate"})
@@ -158,7 +158,7 @@ def test_a_killed_workers_job_runs_again_within_the_lease_and_one_start_up(
 
 
 def test_a_fleet_grows_from_zero_in_one_step_and_sleeps_again(cluster: httpx.Client, deploy: Deploy) -> None:
-    """With nothing to do there is no worker and readyz is content; a burst of forty jobs brings four at once; idle, they go."""
+    """The fleet goes from zero to four workers in one step for forty jobs, and back to zero when idle."""
     bounds = {"min_workers": 0, "max_workers": 4, "target_wait_s": 2, "idle_s": 1, "work_prior": 1.0}
     store = deploy(simulated={"step_s": STEP_S}, scaling=bounds)
     eventually(lambda: (_get(cluster, "/readyz") or {}).get("ready"))
@@ -174,7 +174,7 @@ def test_a_fleet_grows_from_zero_in_one_step_and_sleeps_again(cluster: httpx.Cli
 
 
 def test_deleting_the_application_ends_the_running_job_first(cluster: httpx.Client, deploy: Deploy) -> None:
-    """`serve delete` with a job running and one waiting: the first is published, the second stays in the queue."""
+    """On `serve delete` the running job is published, and the waiting one stays in the queue."""
     store = deploy(simulated={"step_s": STEP_S})
     running = _submit(cluster, steps=30)
     waiting = _submit(cluster)
@@ -187,7 +187,7 @@ def test_deleting_the_application_ends_the_running_job_first(cluster: httpx.Clie
 def test_a_model_that_cannot_be_loaded_stops_being_tried_and_says_why(
     cluster: httpx.Client, deploy: Deploy, tmp_path: Path
 ) -> None:
-    """Loads stop at the breaker's count, everybody is told the cause, and an operator's reset tries again."""
+    """Loading stops at the breaker's limit, every view shows the cause, and a reset tries again."""
     missing = tmp_path / "no-such-checkpoint"
     store = deploy(wait=False, source=str(missing), device="cpu")
     job = _submit(cluster)
@@ -219,7 +219,7 @@ def test_a_model_that_cannot_be_loaded_stops_being_tried_and_says_why(
 def test_a_rollout_to_something_broken_leaves_the_good_worker_serving(
     cluster: httpx.Client, deploy: Deploy, tmp_path: Path
 ) -> None:
-    """The new build's breaker opens, and the old build plays on: of two workers Serve replaces one at a time."""
+    """A broken build opens only its own breaker, and the old build keeps generating."""
     deploy(workers=2)
     eventually(lambda: (_get(cluster, "/v1/health") or {"scale": {"m": {"ready": 0}}})["scale"]["m"]["ready"] == 2, 60)
     deploy(wait=False, workers=2, source=str(tmp_path / "missing"), device="cpu")

@@ -13,7 +13,7 @@ from tests.support.helpers import eventually
 
 
 class Teller:
-    """Tells every metric once, from inside a replica."""
+    """Records every metric once, from inside a replica."""
 
     def __init__(self) -> None:
         gauges = metrics.Gauges()
@@ -39,7 +39,7 @@ class Teller:
 
 @pytest.fixture(scope="module")
 def exported() -> Iterator[str]:
-    """What Prometheus gets from a one-node cluster on which every metric was told."""
+    """What Prometheus reads from a one-node cluster on which every metric was recorded."""
     often = {"metrics_report_interval_ms": 1000}
     ray.init("local", num_cpus=1, include_dashboard=True, log_to_driver=False, _system_config=often)
     try:
@@ -69,7 +69,7 @@ def test_ray_exports_each_metric_under_its_name_with_its_tags(exported: str) -> 
 
 
 def test_figures_arrive_as_they_were_told(exported: str) -> None:
-    """Gauges, counters and money have the values that were told; a phase that every worker has left is 0, not what it was."""
+    """Gauges, counters and money have the recorded values; a phase that every worker has left is 0."""
 
     def value(name: str, *tags: str) -> float:
         found = [

@@ -1,4 +1,4 @@
-"""Two machines of a rack, each a network namespace, started from cluster/onprem/: its units, its firewall, its configuration."""
+"""Two machines of a rack, each a network namespace, started from the units, firewall and configuration in cluster/onprem/."""
 
 import io
 import os
@@ -63,7 +63,7 @@ class Rack:
     key: str
 
     def on(self, machine: str, *command: str | Path, env: dict[str, str] | None = None) -> str:
-        """What a command printed on a machine."""
+        """Runs a command on a machine and returns its output."""
         words = ["ip", "netns", "exec", self.machines[machine], *map(str, command)]
         done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=180, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -79,7 +79,7 @@ class Rack:
         return int(status), bytes.fromhex(data)
 
     def reach(self, machine: str, addresses: list[str]) -> list[str]:
-        """Those of the addresses that a machine can connect to."""
+        """Returns those addresses that a machine can connect to."""
         answers = self.on(machine, BIN / "python", "-c", CONNECT, *addresses).split()
         return [address for address, answer in zip(addresses, answers, strict=True) if answer == "open"]
 
@@ -134,7 +134,7 @@ def test_a_client_without_a_key_gets_no_song(rack: Rack) -> None:
 
 
 def test_clients_reach_the_api_and_nothing_else(rack: Rack) -> None:
-    """Of all that listens on the two machines a client reaches TLS and the port that leads to it; the machines reach each other."""
+    """A client reaches only TLS and the port that redirects to it; the machines reach each other."""
     listening = [f"{machine}:{port}" for machine in (HEAD, FAR) for port in listening_ports(rack, machine)]
     assert {f"{HEAD}:6379", f"{HEAD}:10001", f"{HEAD}:9464", f"{FAR}:6380"} <= set(listening)
     assert {address.rpartition(":")[2] for address in rack.reach(CLIENT, listening)} == {"80", "443"}
@@ -144,7 +144,7 @@ def test_clients_reach_the_api_and_nothing_else(rack: Rack) -> None:
 
 
 def test_ray_obeys_nobody_without_the_token(rack: Rack) -> None:
-    """The dashboard's job and Serve interfaces answer 401 to who has no token, on the head itself, and 200 to who has it."""
+    """Ray's job and Serve APIs answer 401 without the token and 200 with it, even on the head."""
     token = (rack.folder / "ray-token").read_text().strip()
     for route in ("/api/jobs/", "/api/serve/applications/"):
         assert rack.ask(f"http://127.0.0.1:8265{route}", key="wrong", machine=HEAD)[0] in (401, 403)
@@ -152,7 +152,7 @@ def test_ray_obeys_nobody_without_the_token(rack: Rack) -> None:
 
 
 def test_the_probes_of_the_kubernetes_file_answer_without_the_token(rack: Rack) -> None:
-    """The kubelet has no token, so what it asks must be open: the head's, the raylet's and the proxy's health."""
+    """The health URLs of head, raylet and proxy need no token, since the kubelet has none."""
     text = (ROOT / "cluster" / "kuberay" / "rayservice.yaml").read_text()
     probes = set(re.findall(r"httpGet: \{path: (\S+), port: (\w+)\}", text))
     ports = {"dashboard": "8265", "serve": "8000"}
@@ -164,7 +164,7 @@ def test_the_probes_of_the_kubernetes_file_answer_without_the_token(rack: Rack) 
 
 
 def test_a_stopped_machine_ends_its_song_first(rack: Rack) -> None:
-    """ExecStop of the far machine's unit returns when the job in hand has succeeded, in its first attempt."""
+    """The far unit's ExecStop returns after its running job has succeeded in its first attempt."""
     status, accepted = rack.ask(f"https://{HEAD}/v1/jobs", '{"prompt": "piano", "duration": 120}')
     job = yaml.safe_load(accepted)["id"]
     assert status == 202
@@ -181,7 +181,7 @@ def test_a_stopped_machine_ends_its_song_first(rack: Rack) -> None:
 
 @contextmanager
 def network() -> Iterator[dict[str, str]]:
-    """A switch with three machines at it, all of them network namespaces of ours, by address."""
+    """A switch and three machines, each a network namespace, by address."""
     switch = f"sophia{os.getpid()}"
     machines = {address: f"{switch}-{index}" for index, address in enumerate((HEAD, FAR, CLIENT), 1)}
     try:
@@ -210,7 +210,7 @@ def ip(*words: str) -> None:
 
 
 def end_processes(namespace: str) -> None:
-    """Whatever still runs on one of our machines is ours."""
+    """Ends every process in our network namespaces."""
     found = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True, check=False)
     for pid in found.stdout.split():
         try:

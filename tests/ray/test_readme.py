@@ -1,4 +1,4 @@
-"""What the README says, done as it stands there: `serve run`, then every example."""
+"""Runs what the README shows: `make serve`'s service, then every example, exactly as they stand there."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def port(served: Served) -> int:
 
 @pytest.fixture(scope="module")
 def dashboard(served: Served) -> str:
-    """Ray's dashboard of that service, which has another port where a Ray runs already."""
+    """The URL of that service's Ray dashboard; its port differs if another Ray runs on this machine."""
     family = psutil.Process(served.process.pid).children(recursive=True)
     (head,) = [each for each in family if any(word.endswith("dashboard/dashboard.py") for word in each.cmdline())]
     ports = [each.laddr.port for each in head.net_connections("inet") if each.status == psutil.CONN_LISTEN]
@@ -83,7 +83,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, cache: Path, checkpoint: Pa
 
 
 def _hear_ctrl_c() -> None:
-    """A shell's background job ignores SIGINT, and so would what the tests start in it."""
+    """Restores SIGINT, which a shell ignores for its background jobs."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -102,13 +102,13 @@ def _run(language: str, code: str, port: int, folder: Path) -> None:
 
 
 def test_the_readme_has_its_two_commands_its_song_and_five_examples() -> None:
-    """What this file runs is all that the README shows."""
+    """This file runs every command block of the README."""
     assert EXAMPLES[0][1].count("make ") == 2
     assert len(EXAMPLES) == 2 + 5
 
 
 def test_the_song_of_the_readme(port: int, tmp_path: Path) -> None:
-    """10.0 s, stereo, 48 kHz, not silent; pasted twice, the same bytes."""
+    """The song is 10.0 s, stereo, 48 kHz and not silent; the same command again gives the same bytes."""
     songs = []
     for _ in range(2):
         _run(*EXAMPLES[1], port, tmp_path)
@@ -141,7 +141,7 @@ def test_a_submission_that_is_safe_to_repeat(port: int, tmp_path: Path) -> None:
 
 
 def test_changing_ones_mind(port: int, tmp_path: Path) -> None:
-    """Example 4 leaves a job that is cancelled and then forgotten."""
+    """Example 4 leaves a job that was cancelled and then deleted."""
     _run(*EXAMPLES[5], port, tmp_path)
     job = json.loads((tmp_path / "cancelled.json").read_text())
     assert job["state"] == "cancelled"
@@ -150,7 +150,7 @@ def test_changing_ones_mind(port: int, tmp_path: Path) -> None:
 
 @pytest.mark.fault("E34")
 def test_ray_answers_from_another_shell(port: int, dashboard: str, tmp_path: Path) -> None:
-    """`make status` and `make deploy` reach the running service, with the token that Ray wants."""
+    """`make status` and `make deploy` reach the running service with Ray's token."""
     config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
     config["http_options"]["port"] = port
     (tmp_path / "serve_config.yaml").write_text(yaml.safe_dump(config))
@@ -162,7 +162,7 @@ def test_ray_answers_from_another_shell(port: int, dashboard: str, tmp_path: Pat
 
 
 def _make(dashboard: str, *words: str) -> subprocess.CompletedProcess[str]:
-    """A make target for the Ray of this dashboard, and for no other that runs here, with this checkout's packages as they are."""
+    """Runs a make target against this dashboard's Ray, with the packages of this checkout."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     clean["RAY_DASHBOARD_ADDRESS"] = dashboard
     command = ["make", "-s", "-o", ".venv/installed", f"BIN={Path(sys.executable).parent}", *words]

@@ -16,7 +16,7 @@ from tests.support.guide import BIN
 @pytest.mark.fault("B12")
 @pytest.mark.parametrize(("rank", "says"), [("0", "in time"), ("1", "in time; this node ends")])
 def test_a_rented_pod_whose_start_fails_ends_by_itself(rank: str, says: str, tmp_path: Path) -> None:
-    """With the head's port taken and no hours allowed, the script of the head and of another node ends, and says that it failed."""
+    """If the head's port is taken, the pod's script ends and reports the failure, on the head and on another node."""
     if shutil.which("unshare") is None or os.geteuid() != 0:
         pytest.skip("network namespaces need root and unshare")
     script = tmp_path / "run.sh"

@@ -23,7 +23,7 @@ RAYS_AGENTS: Final = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
 @pytest.mark.timeout(600)
 @pytest.mark.fault("A12")
 def test_nothing_outlives_a_raylet_that_was_killed(tmp_path: Path) -> None:
-    """`serve run` ends and says why, the port is free, no process is left; a worker and an API that come after it play the jobs."""
+    """After its raylet is killed, `serve run` ends with the reason, leaves no process, and a new start runs the jobs."""
     port = free_port()
     with served(tmp_path, port) as service:
         jobs = [service.submit() for _ in range(3)]
@@ -46,7 +46,7 @@ def test_nothing_outlives_a_raylet_that_was_killed(tmp_path: Path) -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.fault("C11")
 def test_a_service_that_was_ended_with_ctrl_c_starts_again_at_once(tmp_path: Path) -> None:
-    """Connections that were open at its end hold nobody up, and meanwhile a second start is refused."""
+    """Open connections do not delay a shutdown by Ctrl-C, and a second start is refused while it runs."""
     port = free_port()
     with served(tmp_path, port) as service:
         second = launched(tmp_path)
@@ -64,7 +64,7 @@ def test_a_service_that_was_ended_with_ctrl_c_starts_again_at_once(tmp_path: Pat
 
 
 def _let_it_close_first(port: int) -> None:
-    """A connection that its server closes first keeps the server's port for a minute."""
+    """Opens a connection that the server closes first, which keeps the server's port in TIME_WAIT for a minute."""
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         while connection.recv(1000):
@@ -74,7 +74,7 @@ def _let_it_close_first(port: int) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_start_whose_model_cannot_be_loaded_ends_with_one_sentence(tmp_path: Path) -> None:
-    """Exit status 1 and the reason at the end; no traceback on the terminal, all output in the log file."""
+    """It exits with status 1 and the reason last, without a traceback on the terminal."""
     missing = {"m": {"source": str(tmp_path / "nothing"), "device": "cpu", "num_cpus": 0.1}}
     configure(tmp_path, free_port(), models=missing, breaker={"open_after": 1})
 
@@ -90,7 +90,7 @@ def test_a_start_whose_model_cannot_be_loaded_ends_with_one_sentence(tmp_path: P
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_launcher_that_was_killed_leaves_no_service(tmp_path: Path) -> None:
-    """`serve run` and the processes of its Ray end with it."""
+    """`serve run` and its Ray processes end when the launcher is killed."""
     port = free_port()
     with served(tmp_path, port) as service:
         started = service.children()

@@ -30,7 +30,7 @@ STEP_S = 0.1
 
 
 class Bare:
-    """The least that Serve can answer with: what /ping is measured against."""
+    """The simplest Serve app, which /ping is compared with."""
 
     async def __call__(self, request: Any) -> dict[str, bool]:
         return {"pong": True}
@@ -78,7 +78,7 @@ def test_a_song_comes_out_right_and_twice_the_same(client: httpx.Client) -> None
 
 
 def test_equal_jobs_on_two_workers_end_in_nearly_ideal_time(client: httpx.Client) -> None:
-    """Twenty equal jobs on two workers take at most 1.1 times their work divided by two."""
+    """Twenty equal jobs on two workers take at most 1.1 times the ideal time."""
     steps = 10
     jobs = 20
     workers = 2
@@ -107,7 +107,7 @@ def _seconds(moment: str) -> float:
 
 
 def test_ping_is_quick_while_a_worker_generates(client: httpx.Client) -> None:
-    """The median of /ping is at most twice that of a bare Serve app, asked in turn while songs are made."""
+    """The median of /ping is at most twice that of a bare Serve app, measured alternately while songs are generated."""
     stop = threading.Event()
 
     def keep_generating() -> None:

@@ -1,4 +1,4 @@
-"""How the application is put together."""
+"""How the Serve application is assembled."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from serve_app.config import AppArgs
 
 
 def test_a_worker_has_a_gpu_of_its_own_unless_told_to_share(tmp_path: Path) -> None:
-    """One deployment a model: a whole GPU of the card that the model names, or the part that its settings say; on the CPU none."""
+    """Each model is one deployment with a whole GPU of its card, the share that its settings give, or none on the CPU."""
     models = {
         "pinned": {"device": "cuda", "label_selector": {"ray.io/accelerator-type": ["L4", "L40S"]}},
         "sharing": {"device": "cuda", "num_gpus": 0.5, "num_cpus": 2},
@@ -25,7 +25,7 @@ def test_a_worker_has_a_gpu_of_its_own_unless_told_to_share(tmp_path: Path) -> N
 
 
 def test_the_policys_arguments_hold_no_secret(tmp_path: Path) -> None:
-    """Serve logs and shows them: the database's address, with its password, is not among them."""
+    """The policy's arguments, which Serve logs and shows, do not contain the database's address and password."""
     url = "postgresql://sophia:hunter2@db/sophia"
     args = AppArgs.model_validate({"data_dir": tmp_path, "database_url": url, "models": {"m": {"device": "cpu"}}})
     shown = repr(_worker_deployment("m", args, "d")._deployment_config.autoscaling_config.policy.policy_kwargs)

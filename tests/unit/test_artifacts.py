@@ -47,7 +47,7 @@ def test_file_comes_back_as_it_was_put(artifacts: Artifacts, folder: Path) -> No
 
 
 def test_deleted_files_are_gone_and_take_their_folders(artifacts: Artifacts, folder: Path) -> None:
-    """Deleting removes each named file, passes over one that is not there, and leaves no empty folder."""
+    """Deleting removes the named files, ignores missing ones, and leaves no empty folder."""
     artifacts.put(KEY, b"0")
     artifacts.put(f"{JOB}/1/1.flac", b"1")
 
@@ -58,7 +58,7 @@ def test_deleted_files_are_gone_and_take_their_folders(artifacts: Artifacts, fol
 
 
 def test_list_passes_over_files_that_are_not_ours(artifacts: Artifacts, folder: Path) -> None:
-    """A stray file in the folder is not listed, so that nobody deletes it."""
+    """A stray file in the folder is not listed, so nobody deletes it."""
     (folder / "notes.txt").write_text("mine")
     artifacts.put(KEY, b"0")
 
@@ -71,7 +71,7 @@ def test_list_passes_over_files_that_are_not_ours(artifacts: Artifacts, folder: 
      "a/1/0.mp3#1", "a/1/%2e%2e.mp3", "A/1/0.mp3", "a/1/0.mp3\x00", "a\\1\\0.mp3", "a/¹/0.mp3"],
 )  # fmt: skip
 def test_key_of_another_form_is_refused(artifacts: Artifacts, folder: Path, key: str) -> None:
-    """No operation takes a key that Sophia does not make, and nothing is written for it."""
+    """Every operation refuses a key that Sophia does not create, and writes nothing for it."""
     for way in (
         lambda: artifacts.put(key, b"x"),
         lambda: artifacts.get(key),
@@ -85,7 +85,7 @@ def test_key_of_another_form_is_refused(artifacts: Artifacts, folder: Path, key:
 
 
 def test_failure_of_the_folder_is_artifacts_unavailable(artifacts: Artifacts, folder: Path) -> None:
-    """What the disk refuses becomes an error that can be tried again, names the key, and keeps its cause."""
+    """A disk error becomes a retryable error that names the key and keeps its cause."""
     (folder / JOB).write_text("a file where a job's folder should be")
 
     with pytest.raises(ArtifactsUnavailable, match=f"could not write {KEY}") as caught:
@@ -110,7 +110,7 @@ Artifacts(sys.argv[1]).put(sys.argv[2], endless())
 
 @pytest.fixture
 def killed_in_the_middle(artifacts: Artifacts, folder: Path) -> Path:
-    """A folder in which a process was killed (SIGKILL) while it put KEY; the half that it left."""
+    """A folder in which a process was killed (SIGKILL) while it wrote KEY, and the partial file that it left."""
     leftover = folder / f"{KEY}#1"
     with subprocess.Popen([sys.executable, "-c", KILLED_WRITER, folder.as_uri(), KEY], stdin=subprocess.PIPE) as writer:
         try:
@@ -125,7 +125,7 @@ def killed_in_the_middle(artifacts: Artifacts, folder: Path) -> Path:
 
 
 def test_half_a_file_is_never_seen(artifacts: Artifacts, killed_in_the_middle: Path) -> None:
-    """A writer that is killed in the middle leaves nothing that can be read or listed, and the next put works."""
+    """A writer that is killed midway leaves nothing that can be read or listed, and the next put works."""
     assert killed_in_the_middle.exists()
     with pytest.raises(NotFound):
         artifacts.get(KEY)
@@ -137,7 +137,7 @@ def test_half_a_file_is_never_seen(artifacts: Artifacts, killed_in_the_middle: P
 
 
 def test_sweep_removes_old_leftovers_only(artifacts: Artifacts, killed_in_the_middle: Path) -> None:
-    """A leftover goes when it is old enough; one that may be in the making, and finished files, stay."""
+    """Old temporary files are removed; young ones, which may still be written, and finished files stay."""
     artifacts.put(f"{JOB}/1/1.flac", b"whole")
 
     assert artifacts.sweep_leftovers(older_than_s=3600) == 0
@@ -152,7 +152,7 @@ def test_sweep_removes_old_leftovers_only(artifacts: Artifacts, killed_in_the_mi
 
 
 def test_object_store_that_cannot_be_reached_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An s3:// store is made without a network; using it names the key and the kind of failure, and no credentials."""
+    """Using an unreachable s3:// store raises an error that names the key and the kind of failure, and no credentials."""
     with socket.socket() as reserved:  # bound and not listening: a connection is refused
         reserved.bind(("127.0.0.1", 0))
         settings = {
@@ -175,7 +175,7 @@ def test_object_store_that_cannot_be_reached_is_unavailable(monkeypatch: pytest.
 
 @pytest.mark.parametrize("url", ["s3://bucket/prefix", "gs://bucket/prefix", "az://container/prefix", "memory://"])
 def test_stores_are_made_without_a_network(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    """Every kind of store can be named at the start, before its provider is ever asked."""
+    """Creating a store of any kind makes no network request."""
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")  # part of the address for Azure
 
     artifacts = Artifacts(url)
@@ -191,7 +191,7 @@ def test_address_that_cannot_be_used_is_a_configuration_error(url: str) -> None:
 
 
 def test_artifacts_keep_the_api_process_small() -> None:
-    """Importing the module brings no heavy package along."""
+    """Importing the module imports no heavy package."""
     program = (
         "import sys, serve_app.artifacts; sys.exit(bool({'torch', 'pandas', 'pyarrow', 'numpy'} & set(sys.modules)))"
     )
@@ -200,7 +200,7 @@ def test_artifacts_keep_the_api_process_small() -> None:
 
 
 def test_two_threads_may_probe_one_store_at_once(tmp_path: Path) -> None:
-    """Neither deletes the file that the other is about to read."""
+    """Two probes at once do not delete each other's file."""
     artifacts = Artifacts((tmp_path / "audio").as_uri())
 
     with ThreadPoolExecutor(4) as pool:

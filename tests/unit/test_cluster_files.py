@@ -21,7 +21,7 @@ from tests.support.guide import GUIDE
 
 @pytest.mark.fault("E8")
 def test_each_volume_of_compose_belongs_to_the_user_that_writes_it() -> None:
-    """A service that runs as a user of its own starts after the step that gives it its new volume."""
+    """A service with its own user starts after the step that makes that user own its new volume."""
     services = compose()
     given = " ".join(services["owners"]["command"])
     mounts = dict(volume.split(":")[:2] for volume in services["owners"]["volumes"])
@@ -46,7 +46,7 @@ def test_the_units_may_write_where_the_example_says(name: str) -> None:
 
 @pytest.mark.fault("E11")
 def test_each_port_of_the_guide_is_let_out() -> None:
-    """The policies let out what the guide's table says: an external database, object store, proxy, and the API of Kubernetes."""
+    """The network policies allow the destinations in the guide's table."""
     policies = {each["metadata"]["name"]: each["spec"] for each in documents("kuberay/egress.yaml")}
     rows = re.findall(r"^\| [^|]+ \| ([\d, ]+) \| `([\w-]+)` \|$", GUIDE, re.MULTILINE)
     told: dict[str, set[int]] = {}
@@ -61,13 +61,13 @@ def test_each_port_of_the_guide_is_let_out() -> None:
 
 
 def outside_ports(policy: dict[str, Any]) -> set[int]:
-    """The ports that a policy lets out to any address."""
+    """The ports that a policy allows to any address."""
     return {port["port"] for rule in policy["egress"] if "to" not in rule for port in rule["ports"]}
 
 
 @pytest.mark.fault("E16")
 def test_a_proxy_of_docker_or_kubernetes_is_not_asked_for_what_is_inside() -> None:
-    """Sophia's and Caddy's containers, and every pod of Ray's, name loopback and the services beside them in NO_PROXY."""
+    """NO_PROXY of every container and Ray pod names loopback and the services beside it."""
     services = compose()
     for name in ("sophia", "caddy"):
         for variable in ("NO_PROXY", "no_proxy"):
@@ -84,7 +84,7 @@ def test_a_proxy_of_docker_or_kubernetes_is_not_asked_for_what_is_inside() -> No
 @pytest.mark.fault("E16")
 @pytest.mark.parametrize("name", ["sophia-ray-head.service", "sophia-ray-worker.service", "sophia-serve.service"])
 def test_a_proxy_for_the_hub_is_not_asked_for_this_machine(name: str) -> None:
-    """The units and sophia.env.example exempt loopback from the proxy, and the example the head."""
+    """The units and sophia.env.example exempt loopback from the proxy, and the example also the head."""
     for variable in ("NO_PROXY", "no_proxy"):
         assert f"{variable}=127.0.0.1,localhost" in unit(name)["Environment"]
         assert {"127.0.0.1", "localhost", example_settings()["SOPHIA_HEAD_IP"]} <= set(
@@ -107,7 +107,7 @@ def test_the_firewall_is_loaded_at_boot_before_ray() -> None:
 
 @pytest.mark.fault("E23")
 def test_the_guides_examples_are_its_formula() -> None:
-    """What 100, 400 and 195 GPUs come to is right, and stores.yaml lets the whole group of GPU pods in, twice during an upgrade."""
+    """The guide's examples follow from its formula, and stores.yaml allows the whole GPU group twice during an upgrade."""
     postgres = next(
         each for each in documents("kuberay/stores.yaml") if "postgres" in str(each.get("spec", {}).get("template"))
     )
@@ -131,7 +131,7 @@ def test_the_guides_examples_are_its_formula() -> None:
 
 @pytest.mark.fault("E25")
 def test_no_node_autoscaler_cuts_a_song() -> None:
-    """GPU pods tell the usual node autoscalers to leave them alone; the guide names the grace period that they else need."""
+    """GPU pods ask node autoscalers not to evict them, and the guide names the grace period for those that do."""
     service = next(each for each in documents("kuberay/rayservice.yaml") if each["kind"] == "RayService")
     gpu = service["spec"]["rayClusterConfig"]["workerGroupSpecs"][1]["template"]
     assert gpu["metadata"]["annotations"] == {
@@ -150,5 +150,5 @@ def test_a_machine_that_joins_gets_the_database_password_and_looks_for_weights_a
 
 @pytest.mark.fault("E33")
 def test_docker_stop_of_the_image_drains() -> None:
-    """The image's stop signal is the one on which `serve run` ends the jobs in hand."""
+    """The image's stop signal is the one on which `serve run` finishes running jobs."""
     assert "STOPSIGNAL SIGINT" in (CLUSTER / "Dockerfile").read_text().splitlines()

@@ -18,7 +18,7 @@ from tests.support.paths import ROOT
 
 
 def test_an_environment_variable_beats_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    """SOPHIA_… sets a setting whatever the YAML says, nested ones with two underscores."""
+    """SOPHIA_… variables override the YAML; nested settings use two underscores."""
     monkeypatch.setenv("SOPHIA_API__REPLICAS", "3")
     monkeypatch.setenv("SOPHIA_DATABASE_URL", "postgresql://u:hunter2@h/d")
     args = AppArgs.model_validate({"api": {"replicas": 2, "num_cpus": 0.2}})
@@ -48,7 +48,7 @@ def test_an_environment_variable_beats_the_file(monkeypatch: pytest.MonkeyPatch)
     ],
 )
 def test_a_wrong_setting_is_refused_by_name(settings: dict[str, object], says: str) -> None:
-    """A typo or a value out of bounds never passes in silence."""
+    """A misspelt setting and a value out of bounds are refused by name."""
     with pytest.raises(ValidationError, match=says):
         AppArgs.model_validate(settings)
 
@@ -64,7 +64,7 @@ def test_a_wrong_setting_is_refused_by_name(settings: dict[str, object], says: s
     ],
 )
 def test_a_label_selector_is_a_string_or_a_list(given: str | list[str], meant: str) -> None:
-    """What the configuration takes, Ray takes too, and reading it again changes nothing."""
+    """Every selector that the configuration accepts is accepted by Ray, and reading it again changes nothing."""
     model = ModelArgs.model_validate({"label_selector": {"ray.io/accelerator-type": given}})
 
     assert model.label_selector == {"ray.io/accelerator-type": meant}
@@ -77,13 +77,13 @@ def test_a_label_selector_is_a_string_or_a_list(given: str | list[str], meant: s
     [("A", ["A"]), ("!A", ["B", "C", None]), ("in(A, B)", ["A", "B"]), ("!in(A,B)", ["C", None])],
 )
 def test_a_selector_fits_the_nodes_that_ray_would_take(text: str, fitting: list[str | None]) -> None:
-    """A node without the label has none of its values, so only a negated selector takes it."""
+    """A node without the label matches only a negated selector."""
     assert [label for label in ("A", "B", "C", None) if Selector.parse(text).matches(label)] == fitting
 
 
 @pytest.mark.parametrize("file", sorted(ROOT.glob("[!.]*.yaml")), ids=lambda file: file.name)
 def test_our_serve_configs_hold_nothing_that_serve_would_ignore(file: Path) -> None:
-    """Serve ignores unknown keys; ours are all known to it, and the arguments to Sophia."""
+    """Our Serve configs contain no key that Serve or Sophia does not know."""
     document = yaml.safe_load(file.read_text())
     ServeDeploySchema.model_validate(document)
     assert _unknown(document, ServeDeploySchema) == []
@@ -115,7 +115,7 @@ def test_the_settings_page_is_current() -> None:
 
 
 def test_the_command_line_reads_the_same_file(tmp_path: Path) -> None:
-    """`sophia` finds the application's arguments in the Serve config, and says so when there are none."""
+    """`sophia` reads the application's arguments from the Serve config, and reports if there are none."""
     file = tmp_path / "serve.yaml"
     app = {"name": "x", "import_path": "serve_app.app:build", "args": {"data_dir": str(tmp_path)}}
     file.write_text(yaml.safe_dump({"applications": [app]}))
@@ -142,7 +142,7 @@ def test_the_command_line_reads_the_same_file(tmp_path: Path) -> None:
     ],
 )
 def test_beyond_loopback_every_caller_needs_a_key(tmp_path: Path, mode: str, host: str, needed: bool) -> None:
-    """Who may call is decided by the configuration and the address alone, and is closed by default."""
+    """The configuration and the listening address alone decide who may call; the default is closed."""
     args = AppArgs.model_validate({"data_dir": tmp_path, "auth": {"mode": mode}})
 
     assert keys_are_needed(args, host) is needed

@@ -1,4 +1,4 @@
-"""What the documents say beside what the code does, where they have disagreed before."""
+"""Documents that repeat the code agree with it."""
 
 import re
 import tomllib
@@ -32,7 +32,7 @@ def test_the_metrics_page_is_current() -> None:
 
 @pytest.mark.fault("E22")
 def test_a_deploy_that_closes_the_breaker_is_said_to_be_a_changed_one() -> None:
-    """Serve ignores an unchanged deploy, so that whoever names `sophia reset` beside a deploy says that it must differ."""
+    """Every text that offers a deploy beside `sophia reset` says that the deploy must change something."""
     found = 0
     for path in [*DOCUMENTS, *(ROOT / "serve_app").rglob("*.py")]:
         text = " ".join(path.read_text().split())
@@ -45,14 +45,14 @@ def test_a_deploy_that_closes_the_breaker_is_said_to_be_a_changed_one() -> None:
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_links_lead_somewhere(path: Path) -> None:
-    """Each link to a file of ours names one that is there."""
+    """Every link to a file of the repository names an existing file."""
     for link in re.findall(r"\]\((?!https?://|#)([^)#]+)", path.read_text()):
         assert (path.parent / link).exists(), link
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_files_that_are_named_exist(path: Path) -> None:
-    """Each path in backticks that begins with one of our folders is there, but for what is to be made."""
+    """Every path in backticks that begins with one of our folders exists, except those marked as to be made."""
     text = path.read_text()
     for name in re.findall(r"`((?:serve_app|tests|cluster|benchmarks|docs)/[\w./-]*)`(?! \(to be made\))", text):
         assert (ROOT / name).exists(), name

@@ -8,7 +8,7 @@ from tests.support.paths import ROOT
 
 
 def test_tests_know_nothing_of_a_service_that_runs_beside_them() -> None:
-    """Its settings, which beat a test's, and its Ray are taken out of the tests' environment; the tests' own switches stay."""
+    """Settings and Ray addresses of a service on this machine are removed from the tests' environment."""
     theirs = {
         "SOPHIA_DATABASE_URL": "postgresql://live/db",
         "SOPHIA_SECRETS_DIR": "/run/secrets",

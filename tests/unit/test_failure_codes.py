@@ -4,6 +4,6 @@ from tests.support import failure_codes
 
 
 def test_every_code_of_errors_py_has_a_row_and_advice() -> None:
-    """docs/FAILURES.md lists each code that an error class has, and no other, with what to do."""
+    """docs/FAILURES.md lists exactly the codes of the error classes, each with advice."""
     assert {row.code for row in failure_codes.rows()} == failure_codes.kinds().keys()
     assert failure_codes.ADVICE.keys() == failure_codes.kinds().keys()

@@ -1,4 +1,4 @@
-"""The values that jobs.py defines, and the JSON that the database holds of them."""
+"""The values that jobs.py defines, and their JSON in the database."""
 
 import json
 
@@ -13,7 +13,7 @@ FAILURE = '{"code": "bad_audio", "message": "NaN"}'
 
 
 def test_a_stored_file_is_the_same_json_in_the_database_as_in_earlier_versions() -> None:
-    """What earlier versions wrote is read, and written again byte for byte."""
+    """JSON of earlier versions is read, and written again byte for byte."""
     file = StoredAudio.from_json(json.loads(STORED))
 
     assert file == StoredAudio("j/1-w/0.flac", "flac", 2.5, 48_000, 2, 4, "00", 7)
@@ -21,7 +21,7 @@ def test_a_stored_file_is_the_same_json_in_the_database_as_in_earlier_versions()
 
 
 def test_a_failure_is_the_same_json_in_the_database_as_in_earlier_versions() -> None:
-    """A failure is made of an error's code and message, and read from what earlier versions wrote."""
+    """A failure has an error's code and message, and reads JSON of earlier versions."""
     failure = JobFailure.from_error(BadAudio("NaN"))
 
     assert json.dumps(failure.to_json()) == FAILURE
@@ -29,13 +29,13 @@ def test_a_failure_is_the_same_json_in_the_database_as_in_earlier_versions() -> 
 
 
 def test_keys_that_a_later_version_added_are_ignored() -> None:
-    """During a rollout an API process reads rows that a later version wrote."""
+    """During a rollout an API process reads rows of a later version."""
     assert StoredAudio.from_json({**json.loads(STORED), "loudness": -14.0}).seed == 7
     assert JobFailure.from_json({**json.loads(FAILURE), "retryable": True}).code == "bad_audio"
 
 
 def test_a_worker_is_starting_or_ready_or_neither() -> None:
-    """The phases up to warm_up are a start, idle and generating are ready, draining and failed are neither."""
+    """The phases up to warm_up are starting, idle and generating are ready, draining and failed are neither."""
     assert [phase.value for phase in WorkerPhase if phase.is_starting] == [
         "starting",
         "preflight",

@@ -5,7 +5,7 @@ import sys
 
 
 def test_outside_ray_nothing_is_made() -> None:
-    """A plain program may call them all: no metric comes into being, and Serve's metrics are not even imported."""
+    """Outside Ray every metric can be recorded, but none is created and Serve's metrics are not imported."""
     program = """
 import sys
 from serve_app import metrics

@@ -12,7 +12,7 @@ from tests.support.helpers import eventually
 
 @pytest.fixture
 def quiet(tmp_path: Path) -> Iterator[Store]:
-    """A store whose first announcement, that of the connection, is over."""
+    """A store that has already announced its connection."""
     store = Store(f"sqlite:///{tmp_path / 'jobs.db'}")
     store.migrate()
     store.notifications.count("ended")
@@ -46,7 +46,7 @@ def test_a_wake_up_before_the_wait_is_kept(quiet: Store) -> None:
 
 
 def test_a_wake_up_is_no_announcement(quiet: Store) -> None:
-    """It reaches no other waiter of the topic and does not change the topic's count."""
+    """A wake-up reaches no other waiter of the topic and does not change the topic's count."""
     waiter = quiet.notifications.waiter("queued")
     other = quiet.notifications.waiter("queued")
     seen = other.count()

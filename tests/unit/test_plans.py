@@ -1,4 +1,4 @@
-"""No query of the queue reads the whole table of jobs: a million finished ones must cost it nothing."""
+"""No query of the queue scans the jobs table, so a million finished jobs cost nothing."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -44,7 +44,7 @@ def _page(*states: str, owner: str | None = None) -> Callable[[Store, Job], Any]
     ],
 )
 def test_a_query_finds_its_jobs_by_an_index(tmp_path: Path, ask: Callable[[Store, Job], Any]) -> None:
-    """Each statement that it makes is explained: none scans the table."""
+    """SQLite's plan of every statement uses an index."""
     store = Store(f"sqlite:///{tmp_path / 'jobs.db'}")
     store.migrate()
     submit(store)
@@ -59,7 +59,7 @@ def test_a_query_finds_its_jobs_by_an_index(tmp_path: Path, ask: Callable[[Store
 
 
 def test_an_owners_ended_jobs_are_found_among_the_owners(tmp_path: Path) -> None:
-    """Not among everybody's jobs of that state."""
+    """An owner's finished jobs are found by index, without reading other owners' jobs."""
     store = Store(f"sqlite:///{tmp_path / 'jobs.db'}")
     store.migrate()
     plans = _plans_of(store)
@@ -69,7 +69,7 @@ def test_an_owners_ended_jobs_are_found_among_the_owners(tmp_path: Path) -> None
 
 
 def _plans_of(store: Store) -> list[str]:
-    """The steps of every statement about jobs from now on, as SQLite explains them."""
+    """SQLite's plans of all statements about jobs from now on."""
     plans: list[str] = []
 
     @sa.event.listens_for(store.database.engine, "before_cursor_execute")

@@ -1,4 +1,4 @@
-"""Whether a worker has the SQLite database of the application before it, or one of its own."""
+"""Whether two processes share one SQLite database or have databases of their own."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from serve_app.processes import can_see, folder_id
 
 
 def asked_elsewhere(namespace: str, first: str, mark: str) -> bool:
-    """What a process in a namespace of its own answers, after the shell command `first`."""
+    """The answer of a process in another namespace, after running the shell command `first` there."""
     program = f"from serve_app.processes import can_see; print(can_see({mark!r}))"
     words = ["unshare", namespace, "sh", "-ec", f'{first}; exec "$@"', "sh", sys.executable, "-c", program]
     ran = subprocess.run(words, capture_output=True, text=True)
@@ -22,17 +22,17 @@ def asked_elsewhere(namespace: str, first: str, mark: str) -> bool:
 
 
 def test_a_container_with_the_same_files_sees_them_under_any_host_name(tmp_path: Path) -> None:
-    """Another host name on one machine is no other database."""
+    """Another host name on the same disk is the same database."""
     assert asked_elsewhere("--uts", "hostname another", folder_id(tmp_path / "data"))
 
 
 def test_a_container_with_files_of_its_own_does_not_see_ours(tmp_path: Path) -> None:
-    """The same host name with another disk at the folder is another database, which would have none of our jobs."""
+    """The same host name with another disk is another database."""
     assert not asked_elsewhere("--mount", f"mount -t tmpfs tmpfs {tmp_path}", folder_id(tmp_path / "data"))
 
 
 def test_a_folder_that_is_made_later_is_the_same_place(tmp_path: Path) -> None:
-    """The first start makes `data_dir`: its folder_id of before still holds, and one of a folder that is gone does not."""
+    """A folder keeps its id when the first start creates it; a deleted folder's id is no longer valid."""
     mark = folder_id(tmp_path / "not" / "yet")
     (tmp_path / "not" / "yet").mkdir(parents=True)
     there = folder_id(tmp_path / "not" / "yet")

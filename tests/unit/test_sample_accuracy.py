@@ -28,7 +28,7 @@ from tests.support.signals import (
 @pytest.mark.parametrize("signal", [music, tones])
 @pytest.mark.parametrize("format", FORMATS)
 def test_samples_are_right_up_to_both_ends(format: Format, signal: Signal, seconds: float) -> None:
-    """Every decoder plays exactly the song's length, and errs no more at its ends than anywhere in its middle."""
+    """Every decoder returns the song's exact length, with no larger error at its ends than in its middle."""
     samples = signal(seconds)
 
     file = encode(samples, format, TAGS)
@@ -48,7 +48,7 @@ def test_samples_are_right_up_to_both_ends(format: Format, signal: Signal, secon
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("frames", [1, 100, 1151, 1153])
 def test_shortest_pieces_keep_their_length(format: Format, frames: int) -> None:
-    """Pieces shorter than a codec's frame, or one sample off it, come back with as many samples as went in."""
+    """Pieces shorter than a codec's frame, or one sample off it, keep their number of samples."""
     samples = music(1)[:frames]
 
     file = encode(samples, format, TAGS)
@@ -58,7 +58,7 @@ def test_shortest_pieces_keep_their_length(format: Format, frames: int) -> None:
 
 @pytest.mark.fault("C6")
 def test_players_find_an_mp3s_length_and_its_middle_in_the_tag() -> None:
-    """mutagen reads VBR and the exact length; the table of positions leads to the right byte."""
+    """mutagen reads VBR and the exact length, and the seek table leads to the right byte."""
     samples = music(20)
 
     file = encode(samples, "mp3", TAGS)
@@ -76,7 +76,7 @@ def test_players_find_an_mp3s_length_and_its_middle_in_the_tag() -> None:
 
 @pytest.mark.fault("C10")
 def test_an_m4a_can_be_played_before_all_of_it_is_there() -> None:
-    """The index lies before the sound, and the chunks are where it says after the tags were put in."""
+    """The index precedes the audio, and its offsets are right after tags were added."""
     samples = music(20)
 
     file = encode(samples, "aac", TAGS)
@@ -88,7 +88,7 @@ def test_an_m4a_can_be_played_before_all_of_it_is_there() -> None:
 
 @pytest.mark.fault("C6")
 def test_seeking_in_an_mp3_lands_on_the_sample() -> None:
-    """A decoder that jumps to the last second plays that second."""
+    """A decoder that seeks to the last second returns exactly that second."""
     samples = music(20)
     file = encode(samples, "mp3", TAGS)
 

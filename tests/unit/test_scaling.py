@@ -33,27 +33,27 @@ def test_work_counts_in_seconds() -> None:
 
 
 def test_a_job_never_gets_two_workers() -> None:
-    """Three long jobs want three workers, however long they are."""
+    """Three long jobs get at most three workers, however long they are."""
     decision = decide(waiting(3, 5000.0), BOUNDS, Decision(0, ""))
     assert decision.target == 3
     assert "one for each" in decision.reason
 
 
 def test_the_bill_is_bounded() -> None:
-    """More work than max_workers can do in time gets max_workers, and the reason says that it is the bound."""
+    """More work than max_workers can do in time gets max_workers, and the reason names that limit."""
     decision = decide(waiting(400, 20_000.0), BOUNDS, Decision(0, ""))
     assert decision.target == 50
     assert decision.reason.endswith("max_workers is 50")
 
 
 def test_workers_at_work_stay_while_jobs_wait() -> None:
-    """Ten busy workers with a short queue are not sent away: a busy worker costs nothing extra."""
+    """Ten busy workers with a short queue all stay, since a busy worker costs nothing extra."""
     seen = waiting(2, 20.0, running_jobs=10, running_left_s=100.0)
     assert decide(seen, BOUNDS, Decision(10, "", needed=10)).target == 10
 
 
 def test_a_queue_that_is_being_dealt_with_starts_nobody() -> None:
-    """Under a steady load, workers that are up or starting and get through the queue in time are enough."""
+    """No worker is started while present and starting workers get through the queue in time."""
     queue = waiting(40, 2400.0, running_jobs=10, running_left_s=300.0, arrivals=STEADY)
     assert decide(queue, BOUNDS, Decision(10, "")).target == 22
     assert decide(queue, BOUNDS, Decision(22, "")).target == 22
@@ -83,7 +83,7 @@ def test_running_jobs_keep_their_workers() -> None:
 
 
 def test_a_worker_leaves_only_when_two_decisions_can_do_without_it() -> None:
-    """The moment between two jobs costs no worker."""
+    """The moment between two jobs removes no worker."""
     first = decide(replace(NOTHING, running_jobs=4, running_left_s=1.0), BOUNDS, Decision(5, "", needed=5))
     assert (first.target, first.needed, first.reason) == (5, 4, "5 were needed a moment ago")
     second = decide(replace(NOTHING, running_jobs=4, running_left_s=1.0), BOUNDS, first)

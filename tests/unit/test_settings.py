@@ -1,4 +1,4 @@
-"""How the configuration is refused: by the names of settings and variables, and without any value."""
+"""How a wrong configuration is refused: by the names of settings and variables, and without any value."""
 
 import traceback
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ SECRET = "TopSecret"  # noqa: S105 - what must not be seen
 def test_a_misspelt_variable_is_refused_with_the_nearest_one(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str
 ) -> None:
-    """It is named, with the setting that was meant, and its value is not shown."""
+    """The error names the variable and the setting that was probably meant, and not its value."""
     monkeypatch.setenv(name, value)
 
     with pytest.raises(ConfigurationError, match="is not a setting") as caught:
@@ -65,7 +65,7 @@ def test_a_misspelt_variable_is_refused_with_the_nearest_one(
 def test_a_variable_of_the_wrong_shape_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str
 ) -> None:
-    """A section, list or number that cannot be read is told by the variable's name, not by a traceback or its value."""
+    """An unreadable section, list or number is reported by the variable's name, without a traceback or its value."""
     monkeypatch.setenv(name, value)
 
     with pytest.raises(ConfigurationError) as caught:
@@ -77,7 +77,7 @@ def test_a_variable_of_the_wrong_shape_is_one_sentence(
 
 @pytest.mark.fault("E17")
 def test_what_kubernetes_sets_for_its_services_is_no_misspelling(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Service named sophia-… gives every pod variables that begin like settings, in Kubernetes only."""
+    """In Kubernetes only, variables that a Service named sophia-… sets are not reported as misspelt."""
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     for name, value in {
         "SOPHIA_SERVICE_HOST": "10.0.0.9",
@@ -99,7 +99,7 @@ def test_what_kubernetes_sets_for_its_services_is_no_misspelling(monkeypatch: py
 
 
 def test_variables_of_our_own_files_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every SOPHIA_ name that the cluster's files set is a setting or is listed with who reads it."""
+    """Every SOPHIA_ name in the cluster's files is a setting, or is listed with the program that reads it."""
     for name in NOT_SETTINGS.keys() - {"SOPHIA_SECRETS_DIR"}:
         monkeypatch.setenv(name, "1")
     for line in (ROOT / "cluster/onprem/sophia.env.example").read_text().splitlines():
@@ -113,7 +113,7 @@ def test_variables_of_our_own_files_are_known(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.fault("E17")
 def test_a_misspelt_secret_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file that is named like a setting and sets none, and a folder that is not there, are told as misspelt variables are."""
+    """A misspelt secret file and a missing secrets folder are reported like misspelt variables."""
     monkeypatch.setenv("SOPHIA_SECRETS_DIR", str(tmp_path))
     (tmp_path / "SOPHIA_DATABASE_URL").write_text("sqlite:///x")
     (tmp_path / "tls.crt").write_text("another program's")
@@ -151,7 +151,7 @@ def test_a_misspelt_secret_file_is_refused(tmp_path: Path, monkeypatch: pytest.M
     ],
 )
 def test_what_serve_shows_of_a_wrong_setting_holds_no_value(args: Mapping[str, Any], names: str) -> None:
-    """Serve writes the error of a refused configuration into its status and logs: it names the setting and repeats no value."""
+    """The error that Serve writes into its status and logs names the setting and no value."""
     with pytest.raises(Exception, match=names) as caught:
         serve_builds(build, dict(args))
 
@@ -173,7 +173,7 @@ def test_what_serve_shows_of_a_wrong_setting_holds_no_value(args: Mapping[str, A
     ],
 )
 def test_a_broken_file_is_refused_without_its_text(tmp_path: Path, text: str) -> None:
-    """The line is named; what stands there is not shown."""
+    """The error names the line and does not show its text."""
     file = tmp_path / "serve.yaml"
     file.write_text(text)
 
@@ -185,7 +185,7 @@ def test_a_broken_file_is_refused_without_its_text(tmp_path: Path, text: str) ->
 
 
 def test_a_file_that_holds_what_serve_takes_is_read(tmp_path: Path) -> None:
-    """An application without `args:` has the defaults."""
+    """An application without `args:` gets the defaults."""
     file = tmp_path / "serve.yaml"
     file.write_text(yaml.safe_dump({"applications": [{"import_path": "serve_app.app:build", "args": None}]}))
 

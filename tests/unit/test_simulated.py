@@ -1,4 +1,4 @@
-"""The engine that sleeps: length, steps, stopping, and that it needs no torch."""
+"""The simulated engine: length, steps, stopping, and no import of torch."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ from tests.support.helpers import quickest_s
 
 
 def test_a_song_has_the_asked_length_and_seeds() -> None:
-    """Every variation is a quiet tone of the exact length, told by its own seed."""
+    """Every variation is a quiet tone of the exact length whose pitch depends on its seed."""
     request = MusicRequest(prompt="x", duration=1.5, variations=3, seed=40)
 
     songs = list(_engine(0).generate(request, lambda *step: None, lambda: False))
@@ -38,7 +38,7 @@ def test_steps_are_reported_as_by_the_real_engine() -> None:
 
 
 def test_it_stops_within_one_step() -> None:
-    """When the job is lost during step 3, step 4 is never done."""
+    """When the job is lost during step 3, step 4 is never run."""
     steps: list[tuple[str, int, int]] = []
 
     with pytest.raises(errors.Stopped):
@@ -54,7 +54,7 @@ def test_it_stops_within_one_step() -> None:
 
 
 def test_late_steps_do_not_add_up() -> None:
-    """Time that the caller takes between two steps is not added to the steps' own."""
+    """Time that the caller spends between two steps does not lengthen the song's total time."""
 
     def generate() -> None:
         list(

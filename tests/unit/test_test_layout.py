@@ -1,4 +1,4 @@
-"""Where tests stand: each folder holds the tests that need what its name says, and tests share code by tests/support only."""
+"""The layout of the tests: each folder has the tests that need what its name says, and shared code is in tests/support."""
 
 import ast
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ FIXTURES = {"postgresql_server", "postgresql_url", "database_url", "store", "che
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(TESTS)))
 def test_no_file_imports_a_test_file(path: Path) -> None:
-    """Shared code stands in tests/support."""
+    """Shared code is in tests/support."""
     assert [name for name in imports(path) if name.startswith("tests.") and ".test_" in name] == []
 
 
@@ -39,7 +39,7 @@ def test_unit_tests_need_no_server_and_no_model(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(TESTS)))
 def test_ray_is_started_in_its_folder_only(path: Path) -> None:
-    """Tests that start Ray stand in tests/ray; what they share with `make chaos` and its like, in tests/support."""
+    """Tests that start Ray are in tests/ray; code that they share with `make chaos` is in tests/support."""
     if path.is_relative_to(TESTS / "ray") or path.is_relative_to(TESTS / "support"):
         return
     calls = [ast.unparse(node.func) for node in ast.walk(parsed(path)) if isinstance(node, ast.Call)]
@@ -59,7 +59,7 @@ def defines(path: Path) -> set[str]:
 
 
 def imports(path: Path) -> Iterator[str]:
-    """The full names of what a file imports, at its top and in its functions."""
+    """The full names of all modules that a file imports, including inside functions."""
     for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
