@@ -1,4 +1,4 @@
-"""What an operator may write into the address of a PostgreSQL database."""
+"""Which parameters an operator may write into a PostgreSQL address."""
 
 import psycopg
 import pytest
@@ -8,13 +8,13 @@ from serve_app.store import Store
 
 
 def with_parameters(url: str, parameters: str) -> str:
-    """The address with more parameters."""
+    """The address with additional parameters."""
     return url + ("&" if "?" in url else "?") + parameters
 
 
 @pytest.mark.fault("E19")
 def test_the_addresss_own_options_hold_on_every_connection(postgresql_url: str) -> None:
-    """Tables are made in the schema that the address names, and a time limit of its own goes before ours."""
+    """Tables are created in the schema that the address names, and its time limit has precedence over ours."""
     with psycopg.connect(postgresql_url, autocommit=True) as connection:
         connection.execute("CREATE SCHEMA mine")
     options = "options=-csearch_path%3Dmine%20-cstatement_timeout%3D7s"
@@ -37,7 +37,7 @@ def test_the_addresss_own_options_hold_on_every_connection(postgresql_url: str) 
 @pytest.mark.fault("E19")
 @pytest.mark.parametrize(("written", "meant"), [("0", 0), ("3", 3), ("none", None)])
 def test_prepare_threshold_is_read_as_a_number(postgresql_url: str, written: str, meant: int | None) -> None:
-    """Psycopg compares it with a count, and so it is no text."""
+    """prepare_threshold is converted to a number, since psycopg compares it with a count."""
     store = Store(with_parameters(postgresql_url, f"prepare_threshold={written}"))
     store.migrate()
 
@@ -49,7 +49,7 @@ def test_prepare_threshold_is_read_as_a_number(postgresql_url: str, written: str
 @pytest.mark.fault("E19")
 @pytest.mark.parametrize("name", ["sslmod", "prepare_threshold", "user_password"])
 def test_a_parameter_that_cannot_be_meant_is_refused_by_its_name(name: str) -> None:
-    """The refusal repeats no value, which may be a secret."""
+    """The error names the parameter and no value, which may be a secret."""
     with pytest.raises(ConfigurationError) as refused:
         Store(f"postgresql://sophia@host/sophia?{name}=hunter-two")
 

@@ -32,7 +32,7 @@ TAGS = Tags(
 
 
 def tones(seconds: float) -> npt.NDArray[np.float32]:
-    """A loud 440 Hz on the left and a soft 660 Hz on the right."""
+    """A loud 440 Hz tone on the left and a soft 660 Hz tone on the right."""
     time_s = np.arange(round(seconds * SAMPLE_RATE), dtype=np.float32) / SAMPLE_RATE
     left = 0.5 * np.sin(2 * np.pi * 440 * time_s)
     right = 0.1 * np.sin(2 * np.pi * 660 * time_s)
@@ -58,7 +58,7 @@ NAMES = {
 
 
 def read_tags(file: bytes) -> dict[str, str]:
-    """What mutagen finds in any kind of file, under our names."""
+    """The tags that mutagen finds in a file of any format, under our names."""
     found: Any = mutagen.File(io.BytesIO(file)).tags
     kind = next(base.__name__ for base in [*type(found).__mro__, type("", (), {})] if base.__name__ in NAMES)
     return {name: text_of(found[tag]) for name, tag in NAMES[kind].items() if tag in found}
@@ -95,7 +95,7 @@ def test_file_has_the_rate_channels_and_exact_length_of_the_song(format: Format)
     ],
 )
 def test_file_plays_the_song(format: Format, tolerance: float) -> None:
-    """Every format gives back the samples, left on the left, within what its codec promises."""
+    """Every format gives back the samples of both channels within its codec's accuracy."""
     samples = tones(2)
 
     played = decoders(format)[0](encode(samples, format, TAGS))
@@ -122,7 +122,7 @@ def test_opus_is_right_up_to_both_ends(frames: int) -> None:
 @pytest.mark.fault("C10")
 @pytest.mark.parametrize("format", FORMATS)
 def test_tags_hold_any_script(format: Format) -> None:
-    """Everything that is known of a song reads back as it was, in any script and with emoji."""
+    """All tags are read back unchanged, in any script and with emoji."""
     file = encode(tones(0.5), format, TAGS)
 
     assert read_tags(file) == {
@@ -141,7 +141,7 @@ def test_tags_hold_any_script(format: Format) -> None:
 @pytest.mark.fault("C10")
 @pytest.mark.parametrize("format", FORMATS)
 def test_what_is_not_known_of_a_song_is_in_no_tag(format: Format) -> None:
-    """Without bpm, key and lyrics a file has no tags for them."""
+    """A song without bpm, key and lyrics gets no tags for them."""
     file = encode(tones(0.5), format, Tags(title="song", prompt="piano", seed=7, model="ace-step"))
 
     assert not {"bpm", "key", "lyrics"} & set(read_tags(file))
@@ -157,7 +157,7 @@ def test_another_library_reads_the_title(format: Format) -> None:
 
 
 def test_same_song_gives_the_same_bytes_in_another_process_at_another_time() -> None:
-    """Samples and tags alone decide every byte of every format: no clock, no random number, no process."""
+    """The file's bytes depend on samples and tags only, not on clock, random numbers or process."""
     here = fingerprints()
     second = int(time.time())
     while int(time.time()) == second:  # float WAV would hold the time in whole seconds
@@ -187,7 +187,7 @@ def test_seed_beyond_32_bits_still_makes_an_ogg_stream() -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("format", FORMATS)
 def test_ten_minutes_in_every_format(format: Format, capsys: pytest.CaptureFixture[str]) -> None:
-    """The longest song, 600 s, is encoded whole, without the crash that one long write of Vorbis is."""
+    """The longest song, 600 s, is encoded whole, without libsndfile's crash on one long write of Vorbis."""
     samples = np.zeros((600 * SAMPLE_RATE, 2), np.float32)
     samples[: 5 * SAMPLE_RATE] = samples[-5 * SAMPLE_RATE :] = tones(5)  # silence between is quick to encode
 
@@ -208,7 +208,7 @@ def test_ten_minutes_in_every_format(format: Format, capsys: pytest.CaptureFixtu
 
 @pytest.mark.parametrize("format", ["wav", "wav32"])
 def test_memory_is_the_file_and_little_more(format: Format) -> None:
-    """Encoding holds one copy of the file, not two: a long song must not cost a worker a second one."""
+    """Encoding a long song holds one copy of the file in memory, not two."""
     samples = tones(60)
 
     tracemalloc.start()
@@ -222,7 +222,7 @@ def test_memory_is_the_file_and_little_more(format: Format) -> None:
 
 
 def test_audio_needs_no_torch() -> None:
-    """Importing the module leaves torch alone, so that it works wherever a song is only stored."""
+    """Importing the module does not import torch."""
     program = "import sys, serve_app.audio; sys.exit('torch' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0

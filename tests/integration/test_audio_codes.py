@@ -14,7 +14,7 @@ import torch
 
 @pytest.fixture(params=[1, 2], ids=["one quantizer, as released", "a residual one as well"])
 def quantizers(request: pytest.FixtureRequest, checkpoint: Path) -> tuple[Any, Any]:
-    """Ours, as the pipeline has it, and the reference with the same weights."""
+    """The pipeline's quantizer and the reference with the same weights."""
     from diffusers.pipelines.ace_step import AceStepAudioTokenizer
     from vector_quantize_pytorch import ResidualFSQ
 
@@ -30,7 +30,7 @@ def quantizers(request: pytest.FixtureRequest, checkpoint: Path) -> tuple[Any, A
 
 @torch.inference_mode()
 def test_every_code_stands_for_the_same_vector(quantizers: tuple[Any, Any]) -> None:
-    """All 64,000 indices become the reference's vectors, and no two of them the same one."""
+    """All 64,000 indices decode to the reference's vectors, all of them different."""
     ours, reference = quantizers
     ascending = torch.arange(ours.codebook_size)
     indices = torch.stack([ascending, ascending.flip(0)], dim=-1)[None, :, : ours.num_quantizers]
@@ -44,7 +44,7 @@ def test_every_code_stands_for_the_same_vector(quantizers: tuple[Any, Any]) -> N
 
 @torch.inference_mode()
 def test_sound_gets_the_same_codes(quantizers: tuple[Any, Any]) -> None:
-    """Vectors from silence to far beyond the clamp get the reference's indices, and its vectors back."""
+    """Vectors from silence to far beyond the clamp get the reference's indices and vectors."""
     ours, reference = quantizers
     loudness = torch.logspace(-2, 2, 5000)[:, None]
     latents = (torch.randn(5000, 64, generator=torch.Generator().manual_seed(0)) * loudness)[None]

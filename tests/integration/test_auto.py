@@ -15,7 +15,7 @@ from tests.support.serve_files import minimal_serve_file
 def test_without_a_cluster_the_command_line_says_what_it_assumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], cache: Path, checkpoint: Path
 ) -> None:
-    """`weights pull` tells that no cluster answered, that the checkpoint is noise, and how to choose."""
+    """`weights pull` reports that no cluster answered, which checkpoint it assumes, and how to choose another."""
     monkeypatch.setattr(auto, "PATIENCE_S", 0.01)
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     (tmp_path / "weights").symlink_to(cache)

@@ -39,7 +39,7 @@ from tests.support.running import Service, running, shared_encoders
     ],
 )
 def test_a_failing_device_costs_no_job(tmp_path: Path, error: Exception) -> None:
-    """Beside a worker that fails each song at once every job succeeds, and health shows why the worker left."""
+    """Beside a worker whose device fails every song, all jobs succeed, and health shows why that worker left."""
     with running(tmp_path) as service:
         model = service.args.models["ace-step"]
         engine = BrokenDevice("ace-step", model, error)
@@ -58,7 +58,7 @@ def test_a_failing_device_costs_no_job(tmp_path: Path, error: Exception) -> None
 
 
 class BrokenFor(SimulatedEngine):
-    """Loads well, and its device fails under each song whose prompt says so."""
+    """Loads normally, and fails with a lost device on every song whose prompt asks for it."""
 
     def generate(
         self, request: MusicRequest, on_step: Callable[[str, int, int], None], stopped: Callable[[], bool]
@@ -69,7 +69,7 @@ class BrokenFor(SimulatedEngine):
 
 
 def replaced_until_it_waits(service: Service, jobs: list[str]) -> int:
-    """Replace each worker that has lost its device, as Serve does, until its host's breaker is open or the jobs have ended."""
+    """Replaces each worker that lost its device, as Serve does, until the breaker is open or the jobs have ended."""
     engine = BrokenFor("ace-step", service.args.models["ace-step"])
     host = Process.this().host
     for count in range(1, 30):
@@ -87,7 +87,7 @@ def replaced_until_it_waits(service: Service, jobs: list[str]) -> int:
 
 @pytest.mark.fault("E4")
 def test_a_device_that_loads_well_and_fails_jobs_is_not_tried_for_ever(tmp_path: Path) -> None:
-    """When it has ended three jobs its host's breaker is open: readiness says why, no job has failed, a reset tries again."""
+    """After three jobs lost their device the host's breaker opens; no job has failed, and a reset tries again."""
     with running(tmp_path, workers=0) as service:
         jobs = [service.submit(prompt="poison", duration=1, steps=1)["id"] for _ in range(6)]
         workers = replaced_until_it_waits(service, jobs)
@@ -103,7 +103,7 @@ def test_a_device_that_loads_well_and_fails_jobs_is_not_tried_for_ever(tmp_path:
 
 @pytest.mark.fault("E4")
 def test_a_job_that_ends_every_device_stops_no_host(tmp_path: Path) -> None:
-    """It meets seven devices at most, others are played meanwhile, and no breaker opens."""
+    """A job that breaks every device reaches seven at most; others run meanwhile, and no breaker opens."""
     with running(tmp_path, workers=0) as service:
         poison = service.submit(prompt="poison", duration=1, steps=1)["id"]
         others = [service.submit(duration=1, steps=1)["id"] for _ in range(6)]
@@ -119,7 +119,7 @@ def test_a_job_that_ends_every_device_stops_no_host(tmp_path: Path) -> None:
 @pytest.mark.fault("E4")
 @pytest.mark.parametrize("error", [ValueError("no such shape"), BadAudio("silence")])
 def test_a_job_that_fails_by_itself_costs_no_worker(error: Exception) -> None:
-    """Where a plain second of music plays, the failure is the job's own, however often it comes."""
+    """If the self-test succeeds after a failure, the failure is the job's own, however often it occurs."""
     played: list[bool] = []
 
     judged = [diagnose(error, lambda: played.append(True)) for _ in range(5)]
@@ -130,7 +130,7 @@ def test_a_job_that_fails_by_itself_costs_no_worker(error: Exception) -> None:
 
 @pytest.mark.fault("E4")
 def test_a_failure_that_the_request_explains_plays_no_test() -> None:
-    """What is said on purpose of a request is taken as it is."""
+    """A failure that the engine attributes to the request starts no self-test."""
     error = OutOfDeviceMemory("too long")
 
     assert diagnose(error, lambda: pytest.fail("nothing is to be played")) is error
@@ -138,7 +138,7 @@ def test_a_failure_that_the_request_explains_plays_no_test() -> None:
 
 @pytest.mark.fault("E4")
 def test_an_attempt_that_a_device_ended_is_not_counted_for_ever(store: Store) -> None:
-    """A job with one attempt comes back from failing devices, and fails when it has ended five."""
+    """A job with one attempt returns to the queue after a lost device, and fails after five of them."""
     job = submit(store, max_attempts=1)
     attempts = 0
     while (held := store.claims.take("w", "m", 60)) is not None:
@@ -151,7 +151,7 @@ def test_an_attempt_that_a_device_ended_is_not_counted_for_ever(store: Store) ->
 
 @pytest.mark.fault("A9")
 def test_a_process_of_another_pid_namespace_is_never_taken_for_dead() -> None:
-    """A pid says nothing in another namespace, whatever the host is called."""
+    """A pid of another namespace is never judged, whatever the host is called."""
     me = Process.this()
     host = me.host.rpartition("/")[0]
 
@@ -162,7 +162,7 @@ def test_a_process_of_another_pid_namespace_is_never_taken_for_dead() -> None:
 
 @pytest.mark.fault("A9")
 def test_a_container_that_shares_the_host_name_leaves_our_process_alone() -> None:
-    """From inside another PID namespace, this live process is not dead."""
+    """A live process is not considered dead from inside another PID namespace."""
     me = Process.this()
     program = f"from serve_app.processes import Process; print(Process({me.host!r}, {me.pid}, {me.born}).is_dead)"
     unshared = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", program]
@@ -178,7 +178,7 @@ def test_a_container_that_shares_the_host_name_leaves_our_process_alone() -> Non
 def test_a_machine_that_slept_gives_up_no_lease(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """After a pause of all processes the sweep leaves leases alone for as long as workers need to speak up."""
+    """After a pause of all processes the sweep waits one lease before it ends any."""
     slept_s = 0.0
     awake = sweeper._suspend_aware_clock
     monkeypatch.setattr(sweeper, "_suspend_aware_clock", lambda: awake() + slept_s)
@@ -200,7 +200,7 @@ def test_a_machine_that_slept_gives_up_no_lease(
 
 @pytest.mark.fault("E14")
 def test_a_sleep_counts_for_no_running_jobs_limits(store: Store) -> None:
-    """A job whose machine slept for over an hour is neither over its run limit nor expired; one that runs so long is."""
+    """An hour of machine sleep counts toward neither the run limit nor the deadline; an hour of running does."""
     submit(store)
     held = claim(store)
     hours_ago = {"started_at": job_table.c.started_at - 7200, "deadline_at": job_table.c.deadline_at - 7200}
@@ -241,7 +241,7 @@ worker.join()
 
 @pytest.mark.fault("E14")
 def test_a_real_pause_of_all_processes_costs_no_attempt(tmp_path: Path) -> None:
-    """API and worker are stopped for two leases and go on: the song is played in its first attempt."""
+    """API and worker are stopped for two leases: the song is still made in its first attempt."""
     audio = (tmp_path / "audio").as_uri()
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     api = subprocess.Popen(

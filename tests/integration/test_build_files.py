@@ -24,7 +24,7 @@ def test_dockerfiles_follow_the_rules() -> None:
 
 
 def test_dockerfiles_copy_only_what_the_build_context_has() -> None:
-    """.dockerignore lets through each path that a COPY names, so that no build fails for a file left out."""
+    """.dockerignore admits every path that a COPY names."""
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     for dockerfile in ("Dockerfile.base", "Dockerfile"):
         text = (CLUSTER / dockerfile).read_text()
@@ -41,7 +41,7 @@ def test_the_image_stays_within_its_budget() -> None:
 
 
 def test_the_cuda_figures_are_those_of_the_pinned_torch() -> None:
-    """Whoever moves torch reads the sizes of its CUDA wheels again."""
+    """The recorded sizes of CUDA wheels belong to the pinned torch version."""
     pinned = re.search(r"^torch==([\d.]+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     assert pinned is not None
     assert pinned[1] == image_size.TORCH
@@ -54,13 +54,13 @@ def test_workflows_are_valid() -> None:
 
 
 def test_dependabot_reads_its_configuration() -> None:
-    """It is valid by the published schema."""
+    """Dependabot's configuration is valid by its published schema."""
     schema = json.loads(builtin_schema("dependabot.json"))
     jsonschema.Draft7Validator(schema).validate(load(ROOT / ".github" / "dependabot.yml"))
 
 
 def test_actions_are_pinned_by_commit() -> None:
-    """A tag can be moved to other code; a commit cannot."""
+    """Every action is pinned by commit, since a tag can be moved to other code."""
     for workflow in sorted((ROOT / ".github" / "workflows").glob("*.yaml")):
         for action in re.findall(r"uses: (?!\./)(\S+)", workflow.read_text()):
             assert re.fullmatch(r"[\w.-]+/[\w./-]+@[0-9a-f]{40}", action), f"{workflow.name}: {action}"

@@ -1,4 +1,4 @@
-"""What an operator types."""
+"""The operator's commands."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from tests.support.queue import claim, finish, submit
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    """The database that the commands find."""
+    """The database that the commands use."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SOPHIA_DATA_DIR", str(tmp_path))
     store = Store(AppArgs().resolved_database_url)
@@ -23,7 +23,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 
 def test_cost_tells_where_the_money_went(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
-    """By use, with the price of a song; by API key, whose shares are the whole; by worker."""
+    """The cost is listed by use with a price per song, by API key, and by worker."""
     worker = WorkerRow(
         id="w1", model="m", node="10.0.0.7", process=Process.this(), device="cuda", phase=WorkerPhase.IDLE
     )
@@ -45,14 +45,14 @@ def test_cost_tells_where_the_money_went(store: Store, capsys: pytest.CaptureFix
 
 
 def test_cost_without_any_worker_says_so(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nothing ran: one sentence."""
+    """If nothing ran, the command prints one sentence."""
     assert main(["cost", "--hours", "2"]) == 0
     assert capsys.readouterr().out == "No worker ran in the last 2 hours.\n"
 
 
 @pytest.mark.parametrize("hours", ["0", "-1", "x", "1.5", "999999"])
 def test_cost_wants_whole_hours(hours: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Anything else is refused with what is allowed and what was given."""
+    """Any other value is refused with what is allowed and what was given."""
     assert main(["cost", f"--hours={hours}"]) == 2
     assert f"must be a whole number from 1 to 87600, got {hours!r}" in capsys.readouterr().err
 

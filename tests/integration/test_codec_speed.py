@@ -35,7 +35,7 @@ def test_codec_is_much_faster_than_libsndfiles_own(format: Format, own: dict[str
 
 
 def fastest(action: Callable[[], object]) -> float:
-    """Processor seconds of the quickest of three runs, which others on the machine disturb least."""
+    """Processor seconds of the fastest of three runs, which other programs disturb least."""
     return min(processor_s(action) for _ in range(3))
 
 

@@ -19,7 +19,7 @@ from tests.support.running import simulated
 
 @pytest.mark.fault("E23")
 def test_a_worker_holds_as_many_connections_as_the_guide_counts(postgresql_url: str, tmp_path: Path) -> None:
-    """A worker that has played songs holds at most the guide's number on PostgreSQL; an API's pool may hold the guide's."""
+    """Neither a worker nor an API process holds more PostgreSQL connections than the guide says."""
     control = Store(postgresql_url)
     control.migrate()
     request = MusicRequest(prompt="piano", model="m", duration=2, seed=1)
@@ -40,7 +40,7 @@ def test_a_worker_holds_as_many_connections_as_the_guide_counts(postgresql_url: 
 
 
 def connections(url: str) -> int:
-    """Sessions on a database, but for the one that counts them."""
+    """Sessions on a database, without the one that counts them."""
     with psycopg.connect(url) as connection:
         found = connection.execute(
             "select count(*) - 1 from pg_stat_activity where datname = current_database() and backend_type = 'client backend'"

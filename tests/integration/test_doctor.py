@@ -1,4 +1,4 @@
-"""The doctor finds, before a deploy, what would stop it."""
+"""The doctor finds what would stop a deploy."""
 
 import re
 import shutil
@@ -43,7 +43,7 @@ def _failures(args: AppArgs, **asked: Any) -> list[doctor.Finding]:
 def test_a_healthy_machine_gets_a_line_a_check_and_exit_status_zero(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Where all is well every check says so with what it found, loading and playing included."""
+    """On a healthy machine every check, loading and generating included, reports what it found."""
     status = doctor.run(_args(tmp_path), http_host="127.0.0.1", load=True)
 
     lines = capsys.readouterr().out.splitlines()
@@ -55,7 +55,7 @@ def test_a_healthy_machine_gets_a_line_a_check_and_exit_status_zero(
 
 
 def test_the_probe_leaves_nothing_in_the_audio_store(tmp_path: Path) -> None:
-    """What was written to see whether one can write is gone afterwards."""
+    """The file that the probe wrote is deleted afterwards."""
     assert not _failures(_args(tmp_path))
 
     assert not [file for file in (tmp_path / "data" / "audio").rglob("*") if file.is_file()]
@@ -64,7 +64,7 @@ def test_the_probe_leaves_nothing_in_the_audio_store(tmp_path: Path) -> None:
 def test_nothing_is_fetched_to_see_whether_it_could_be(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A checkpoint that is not here yet is looked up, its size is told, and not a byte of it is fetched."""
+    """A checkpoint that is not cached is looked up and its size reported, without downloading any of it."""
     with serving(checkpoint) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
 
@@ -93,7 +93,7 @@ def test_nothing_is_fetched_to_see_whether_it_could_be(
 def test_what_would_stop_a_deploy_is_found(
     check: str, code: str, words: str, settings: dict[str, Any], tmp_path: Path
 ) -> None:
-    """A wrong setting is a finding with the code that the service would fail with, and the other checks go on."""
+    """A wrong setting is reported with the code that the service would fail with, and the other checks run."""
     [found] = _failures(_args(tmp_path, **settings))
 
     assert (found.check, found.code) == (check, code)
@@ -103,7 +103,7 @@ def test_what_would_stop_a_deploy_is_found(
 
 
 def test_listening_to_everybody_without_keys_is_found(tmp_path: Path) -> None:
-    """An address beyond loopback without any API key is what the service refuses to start on."""
+    """An address beyond loopback without any API key is reported."""
     [found] = _failures(_args(tmp_path), http_host="0.0.0.0")  # noqa: S104 - only looked at
 
     assert found.code == "auth_not_configured"
@@ -113,7 +113,7 @@ def test_listening_to_everybody_without_keys_is_found(tmp_path: Path) -> None:
 def test_a_serve_config_without_a_host_listens_to_everybody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Serve's default for a config file is 0.0.0.0, so `sophia doctor` asks for a key there, too."""
+    """Serve's default host in a config file is 0.0.0.0, so the doctor asks for an API key there too."""
     models = {"m": {"source": "embedded", "device": "cpu"}}
     application = {"import_path": "serve_app.app:build", "args": {"data_dir": str(tmp_path), "models": models}}
     (tmp_path / "serve_config.yaml").write_text(yaml.safe_dump({"applications": [application]}))
@@ -127,7 +127,7 @@ def test_a_serve_config_without_a_host_listens_to_everybody(
 
 
 def test_a_full_disk_is_found(tmp_path: Path) -> None:
-    """A data folder on a disk without room is found by the disk check, and by those that write there."""
+    """A full disk is reported by the disk check and by the checks that write to it."""
     with small_disk(tmp_path / "disk", megabytes=4) as disk:
         fill(disk)
 
@@ -138,7 +138,7 @@ def test_a_full_disk_is_found(tmp_path: Path) -> None:
 
 
 def test_weights_that_give_no_music_are_found_only_by_playing(checkpoint: Path, tmp_path: Path) -> None:
-    """A checkpoint of NaN passes the quick checks; `load` plays on it and says what is wrong."""
+    """Weights of NaN pass the quick checks and are found by `--load`, which generates."""
     folder = changed(checkpoint, tmp_path / "nan", "vae", lambda t: t["decoder.conv2.weight_g"].fill(np.nan))
     args = _args(tmp_path, {"source": str(folder)})
 
@@ -148,7 +148,7 @@ def test_weights_that_give_no_music_are_found_only_by_playing(checkpoint: Path, 
 
 
 def test_a_truncated_checkpoint_is_found(checkpoint: Path, tmp_path: Path) -> None:
-    """A weight file that was cut is found without loading."""
+    """A truncated weight file is found without loading."""
     copy = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
     with (copy / "vae" / "diffusion_pytorch_model.safetensors").open("r+b") as file:
         file.truncate(1000)
@@ -159,7 +159,7 @@ def test_a_truncated_checkpoint_is_found(checkpoint: Path, tmp_path: Path) -> No
 
 
 def test_a_database_of_a_newer_sophia_is_found(tmp_path: Path) -> None:
-    """Tables that a newer version has changed are not taken for current ones."""
+    """A database that a newer version has changed is reported."""
     from serve_app.store import Store
 
     args = _args(tmp_path)

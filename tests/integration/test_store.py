@@ -35,7 +35,7 @@ def test_migrations_make_the_tables_that_the_code_expects(store: Store) -> None:
 
 
 def test_many_processes_may_migrate_at_once(database_url: str) -> None:
-    """Six processes that start together on an empty database all come up."""
+    """Six processes that start together on an empty database all start."""
     program = "import sys; from serve_app.store import Store; Store(sys.argv[1]).migrate()"
     processes = [subprocess.Popen([sys.executable, "-c", program, database_url]) for _ in range(6)]
     assert [process.wait(60) for process in processes] == [0] * 6
@@ -43,20 +43,20 @@ def test_many_processes_may_migrate_at_once(database_url: str) -> None:
 
 @pytest.mark.parametrize("url", ["mysql://x/y", "no url", "sqlite://", "sqlite:///:memory:"])
 def test_other_databases_are_refused_by_name(url: str) -> None:
-    """A database that the store cannot use is a configuration error that says what can be used."""
+    """An unsupported database is a configuration error that lists the supported ones."""
     with pytest.raises(ConfigurationError, match="database_url"):
         Database(url)
 
 
 def test_a_password_never_shows_in_an_error() -> None:
-    """An address that cannot be parsed or reached is not repeated."""
+    """Errors about an address that cannot be parsed or reached do not contain it."""
     with pytest.raises(StoreUnavailable) as caught:
         Store("postgresql://me:hunter2@127.0.0.1:1/x").backlog.counts()
     assert "hunter2" not in str(caught.value)
 
 
 def test_a_submitted_job_comes_back_as_it_was(store: Store) -> None:
-    """Every field of a request survives the database, whatever script it is written in."""
+    """Every field of a request is stored unchanged, in any script."""
     job = submit(store, prompt="雨 🎹 “piano”", lyrics="[verse]\nЗдравствуй", metadata={"a": "b"}, priority=7, bpm=90)
     found = store.jobs.get(job.id)
     assert found == job
@@ -66,7 +66,7 @@ def test_a_submitted_job_comes_back_as_it_was(store: Store) -> None:
 
 
 def test_jobs_are_claimed_by_priority_then_age(store: Store) -> None:
-    """The most urgent starts first; among equals the oldest."""
+    """The highest priority is claimed first; among equals the oldest."""
     first = submit(store)
     second = submit(store)
     urgent = submit(store, priority=9)
@@ -75,14 +75,14 @@ def test_jobs_are_claimed_by_priority_then_age(store: Store) -> None:
 
 
 def test_a_worker_gets_jobs_of_its_model_only(store: Store) -> None:
-    """Another model's job is left alone."""
+    """A worker does not claim another model's job."""
     submit(store, model="other")
     assert store.claims.take("w", "m", LEASE_S) is None
     assert claim(store, model="other").attempt == 1
 
 
 def test_no_job_is_claimed_twice_by_many_claimers_at_once(store: Store) -> None:
-    """Eight threads that claim at once share the jobs out, each to one of them."""
+    """Eight threads that claim at once get each job once."""
     submitted = {submit(store).id for _ in range(80)}
 
     def take(worker: int) -> list[str]:
@@ -100,7 +100,7 @@ def test_no_job_is_claimed_twice_by_many_claimers_at_once(store: Store) -> None:
 
 
 def test_an_idempotency_key_gives_the_same_job_again(store: Store) -> None:
-    """The same key and body of the same owner make one job; another owner's key is another key."""
+    """The same owner, key and body give one job; another owner's key is independent."""
     request = MusicRequest(prompt="x", model="m", seed=1)
 
     def again(owner: str, body: str) -> tuple[Job, bool]:
@@ -118,7 +118,7 @@ def test_an_idempotency_key_gives_the_same_job_again(store: Store) -> None:
 
 
 def test_cancelling_takes_a_job_from_the_queue_or_from_its_worker(store: Store) -> None:
-    """Queued and running jobs can be cancelled; what has ended cannot."""
+    """Queued and running jobs can be cancelled; ended ones cannot."""
     queued = submit(store)
     _ = submit(store)
     running = claim(store)
@@ -133,7 +133,7 @@ def test_cancelling_takes_a_job_from_the_queue_or_from_its_worker(store: Store) 
 
 
 def test_a_deleted_job_is_gone_for_its_worker_too(store: Store) -> None:
-    """Deleting gives the job as it was, once."""
+    """Deleting returns the job once, and its worker's claim is gone."""
     submit(store)
     job = claim(store)
     assert store.jobs.delete(job.id).id == job.id
@@ -144,7 +144,7 @@ def test_a_deleted_job_is_gone_for_its_worker_too(store: Store) -> None:
 
 
 def test_owners_see_their_own_jobs_only(store: Store) -> None:
-    """Another owner's job looks as if it were not there."""
+    """Another owner's job is reported as not found."""
     mine = submit(store, owner="me")
     for forbidden in (store.jobs.get, store.jobs.cancel, store.jobs.delete):
         with pytest.raises(NotFound):
@@ -154,7 +154,7 @@ def test_owners_see_their_own_jobs_only(store: Store) -> None:
 
 
 def test_pages_list_every_job_once_newest_first(store: Store) -> None:
-    """Paging with the last id gives all jobs, and filters hold on each page."""
+    """Paging by the last id returns every job once, with filters applied on each page."""
     made = [submit(store).id for _ in range(7)]
     claimed = claim(store)
     pages = []
@@ -169,7 +169,7 @@ def test_pages_list_every_job_once_newest_first(store: Store) -> None:
 
 
 def test_what_waits_before_a_job_is_counted(store: Store) -> None:
-    """Position counts queued jobs, seconds count running ones too, and speed is measured from finished jobs."""
+    """The position counts queued jobs, the seconds also running ones, and speed is measured from finished jobs."""
     assert store.backlog.speed("m") is None
     submit(store)
     finish(store, claim(store), gpu_s=2.0)
@@ -193,7 +193,7 @@ def test_what_waits_before_a_job_is_counted(store: Store) -> None:
 
 
 def test_a_workers_phase_keeps_its_beginning(store: Store) -> None:
-    """`phase_since` moves with the phase only; a worker that leaves is off the list."""
+    """`phase_since` changes only with the phase, and a worker that leaves is removed."""
     row = WorkerRow(
         id="w", model="m", node="n", process=Process.this(), device="cpu", phase=WorkerPhase.LOAD, progress=0.1
     )
@@ -231,7 +231,7 @@ def test_a_phase_that_only_a_later_version_knows_counts_as_starting(store: Store
 
 
 def test_keys_are_stored_hashed_and_can_be_revoked(store: Store) -> None:
-    """The token opens, its hash does not, and after revoking neither does."""
+    """A key's token is valid until it is revoked; its stored hash is never valid."""
     token = store.keys.create("studio")
     digests = store.keys.digests()
     assert owner_of(token, digests) == "studio"

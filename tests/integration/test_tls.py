@@ -1,4 +1,4 @@
-"""TLS before Sophia in every deployment; the Caddyfile that they share is run for real before a real service."""
+"""TLS in front of Sophia in every deployment; the shared Caddyfile runs before a real service."""
 
 import io
 import json
@@ -30,14 +30,14 @@ CADDYFILE = CLUSTER / "caddy" / "Caddyfile"
 
 @dataclass
 class Proxy:
-    """A running Caddy, by a client who trusts its own authority and has Sophia's key; and its address without TLS."""
+    """A running Caddy: a client that trusts its CA and has Sophia's key, and its address without TLS."""
 
     client: httpx.Client
     plain_url: str
 
 
 def is_certified(port: int, root: Path) -> bool:
-    """Whether TLS works there: Caddy listens before it has made its certificate."""
+    """Whether TLS works there yet: Caddy listens before it has created its certificate."""
     trust = ssl.create_default_context(cafile=str(root))
     try:
         with socket.create_connection(("localhost", port), 5) as connection:
@@ -58,7 +58,7 @@ def caddy() -> str:
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """Sophia on loopback, which wants a key."""
+    """Sophia on loopback, with a key required."""
     models = {"ace-step": simulated(step_s=0.1)}
     with running(tmp_path_factory.mktemp("behind"), models, auth={"mode": "keys"}) as service:
         service.client.headers["authorization"] = f"Bearer {service.store.keys.create('test')}"
@@ -67,7 +67,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 @pytest.fixture(scope="module")
 def proxy(caddy: str, service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
-    """Caddy before that service, with the file of the deployments."""
+    """Caddy in front of that service, with the deployments' Caddyfile."""
     folder = tmp_path_factory.mktemp("caddy")
     https = free_port()
     http = free_port()
@@ -94,7 +94,7 @@ def proxy(caddy: str, service: Service, tmp_path_factory: pytest.TempPathFactory
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """What Caddy needs to keep its files in a folder of ours."""
+    """The environment in which Caddy keeps its files in our folder."""
     return {"HOME": str(folder), "XDG_DATA_HOME": str(folder), "XDG_CONFIG_HOME": str(folder), "PATH": os.defpath}
 
 
@@ -107,7 +107,7 @@ def free_port() -> int:
 
 
 def test_a_song_comes_over_tls(proxy: Proxy) -> None:
-    """A caller who knows only the TLS address gets the whole file, and a part of it by a range."""
+    """A client of the TLS address gets the whole file, and part of it by a range."""
     song = proxy.client.post("/v1/music", json={"prompt": "piano", "duration": 3, "format": "flac"})
     assert song.status_code == 200, song.text
     samples, rate = soundfile.read(io.BytesIO(song.content))
@@ -117,13 +117,13 @@ def test_a_song_comes_over_tls(proxy: Proxy) -> None:
 
 
 def test_the_key_is_asked_for_behind_the_proxy(proxy: Proxy) -> None:
-    """That the proxy is on loopback opens nothing: without the key there is 401."""
+    """A request without the key gets 401, although the proxy is on loopback."""
     answer = proxy.client.get("/v1/jobs", headers={"authorization": "Bearer wrong"})
     assert answer.status_code == 401
 
 
 def test_events_pass_as_they_come(proxy: Proxy, service: Service) -> None:
-    """The first progress reaches a follower while the job still runs."""
+    """A follower gets the first progress event while the job still runs."""
     job = service.submit(steps=40)["id"]
     with proxy.client.stream("GET", f"/v1/jobs/{job}/events") as events:
         lines = events.iter_lines()
@@ -133,7 +133,7 @@ def test_events_pass_as_they_come(proxy: Proxy, service: Service) -> None:
 
 
 def test_a_caller_who_leaves_cancels_the_song(proxy: Proxy, service: Service) -> None:
-    """A client that hangs up on the proxy ends the job that only it waited for."""
+    """A client that disconnects from the proxy cancels the job that only it waited for."""
     with pytest.raises(httpx.ReadTimeout):
         proxy.client.post("/v1/music", json={"prompt": "to be left", "steps": 200, "duration": 2}, timeout=1.5)
     newest = service.client.get("/v1/jobs", params={"limit": 1}).json()["jobs"][0]
@@ -142,7 +142,7 @@ def test_a_caller_who_leaves_cancels_the_song(proxy: Proxy, service: Service) ->
 
 
 def test_plain_http_only_shows_the_way(proxy: Proxy, service: Service) -> None:
-    """The port without TLS answers every address with a redirection to the one with it."""
+    """The port without TLS redirects every address to the one with TLS."""
     answer = httpx.get(f"{proxy.plain_url}/v1/health", headers=dict(service.client.headers), follow_redirects=False)
     assert answer.status_code == 308
     assert answer.headers["location"].startswith("https://localhost")
@@ -150,7 +150,7 @@ def test_plain_http_only_shows_the_way(proxy: Proxy, service: Service) -> None:
 
 
 def test_caddy_cuts_no_long_answer_and_has_no_open_admin_port(caddy: str, tmp_path: Path) -> None:
-    """Read as Caddy reads it, the file sets no limit on an answer, and idle connections end before Serve ends them."""
+    """The Caddyfile sets no limit on an answer and closes idle connections before Serve does."""
     command = [caddy, "adapt", "--adapter", "caddyfile", "--config", str(CADDYFILE)]
     done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, timeout=60, check=True)
     config = json.loads(done.stdout)
@@ -182,7 +182,7 @@ def load(path: str) -> Any:
 
 
 def test_compose_publishes_nothing_but_caddy_beyond_loopback() -> None:
-    """Only Caddy's two ports are open to others; Sophia, Prometheus and Grafana listen on 127.0.0.1, the rest nowhere."""
+    """Only Caddy's ports are public; Sophia, Prometheus and Grafana listen on 127.0.0.1."""
     services = load("compose.yaml")["services"]
     published = {(name, port) for name, each in services.items() for port in each.get("ports", ())}
     beyond = {(name, port) for name, port in published if not port.startswith("127.0.0.1:")}
@@ -192,14 +192,14 @@ def test_compose_publishes_nothing_but_caddy_beyond_loopback() -> None:
 
 
 def test_the_firewall_of_plain_machines_opens_tls_and_not_sophia() -> None:
-    """Strangers reach ssh, TLS and the port that leads to it; 8000 is for machines of the cluster."""
+    """Strangers reach ssh, TLS and its redirect; port 8000 is for machines of the cluster."""
     rules = (CLUSTER / "onprem" / "sophia.nft").read_text()
     to_all = [line.strip() for line in rules.splitlines() if "dport" in line and "saddr" not in line]
     assert to_all == ["tcp dport { 22, 80, 443 } accept"]
 
 
 def test_the_tls_unit_runs_the_shared_file() -> None:
-    """The unit on plain machines starts Caddy with the same file, and knows nothing of Sophia's secrets."""
+    """The TLS unit of plain machines uses the same Caddyfile and has none of Sophia's secrets."""
     unit = (CLUSTER / "onprem" / "sophia-tls.service").read_text()
     assert "--config /opt/sophia/cluster/caddy/Caddyfile" in unit
     assert "sophia.env" not in unit
@@ -210,13 +210,13 @@ def test_the_tls_unit_runs_the_shared_file() -> None:
 
 
 def test_a_rented_pod_opens_no_port() -> None:
-    """Sophia listens on the pod's loopback, and the task asks for no open port: the way in is ssh."""
+    """Sophia listens on the pod's loopback, and the task opens no port, so it is reached by ssh."""
     assert "ports" not in load("skypilot.yaml")["resources"]
     assert load("serve/skypilot.yaml")["http_options"]["host"] == "127.0.0.1"
 
 
 def test_the_ingress_has_tls_for_each_of_its_hosts() -> None:
-    """On Kubernetes every host of the Ingress has a certificate, leads to Serve's service, and may answer for over an hour."""
+    """Every host of the Ingress has a certificate, leads to Serve's service, and may answer for over an hour."""
     ingress = load("kuberay/ingress.yaml")
     hosts = {rule["host"] for rule in ingress["spec"]["rules"]}
     with_tls = {host for entry in ingress["spec"]["tls"] if entry["secretName"] for host in entry["hosts"]}

@@ -33,7 +33,7 @@ def test_the_real_client_accepts_what_is_sent(store: Store, receiver: Receiver) 
 
 
 def test_a_changed_body_is_noticed(store: Store, receiver: Receiver) -> None:
-    """The signature holds for these bytes only."""
+    """The signature is valid for these bytes only."""
     job = succeeded_with_webhook(store, receiver.url)
     with running_sender(store):
         final_delivery(store, job)
@@ -43,14 +43,14 @@ def test_a_changed_body_is_noticed(store: Store, receiver: Receiver) -> None:
 
 
 def test_signatures_are_those_of_the_real_library() -> None:
-    """Ours and the library's signature of one message are the same."""
+    """Our signature of a message equals the library's."""
     moment = datetime.fromtimestamp(1_674_087_231, UTC)
     theirs = Webhook(SECRET).sign("msg_1", moment, '{"a":"ü"}')
     assert sign([bytes(range(32))], "msg_1", 1_674_087_231, '{"a":"ü"}'.encode()) == theirs
 
 
 def test_two_secrets_both_sign(store: Store, receiver: Receiver) -> None:
-    """While a secret is changed, receivers with the old and with the new one accept the event."""
+    """While a secret is rotated, receivers with the old and the new one accept the event."""
     job = succeeded_with_webhook(store, receiver.url)
     with running_sender(store, secret=f"{SECRET} {OLD_SECRET}"):
         final_delivery(store, job)
@@ -60,7 +60,7 @@ def test_two_secrets_both_sign(store: Store, receiver: Receiver) -> None:
 
 
 def test_each_api_key_has_a_secret_of_its_own(store: Store, receiver: Receiver) -> None:
-    """A client can verify its own webhooks and cannot make one that another would accept."""
+    """A client can verify its own webhooks but cannot sign one that another client would accept."""
     job = succeeded_with_webhook(store, receiver.url, owner="alice")
     with running_sender(store):
         final_delivery(store, job)
@@ -77,7 +77,7 @@ def test_each_api_key_has_a_secret_of_its_own(store: Store, receiver: Receiver) 
     ["", "whsec_", "whsec_c2hvcnQ=", "whsec_no base64!", "plain", "whsec_" + base64.b64encode(bytes(65)).decode()],
 )
 def test_a_secret_of_another_form_is_refused_and_not_repeated(secret: str) -> None:
-    """The configuration does not start with a secret that no receiver could use, and its error does not show it."""
+    """The service refuses to start with a malformed secret, and the error does not contain it."""
     with pytest.raises(ValidationError) as caught:
         AppArgs(webhook_secret=secret)
     [error] = caught.value.errors(include_input=False)

@@ -33,7 +33,7 @@ def has(gpu: bool) -> Callable[[], Hardware]:
 def test_auto_is_what_the_cluster_can_run(
     given: dict[str, str], look: Callable[[], Hardware], device: str, source: str
 ) -> None:
-    """A GPU means CUDA and the released checkpoint at its pinned commit; what is configured is never changed."""
+    """A GPU means CUDA and the released checkpoint at its pinned commit; configured values are kept."""
     found, why = settled("m", ModelArgs.model_validate(given), look)
 
     assert (found.device, found.source) == (device, source)

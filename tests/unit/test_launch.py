@@ -37,7 +37,7 @@ def output(tmp_path: Path) -> Iterator[Output]:
 def test_the_chatter_of_a_good_start_goes_to_the_file_only(
     output: Output, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The terminal stays empty; the file has each line, without colours and process names; the dashboard and phase are known."""
+    """A good start prints nothing; the log file has every line without colours and process names."""
     for line in CHATTER:
         output.read(line)
 
@@ -67,13 +67,13 @@ def test_the_chatter_of_a_good_start_goes_to_the_file_only(
 def test_warnings_and_errors_go_to_the_terminal(
     output: Output, capfd: pytest.CaptureFixture[str], line: str, shown: str
 ) -> None:
-    """In each of the formats of Ray and Serve, without time and place."""
+    """Warnings and errors in every format of Ray and Serve are printed without time and source line."""
     output.read(line)
     assert capfd.readouterr().err == f"{shown}\n"
 
 
 def test_a_traceback_stays_in_the_file(output: Output, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Its exception is remembered as the reason for a start that fails."""
+    """A traceback stays in the log file, and its exception is kept as the reason for a failed start."""
     lines = [
         "(ServeController pid=1) ERROR 2026-11-26 08:35:26,340 controller 1 -- Deploying app 'sophia' failed with exception:",
         "(ServeController pid=1) Traceback (most recent call last):",
@@ -91,7 +91,7 @@ def test_a_traceback_stays_in_the_file(output: Output, tmp_path: Path, capfd: py
 
 
 def test_a_workers_lines_are_shown_after_the_start(output: Output, capfd: pytest.CaptureFixture[str]) -> None:
-    """Before, the report shows what the worker does."""
+    """A worker's lines are printed after the start only, because the report covers the start."""
     output.read(f"ERROR {SERVE} -- {WORKER}")
     output.is_starting = False
     output.read(f"ERROR {SERVE} -- {WORKER}")
@@ -101,7 +101,7 @@ def test_a_workers_lines_are_shown_after_the_start(output: Output, capfd: pytest
 def test_rays_stack_traces_and_what_ends_while_it_stops_stay_in_the_file(
     output: Output, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Ray writes each frame as an error."""
+    """Ray's stack frames, and errors while it stops, stay in the log file."""
     for text in (
         "*** SIGTERM received at time=1795683162 on cpu 0 ***",
         "PC: @  0x7fc0b48ed545 clock_nanosleep",
@@ -114,26 +114,26 @@ def test_rays_stack_traces_and_what_ends_while_it_stops_stay_in_the_file(
 
 
 def test_a_record_without_a_level_is_no_warning() -> None:
-    """A line of JSON whose level is empty is read like any other: it must not end the thread that reads."""
+    """A JSON line with an empty level does not end the reading thread."""
     assert record('{"levelname": "", "message": "x"}') == ("I", "x")
 
 
 def test_a_plain_line_begins_no_record() -> None:
-    """Text that only resembles a record, such as broken JSON, is a continuation."""
+    """Text that only resembles a record, such as broken JSON, continues the record before it."""
     assert record("{not json}") is None
     assert record("INFO without a time") is None
     assert record("") is None
 
 
 def test_a_log_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
-    """In one sentence, with the folder."""
+    """A log folder that cannot be created is reported in one sentence that names it."""
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigurationError, match=r"file/logs cannot be written to: Not a directory\. Make room there"):
         LogFile(tmp_path / "file" / "logs")
 
 
 def test_ready_lines_say_where_what_and_how() -> None:
-    """Addresses, model with device and noise, and a command with the real port."""
+    """The report names the addresses, the model with its device, and a command with the real port."""
     model = {"name": "ace-step", "source": "embedded", "noise": True, "ready_workers": 1}
     worker = {"model": "ace-step", "device": "cpu"}
 
@@ -148,14 +148,14 @@ def test_ready_lines_say_where_what_and_how() -> None:
 
 
 def test_ready_lines_of_a_model_without_a_worker() -> None:
-    """A model that is scaled to zero is no failure."""
+    """A model that is scaled to zero counts as ready."""
     model = {"name": "m", "source": "org/repository", "noise": False, "ready_workers": 0}
     lines = ready_lines("http://127.0.0.1:8000", "", [model], [])
     assert lines[1] == "Models: m (org/repository) gets a worker with its first job."
 
 
 def test_ready_lines_of_a_service_that_needs_keys() -> None:
-    """The command has a place for the key, and the line before it says how to make one."""
+    """The command has a placeholder for the key, and the line before it says how to create one."""
     lines = ready_lines("http://127.0.0.1:8000", "", None, [])
     assert "keys create NAME" in lines[1]
     assert "Bearer KEY" in lines[2]
@@ -171,7 +171,7 @@ def test_ready_lines_of_a_service_that_needs_keys() -> None:
     ],
 )
 def test_a_start_fails_when_no_model_can_be_loaded(breakers: dict[str, Any], reason: str) -> None:
-    """One model that may still be loaded is enough to go on."""
+    """The start fails only when no model can be loaded any more."""
     assert failed_models(breakers) == reason
 
 
@@ -180,7 +180,7 @@ def test_a_start_fails_when_no_model_can_be_loaded(breakers: dict[str, Any], rea
     [({"port": "eight"}, "port must be a whole number"), ({"port": 70_000}, "got 70000"), ([], "a mapping")],
 )
 def test_a_wrong_address_is_refused(options: Any, named: str) -> None:
-    """In one sentence with the field."""
+    """A wrong address is reported in one sentence that names the field."""
     if not options:
         options = ["port"]
     with pytest.raises(ConfigurationError, match=named):
@@ -192,12 +192,12 @@ def test_a_wrong_address_is_refused(options: Any, named: str) -> None:
     [("0.0.0.0", "http://127.0.0.1:80"), ("::", "http://[::1]:80"), ("10.0.0.4", "http://10.0.0.4:80")],  # noqa: S104
 )
 def test_the_url_of_an_address_works_on_this_machine(host: str, url: str) -> None:
-    """A host that means all interfaces is not one to connect to."""
+    """The URL for a host that means all interfaces uses loopback."""
     assert Address(host, 80).url == url
 
 
 def test_the_launcher_knows_where_serve_listens() -> None:
-    """Without a word in the configuration it is Serve's own default."""
+    """Without an address in the configuration, the launcher uses Serve's default."""
     default = HTTPOptionsSchema()
     assert address_of({}) == (default.host, default.port)
     assert address_of({"http_options": {"host": "127.0.0.1", "port": 8123}}) == ("127.0.0.1", 8123)
