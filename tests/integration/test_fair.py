@@ -100,7 +100,7 @@ def test_a_lost_job_gives_its_turn_back(store: Store) -> None:
 
 @pytest.mark.fault("A4")
 def test_an_empty_queue_does_not_reset_the_turns(store: Store) -> None:
-    """Who has just been played a long song comes after who has not, also when nothing was queued between."""
+    """An owner whose long song has just finished comes after other owners, even if the queue was empty in between."""
     submit(store, "a", duration=600)
     finish(store, claim(store))
     submit(store, "a", duration=60)

@@ -1,4 +1,4 @@
-"""A server that gives every request the same answer, as an object store does that refuses."""
+"""A server that gives every request the same answer, like an object store that refuses requests."""
 
 import threading
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Answering:
-    """What it answers may be changed at any time."""
+    """The answer may be changed at any time."""
 
     def __init__(self) -> None:
         self.status = 200
@@ -17,14 +17,14 @@ class Answering:
         self.port = 0
 
     def says(self, status: int, code: str = "") -> None:
-        """An answer in the form of S3's errors. Its message holds what nobody should read."""
+        """An answer in the form of S3's errors, with a message that must not reach clients."""
         self.status = status
         self.body = f"<Error><Code>{code}</Code><Message>inner-address.example</Message></Error>".encode()
 
 
 @contextmanager
 def answering() -> Iterator[Answering]:
-    """The server, until the block ends."""
+    """Runs the server until the block ends."""
     answer = Answering()
 
     class Handler(BaseHTTPRequestHandler):

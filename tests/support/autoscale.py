@@ -53,7 +53,7 @@ _LISTS: Final = [  # what the provider wants to be there, empty or not
 
 
 def run(folder: Path) -> None:
-    """One burst on an empty fleet; raises AssertionError when a job is lost, or a node stays."""
+    """Runs one burst on an empty fleet. Raises AssertionError when a job is lost or a node stays."""
     with ExitStack() as stack:
         stack.enter_context(_autoscaled_cluster(folder))
         client, store = stack.enter_context(_sophia(folder))
@@ -75,7 +75,7 @@ def run(folder: Path) -> None:
 
 
 def _first_generation(store: Store, nodes: "_Nodes", submitted: float) -> str:
-    """Of the job that started first: the node's start, its worker's process, the load, and the rest."""
+    """The phases before the first generation: the node's start, its worker's process, the load, and the rest."""
     with store.database.read() as connection:
         first = connection.execute(sa.select(sa.func.min(jobs.c.started_at))).scalar_one()
         began, ready = connection.execute(
@@ -154,7 +154,7 @@ def _config(gcs_address: str) -> dict[str, Any]:
 
 @contextmanager
 def _provider_defaults(config: dict[str, Any]) -> Iterator[None]:
-    """The published wheel lacks a file that this provider reads: it is there meanwhile."""
+    """Creates a file that this provider reads and that the published wheel lacks, until the block ends."""
     path = Path(ray.__file__).parent / "autoscaler/_private/fake_multi_node/example.yaml"
     missing = not path.exists()
     if missing:
@@ -239,7 +239,7 @@ def _end(processes: list[psutil.Process]) -> None:
 
 
 def main() -> int:
-    """Run it; an AssertionError is the failure."""
+    """Runs the burst. A failure raises AssertionError."""
     with tempfile.TemporaryDirectory() as folder:
         run(Path(folder))
     return 0

@@ -1,4 +1,4 @@
-"""A local S3 server (moto's) in a process of its own, which may be killed."""
+"""A local S3 server (moto's) in its own process, which may be killed."""
 
 import os
 import socket
@@ -21,7 +21,7 @@ run_simple("127.0.0.1", int(sys.argv[1]), DomainDispatcherApplication(create_bac
 
 
 class S3:
-    """One bucket, named `music`. What it holds lives in its process: a server that was killed comes back empty."""
+    """A server with one bucket, `music`. Its content is in memory: after a kill it starts empty."""
 
     def __init__(self) -> None:
         with socket.socket() as free:
@@ -31,7 +31,7 @@ class S3:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What points a process at it."""
+        """The variables that point a process at the server."""
         return {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
             "AWS_ALLOW_HTTP": "true",
@@ -59,7 +59,7 @@ class S3:
 
 @contextmanager
 def s3() -> Iterator[S3]:
-    """A running server, which this process's environment points at until the block ends."""
+    """Runs the server until the block ends, with this process's environment pointing at it."""
     server = S3()
     before = {name: os.environ.get(name) for name in server.environment}
     os.environ.update(server.environment)

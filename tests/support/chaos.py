@@ -40,7 +40,7 @@ SECONDS = 1.0  # of each song
 
 @dataclass
 class Plan:
-    """How much to break."""
+    """What to break, and how often."""
 
     jobs: int = 200
     events: int = 40
@@ -53,7 +53,7 @@ class Plan:
 
 @dataclass
 class Outcome:
-    """What came of it."""
+    """What the run lost, duplicated and measured."""
 
     accepted: list[str] = field(default_factory=list)
     events: Counter[str] = field(default_factory=Counter)
@@ -80,7 +80,7 @@ class Outcome:
 
 
 def run(plan: Plan, folder: Path, weights: Path | None = None) -> Outcome:
-    """Run one plan on a cluster of its own; raises AssertionError when something was lost."""
+    """Runs one plan on its own cluster. Raises AssertionError when something was lost."""
     print(f"chaos: {plan}", flush=True)
     outcome = Outcome()
     with ExitStack() as stack:
@@ -150,7 +150,7 @@ def _store(folder: Path, url: str | None) -> Any:
 
 
 def _submit_all(plan: Plan, client: httpx.Client, outcome: Outcome) -> None:
-    """Each job until it is accepted, with one Idempotency-Key for all its tries, as a careful client does."""
+    """Submits each job until it is accepted, with one Idempotency-Key for all tries, as a careful client does."""
     for seed in range(plan.jobs):
         body = {
             "prompt": "x",
@@ -223,7 +223,7 @@ def _is_playable(client: httpx.Client, job: dict[str, Any]) -> bool:
 
 
 def _files_without_a_job(folder: Path, store: Any) -> list[str]:
-    """Files that no job names, after the janitor has been."""
+    """Files that belong to no job after the janitor has run."""
     from serve_app.artifacts import Artifacts
     from serve_app.background.janitor import sweep_files
 

@@ -12,7 +12,7 @@ from tests.support.helpers import eventually
 def until_answered(
     ask: Callable[[], httpx.Response], statuses: tuple[int, ...], seconds: float = 120
 ) -> httpx.Response:
-    """The first answer with one of these statuses; what else is below 500 is a failure."""
+    """The first answer with one of these statuses. Any other status below 500 is a failure."""
 
     def tried() -> httpx.Response | None:
         try:
@@ -28,7 +28,7 @@ def until_answered(
 
 
 def submit(client: httpx.Client, body: dict[str, Any]) -> str:
-    """The id of a job, submitted until it is accepted, with one Idempotency-Key for all tries."""
+    """Submits a job until it is accepted, with one Idempotency-Key for all tries, and returns its id."""
     headers = {"Idempotency-Key": str(uuid.uuid4())}
     answer = until_answered(lambda: client.post("/v1/jobs", json=body, headers=headers), (200, 202))
     return str(answer.json()["id"])

@@ -1,4 +1,4 @@
-"""What chaos does to a service that works: kills, a bad host, a full disk, a pause of the whole machine, ends during a load."""
+"""The events that chaos causes: kills, a bad host, a full disk, a pause of the whole machine, an end during a load."""
 
 import os
 import random
@@ -34,10 +34,10 @@ DISK_MB = 256
 
 
 class Events:
-    """The kinds of events by name, and what came of them."""
+    """The kinds of events by name, and their results."""
 
     def __init__(self, dice: random.Random, folder: Path, client: httpx.Client, store: Any, server: Any) -> None:
-        """`store` sees the service's database, `server` is its PostgreSQL server or None."""
+        """`store` reads the service's database; `server` is its PostgreSQL server, or None."""
         self._dice = dice
         self._folder = folder
         self._client = client
@@ -61,7 +61,7 @@ class Events:
             self.kinds["database"] = self._kill_database
 
     def happen(self, count: int, pause_s: tuple[float, float]) -> None:
-        """Each kind at least once, workers most often, `count` in all, with a random pause before each."""
+        """Causes `count` events, each kind at least once and workers most often, with a random pause before each."""
         order = [*self.kinds, *self._dice.choices(["worker", *self.kinds], k=max(count - len(self.kinds), 0))]
         self._dice.shuffle(order)
         for kind in order:
@@ -88,7 +88,7 @@ class Events:
         return self._dice.choice(found) if found else None
 
     def _kill_database(self) -> None:
-        """SIGKILL for the postmaster, which takes its backends with it; then a new one on the same files."""
+        """Kills PostgreSQL's postmaster and its backends with SIGKILL, then starts a new one on the same files."""
         postmaster = psutil.Process(self._server.get_pid())
         postmaster.send_signal(signal.SIGKILL)
         postmaster.wait(30)
@@ -112,7 +112,7 @@ class Events:
     # --- What is not a kill -------------------------------------------------------------------------------------------
 
     def _bad_host(self) -> None:
-        """One more worker, whose device fails with the first song: it gives its job back and leaves."""
+        """Adds a worker whose device fails with its first song; the worker returns the job and ends."""
         from serve_app.artifacts import Artifacts
         from serve_app.config import QueueArgs
         from serve_app.worker.worker import Worker
@@ -134,7 +134,7 @@ class Events:
         filler.unlink()
 
     def _pause(self) -> None:
-        """Everything stands still for longer than a lease, as when a machine sleeps: no living worker loses its job."""
+        """Stops all processes for longer than a lease, like a machine that sleeps. No living worker may lose its job."""
         alive = {row.id for row in self._seen() if not row.process.is_dead}
         held = [job for job in self._running() if job.worker in alive]
         frozen: list[psutil.Process] = []
@@ -159,7 +159,7 @@ class Events:
         return machine
 
     def _end_while_loading(self) -> None:
-        """A job brings a worker of a model that loads for a minute; the job is cancelled, so that Serve ends the worker."""
+        """Cancels a job during the minute-long load of the model that it started, so that Serve ends the worker."""
         job = submit(self._client, {"model": LOADING_MODEL, "prompt": "x", "duration": 1})
         self.cancelled.append(job)
         eventually(self._is_loading, 120, every=0.1)
@@ -212,7 +212,7 @@ def _title(process: psutil.Process) -> str:
 
 @contextmanager
 def disk(folder: Path) -> Iterator[None]:
-    """A small disk for the audio, where mounting is allowed."""
+    """A small disk for the audio, if mounting is allowed."""
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(folder)]
     mounted = subprocess.run(command, capture_output=True, text=True)

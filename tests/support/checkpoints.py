@@ -52,7 +52,7 @@ def changed(checkpoint: Path, folder: Path, part: str, change: Callable[[dict[st
 
 
 def enlarged(checkpoint: Path, folder: Path, megabytes: int) -> Path:
-    """A copy that is larger and as fast: its text encoder knows more words than anybody will use."""
+    """A larger copy that is as fast: its text encoder has rows for words that no prompt contains."""
     tokens = megabytes * 1_000_000 // (64 * 4)
     words = np.random.default_rng(0).standard_normal((tokens, 64), dtype=np.float32) / 50
     changed(checkpoint, folder, "text_encoder", lambda tensors: tensors.update({"embed_tokens.weight": words}))
@@ -61,7 +61,7 @@ def enlarged(checkpoint: Path, folder: Path, megabytes: int) -> Path:
 
 
 def in_bfloat16(checkpoint: Path) -> Path:
-    """The same checkpoint, its numbers rounded to bfloat16, in which the released one is saved."""
+    """A copy in bfloat16, the format of the released checkpoint."""
     import torch
     from safetensors.torch import load_file, save_file
 

@@ -35,7 +35,7 @@ def document() -> str:
 
 
 def _helps(context: typer.Context) -> Iterator[tuple[str, str]]:
-    """The command line and the help of a command, then those of the commands in it."""
+    """The command line and the help of a command, followed by those of its subcommands."""
     command = context.command
     yield context.command_path, command.get_help(context)
     if isinstance(command, TyperGroup):

@@ -1,4 +1,4 @@
-"""The files under cluster/ and what the operations guide says of them."""
+"""The files under cluster/, and what the operations guide says about them."""
 
 import re
 from typing import Any, Final

@@ -11,7 +11,7 @@ import pytest
 
 @contextmanager
 def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
-    """A disk of its own at `folder`, until the block ends. Where mounting is not allowed (only root may), the test is skipped."""
+    """A separate file system at `folder` until the block ends. Skips the test if mounting is not allowed."""
     folder.mkdir()
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)], capture_output=True, text=True
@@ -25,7 +25,7 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
 
 
 def fill(folder: Path) -> Path:
-    """Takes all the room there is, also what others give back within half a second; the file that does so."""
+    """Fills the disk, including room that others free within half a second, and returns the file that does so."""
     filler = folder / "filler"
     with filler.open("wb", buffering=0) as out:
         for _ in range(10):

@@ -11,7 +11,7 @@ from serve_app.music import MusicRequest
 
 
 class BrokenDevice(SimulatedEngine):
-    """Fails each song at once, as on a card that has failed."""
+    """Fails each song at once, like a card that has failed."""
 
     def __init__(self, name: str, args: ModelArgs, error: Exception) -> None:
         super().__init__(name, args)

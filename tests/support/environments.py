@@ -1,4 +1,4 @@
-"""Python environments that lack something, made of links to this one's packages."""
+"""Python environments that lack a package, made of links to this one's packages."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ from tests.support.paths import ROOT
 
 
 def without(package: str, folder: Path) -> Path:
-    """A folder with every installed package but one, to be the only one of a `bare` interpreter."""
+    """A folder with every installed package but one, for a `bare` interpreter."""
     folder.mkdir()
     for entry in Path(np.__file__).parent.parent.iterdir():
         if entry.name != package and not entry.name.lower().startswith((f"{package}-", f"{package}.")):
@@ -19,7 +19,7 @@ def without(package: str, folder: Path) -> Path:
 
 
 def bare() -> list[str]:
-    """This Python without any packages: `-S` leaves out its own site-packages, and a virtual environment has no say."""
+    """This Python without any packages: `-S` leaves out site-packages, and a virtual environment has no effect."""
     return [getattr(sys, "_base_executable", sys.executable), "-S"]
 
 
@@ -29,7 +29,7 @@ def finding(*places: Path) -> dict[str, str]:
 
 
 def distribution(folder: Path, name: str, version: str) -> None:
-    """What an installed distribution leaves to say that it is there."""
+    """The metadata of an installed distribution."""
     info = folder / f"{name}-{version}.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")

@@ -88,19 +88,19 @@ class Report:
         self._outcomes: dict[str, dict[str, str]] = defaultdict(dict)
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Remember which test shows which rows."""
+        """Records which test shows which rows."""
         for item in items:
             self._rows[item.nodeid] = {row for mark in item.iter_markers("fault") for row in mark.args}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Remember how each test ended; a failed set-up or clean-up is a failure, too."""
+        """Records how each test ended; a failed set-up or clean-up is a failure too."""
         if report.when != "call" and report.passed:
             return
         for row in self._rows.get(report.nodeid, ()):
             self._outcomes[row][report.nodeid] = report.outcome
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """One line a row."""
+        """Prints one line for each row."""
         terminalreporter.section("faults of the first version")
         for row, was in ROWS.items():
             terminalreporter.write_line(f"{row:>4}  {self._now(row):<28} was: {was}")
@@ -116,7 +116,7 @@ class Report:
 
 
 def main() -> int:
-    """Run every test of a row; further arguments go to pytest."""
+    """Runs every test of a row; further arguments go to pytest."""
     return int(pytest.main(["-m", "fault", "-q", *sys.argv[1:]], plugins=[Report()]))
 
 

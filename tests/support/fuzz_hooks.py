@@ -1,4 +1,4 @@
-"""Hooks for schemathesis: songs stay short, since what is fuzzed is the interface and each one is really encoded."""
+"""Hooks for schemathesis: songs stay short, because each one is really generated and encoded."""
 
 import re
 from typing import Any
@@ -11,7 +11,7 @@ NUMBER = re.compile(r"[0-9]{1,3}(\.[0-9]{1,12})?")
 
 @schemathesis.hook
 def map_body(context: Any, body: Any) -> Any:
-    """A long duration that is valid becomes a short one that is valid; everything else stays as it was drawn."""
+    """Replaces a long valid duration by a short valid one, and leaves everything else unchanged."""
     if isinstance(body, dict):
         duration = body.get("duration", 60.0)
         if isinstance(duration, str) and (duration == "auto" or NUMBER.fullmatch(duration)):

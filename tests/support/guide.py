@@ -1,4 +1,4 @@
-"""The operations guide and the commands in it."""
+"""Reads the operations guide and its commands."""
 
 import re
 import sys

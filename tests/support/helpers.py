@@ -1,4 +1,4 @@
-"""What tests of several parts share."""
+"""Helpers of several kinds of tests."""
 
 import socket
 import time
@@ -18,7 +18,7 @@ def eventually(condition: Callable[[], T | None], seconds: float = 60, every: fl
 
 
 def quickest_s(action: Callable[[], object], times: int = 3) -> float:
-    """Seconds that the quickest of several goes takes: a busy machine makes single goes slow, never quick."""
+    """Seconds that the fastest of several runs takes: load makes single runs slower, never faster."""
     took = []
     for _ in range(times):
         began = time.monotonic()
@@ -28,7 +28,7 @@ def quickest_s(action: Callable[[], object], times: int = 3) -> float:
 
 
 def free_port() -> int:
-    """A TCP port of this machine that nobody listens on."""
+    """A TCP port of this machine on which nobody listens."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port: int = taken.getsockname()[1]

@@ -58,7 +58,7 @@ class Hub:
         return real | self.claimed_sizes
 
     def siblings(self) -> list[dict[str, Any]]:
-        """The files as the hub lists them: what lies in its large storage has a hash."""
+        """The files as the hub lists them: those in its large-file storage have a hash."""
         return [{"rfilename": name, "size": size, **self._lfs(name, size)} for name, size in self.sizes.items()]
 
     def _lfs(self, name: str, size: int) -> dict[str, Any]:
@@ -70,7 +70,7 @@ class Hub:
         return {"lfs": {"size": size, "sha256": self._hashes[name], "pointerSize": 134}}
 
     def sent(self, name: str) -> bytes | bytearray:
-        """What is sent for a file."""
+        """The bytes that are sent for a file."""
         content = (self.folder / name).read_bytes()
         if name not in self.flipped or not self.flips:
             return content
@@ -82,7 +82,7 @@ class Hub:
 
 @contextmanager
 def serving(folder: Path) -> Iterator[Hub]:
-    """A hub on a free loopback port, until the block ends."""
+    """Runs a hub on a free loopback port until the block ends."""
     hub = Hub(folder)
     server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
     server.daemon_threads = True
@@ -99,7 +99,7 @@ def serving(folder: Path) -> Iterator[Hub]:
 
 class _Server(ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that was killed is no error of the server's."""
+        """Ignores clients that were killed."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
@@ -194,4 +194,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *args: object) -> None:
-        """Quiet: pytest shows what a test needs."""
+        """Logs nothing, so that pytest shows only what a test needs."""

@@ -16,25 +16,28 @@ _OURS: Final = {"serve_app", "tests", "benchmarks"}
 
 
 class Leaks:
-    """Whose each open socket, file and process is. A thing's key is taken by the next one that gets it."""
+    """Records whether our code or Ray opened each socket, file and process.
+
+    A key, such as a file descriptor, can be reused; the newer object then replaces the older one in the record.
+    """
 
     def __init__(self) -> None:
         self._rays: set[tuple[str, Any]] = set()
 
     def install(self) -> None:
-        """Watch births from now on, and let pytest hear of no leak of Ray's. To be called after pytest has set its own hook."""
+        """Records what is opened from now on, and hides Ray's leaks from pytest. Call it after pytest has set its own hook."""
         sys.addaudithook(self._born)
         heard: Callable[[Any], Any] = sys.unraisablehook
         sys.unraisablehook = lambda failed: None if self.is_rays(failed) else heard(failed)
 
     def is_rays(self, failed: Any) -> bool:
-        """Whether what could not be raised (sys.UnraisableHookArgs) concerns a thing of Ray's."""
+        """Whether an unraisable error (sys.UnraisableHookArgs) concerns an object of Ray's."""
         if (code := _code(failed.object)) is not None:
             return _is_rays_file(code.co_filename) or self._is_born_of_ray(_self_of(failed))
         return self._is_born_of_ray(failed.object)
 
     def _is_born_of_ray(self, thing: Any) -> bool:
-        """A transport or an event loop of asyncio is whose its socket is."""
+        """Whether Ray opened this object. An asyncio transport or event loop belongs to the owner of its socket."""
         socket = getattr(thing, "_sock", None) or getattr(thing, "_ssock", None)
         return self._key(socket or thing) in self._rays
 
@@ -72,14 +75,14 @@ def _is_made_by_ray(frame: FrameType | None) -> bool:
 
 
 def _code(thing: Any) -> CodeType | None:
-    """The code of a destructor that failed, or of a coroutine that nobody awaited."""
+    """The code of a destructor that failed, or of a coroutine that was never awaited."""
     if inspect.iscoroutine(thing):
         return thing.cr_code
     return getattr(thing, "__code__", None)
 
 
 def _self_of(failed: Any) -> Any:
-    """Whose destructor failed: it is the first local name of the frame that raised."""
+    """The object whose destructor failed: the first local name of the frame that raised."""
     traceback = failed.exc_traceback
     return traceback.tb_frame.f_locals.get("self") if traceback is not None else None
 

@@ -29,7 +29,7 @@ def load_all(path: Path) -> list[dict[str, Any]]:
 
 
 def run(command: list[str | Path]) -> str:
-    """What a tool said; fails with it when the tool found something."""
+    """Runs a tool and returns its output. Fails with that output when the tool finds something."""
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
@@ -45,6 +45,6 @@ def ray_service(path: Path) -> dict[str, Any]:
 
 
 def settings(unit: Path) -> dict[str, str]:
-    """The settings of a unit by name, continued lines joined; the last one where a name comes twice."""
+    """The settings of a unit by name, with continued lines joined; the last value counts."""
     text = unit.read_text().replace("\\\n", "")
     return dict(re.findall(r"^(\w+)=(.*)$", text, re.MULTILINE))

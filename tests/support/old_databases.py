@@ -20,7 +20,7 @@ REVISION: Final = "0005"
 
 
 def replay(database_url: str) -> dict[str, Any]:
-    """Make the old tables with their rows in an empty database; what the dump's first line tells."""
+    """Creates the old tables with their rows in an empty database, and returns the facts in the dump's first line."""
     kind = sa.make_url(database_url).get_backend_name()
     text = (FOLDER / f"f09e160.{kind}.sql").read_text()
     told: dict[str, Any] = json.loads(text.splitlines()[0].removeprefix("-- "))
@@ -41,7 +41,7 @@ def _execute(database_url: str, text: str) -> None:
 
 
 def _move_to_now(database_url: str, seconds: float) -> None:
-    """The jobs' deadlines and leases would be over by the time that the test runs."""
+    """Moves the jobs' deadlines and leases to the present, since they would have passed."""
     engine = sa.create_engine(sa.make_url(database_url).set(drivername=_driver(database_url)))
     metadata = sa.MetaData()
     metadata.reflect(engine)

@@ -1,4 +1,4 @@
-"""A job's moves in the store, as tests of the queue make them."""
+"""Moves of a job in the store, as tests of the queue need them."""
 
 from serve_app.jobs import Job, StoredAudio
 from serve_app.music import SAMPLE_RATE, MusicRequest
@@ -20,7 +20,7 @@ def claim(store: Store, worker: str = "w", model: str = "m", lease_s: float = LE
 
 
 def stored_audio(key: str = "k", seed: int = 1) -> StoredAudio:
-    """What a worker publishes of one file."""
+    """The record that a worker publishes for one file."""
     return StoredAudio(
         key=key, format="flac", seconds=10.0, sample_rate=SAMPLE_RATE, channels=2, bytes=4, sha256="0" * 64, seed=seed
     )

@@ -35,7 +35,7 @@ def put(artifacts: Artifacts, job: Job, attempt: int | None = None, index: int =
 
 
 def song(store: Store, artifacts: Artifacts, files: int = 1, age_s: float = 0) -> Job:
-    """A job that succeeded so many seconds ago, with its files."""
+    """A job with its files that succeeded the given number of seconds ago."""
     job = claimed(store)
     keys = [put(artifacts, job, index=index) for index in range(files)]
     assert store.claims.publish(job, audio=[stored_audio(key) for key in keys], timing={"gpu_s": 1.0}, warnings=[])
@@ -58,7 +58,7 @@ def key_of(job: Job, index: int = 0) -> str:
 
 
 def many(store: Store, artifacts: Artifacts, folder: Path, count: int, age_s: float) -> list[Job]:
-    """So many songs, by copying one."""
+    """The given number of songs, as copies of one."""
     first = song(store, artifacts, age_s=age_s)
     with store.database.write() as connection:
         row = connection.execute(sa.select(jobs).where(jobs.c.id == first.id)).mappings().one()
@@ -70,7 +70,7 @@ def many(store: Store, artifacts: Artifacts, folder: Path, count: int, age_s: fl
 
 
 def write(folder: Path, *names: str) -> None:
-    """Files as Artifacts keeps them, without the time that it takes to put them onto the disk itself."""
+    """Writes files as Artifacts does, without waiting for the disk."""
     for name in names:
         (folder / "audio" / name).parent.mkdir(parents=True)
         (folder / "audio" / name).write_bytes(b"x")

@@ -1,4 +1,4 @@
-"""Sophia without Ray: a real HTTP server, database and artifact folder, and workers in threads of the test's process."""
+"""Sophia without Ray: a real HTTP server, database and artifact folder, and workers in threads of the tests' process."""
 
 import atexit
 import threading
@@ -29,7 +29,7 @@ SONG: Final[dict[str, Any]] = {"prompt": "warm lo-fi piano", "duration": 2, "see
 
 @cache
 def shared_encoders() -> Encoders:
-    """One pool for all workers of the tests' process: starting one for each would take most of a test's time."""
+    """One pool of encoders for all workers of the tests' process, because starting one takes long."""
     encoders = Encoders(2)
     atexit.register(encoders.close)
     return encoders
@@ -77,7 +77,7 @@ def running(
     migrate: bool = True,
     **settings: Any,
 ) -> Iterator[Service]:
-    """A service whose first model has `workers` workers; `engine` instead of a simulated one where it is given."""
+    """Runs a service whose first model has `workers` workers; `engine` replaces the simulated engine."""
     args = AppArgs.model_validate({"data_dir": folder, "models": models or {"ace-step": simulated()}, **settings})
     name = next(iter(args.models))
     with ExitStack() as stack:

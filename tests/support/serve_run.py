@@ -22,12 +22,12 @@ LAUNCH: Final = [sys.executable, "-m", "serve_app.ops.launch", "serve_config.yam
 
 
 def restore_ctrl_c() -> None:
-    """A shell's background job ignores SIGINT, and so would what the tests start in it."""
+    """Restores SIGINT, which a shell ignores for its background jobs."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Served:
-    """A `serve run` in a folder of its own, and a client for it."""
+    """A `serve run` in its own folder, and a client for it."""
 
     def __init__(self, folder: Path, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}"
@@ -44,7 +44,7 @@ class Served:
         assert self.process.poll() is None, self.log.read_text()[-4000:]
 
     def get(self, path: str) -> int:
-        """The status; 0 when there is no answer."""
+        """The status of the answer, or 0 when there is none."""
         try:
             return httpx.get(self.url + path, timeout=5).status_code
         except httpx.TransportError:
@@ -63,7 +63,7 @@ class Served:
 
 
 def configure(folder: Path, port: int, **args: object) -> None:
-    """The configuration of a service with the simulated engine; `args` are further settings of it."""
+    """Writes the configuration of a service with the simulated engine; `args` are further settings."""
     models = {"m": {"source": "simulated", "simulated": {"step_s": 0.2}, "num_cpus": 0.1}}
     application = {"name": "sophia", "route_prefix": "/", "import_path": "serve_app.app:build"}
     config = {
@@ -76,7 +76,7 @@ def configure(folder: Path, port: int, **args: object) -> None:
 
 @contextmanager
 def served(folder: Path, port: int) -> Iterator[Served]:
-    """A service of the simulated engine on `port`; whatever is left of it ends with the block."""
+    """Runs a service with the simulated engine on `port`; everything left of it ends with the block."""
     configure(folder, port)
     service = Served(folder, port)
     started: list[psutil.Process] = []
@@ -106,7 +106,7 @@ def has_waiting_connection(port: int) -> bool:
 def launched(
     folder: Path, environment: Mapping[str, str] = MappingProxyType({}), timeout_s: float = 60
 ) -> subprocess.CompletedProcess[str]:
-    """A start that is to be refused."""
+    """Runs a start that is expected to be refused."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     return subprocess.run(
         LAUNCH, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False

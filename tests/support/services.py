@@ -1,4 +1,4 @@
-"""What several tests do to a running service."""
+"""Actions of several tests on a running service."""
 
 import sqlite3
 import uuid
@@ -17,7 +17,7 @@ def submitted(service: Service, headers: dict[str, str]) -> str | None:
 
 @contextmanager
 def locked(service: Service) -> Iterator[None]:
-    """Hold SQLite's write lock, as another program would."""
+    """Holds SQLite's write lock, as another program would."""
     connection = sqlite3.connect(service.args.data_dir / "sophia.db", isolation_level=None, check_same_thread=False)
     connection.execute("BEGIN IMMEDIATE")
     try:

@@ -31,7 +31,7 @@ def music(seconds: float) -> npt.NDArray[np.float32]:
 
 
 def tones(seconds: float) -> npt.NDArray[np.float32]:
-    """One steady tone on either side: what is wrong with it cannot hide."""
+    """A steady tone on each side, in which every error is audible."""
     time_s = np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
     left = 0.5 * np.sin(2 * np.pi * 440 * time_s)
     right = 0.3 * np.sin(2 * np.pi * 660 * time_s + 1)
@@ -39,13 +39,13 @@ def tones(seconds: float) -> npt.NDArray[np.float32]:
 
 
 def by_libsndfile(file: bytes) -> npt.NDArray[np.float32]:
-    """What libsndfile plays."""
+    """The samples that libsndfile decodes."""
     samples, _ = soundfile.read(io.BytesIO(file), dtype="float32")
     return np.asarray(samples)
 
 
 def by_pyav(file: bytes) -> npt.NDArray[np.float32]:
-    """What FFmpeg's libraries play."""
+    """The samples that FFmpeg's libraries decode."""
     with av.open(io.BytesIO(file), "r") as container:
         resampler = av.AudioResampler(format="flt", layout="stereo")
         frames = [part.to_ndarray() for frame in container.decode(audio=0) for part in resampler.resample(frame)]
@@ -53,7 +53,7 @@ def by_pyav(file: bytes) -> npt.NDArray[np.float32]:
 
 
 def by_edit_list(file: bytes) -> npt.NDArray[np.float32]:
-    """What a player that keeps to an m4a's edit list plays: FFmpeg's libraries play the last frame's padding, too."""
+    """The samples that a player which follows an m4a's edit list plays; FFmpeg's libraries also play the last frame's padding."""
     length, delay = edit_list(file)
     played = by_pyav(file)
     assert delay == 1024  # which FFmpeg drops
@@ -80,7 +80,7 @@ def box(data: bytes, kind: bytes) -> bytes:
 
 
 def decoders(format: Format) -> tuple[Callable[[bytes], npt.NDArray[np.float32]], ...]:
-    """What plays a format's files here."""
+    """The decoders of a format on this machine."""
     return (by_edit_list,) if format == "aac" else (by_libsndfile, by_pyav)
 
 

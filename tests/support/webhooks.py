@@ -22,7 +22,6 @@ from tests.support.queue import claim, finish
 SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
 SOON = [0.05, 0.05, 0.05]
 """Seconds before each retry."""
-"""Seconds before each retry."""
 
 
 @dataclass
@@ -51,8 +50,6 @@ class Receiver:
 
 @contextmanager
 def running_receiver(tls: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> Iterator[Receiver]:
-    """A receiver on a free port, until the block ends."""
-
     """A receiver on a free port, until the block ends."""
 
     class Handler(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""A wire between Sophia and PostgreSQL that can go silent: it carries nothing, and says nothing of it."""
+"""A relay between Sophia and PostgreSQL that can go silent: it passes nothing on and closes nothing."""
 
 import socket
 import threading
@@ -9,10 +9,10 @@ from sqlalchemy.engine import make_url
 
 
 class Wire:
-    """A TCP relay. While it is cut the kernels on both sides acknowledge as ever, so no TCP timeout helps."""
+    """A TCP relay. While it is cut, the kernels on both sides keep acknowledging, so no TCP timeout helps."""
 
     def __init__(self, target: str) -> None:
-        """`target` is the socket's path of a PostgreSQL server."""
+        """`target` is the path of a PostgreSQL server's socket."""
         self._target = target
         self._flows = threading.Event()
         self._flows.set()
@@ -28,16 +28,16 @@ class Wire:
         return int(self._door.getsockname()[1])
 
     def cut(self) -> None:
-        """Carry nothing any more."""
+        """Stops passing data on."""
         self._flows.clear()
 
     def mend(self, forget: bool = False) -> None:
-        """Carry again; `forget`: the connections of before stay silent for ever, as when a firewall has lost them."""
+        """Passes data on again. With `forget`, old connections stay silent, as when a firewall has lost them."""
         self._lost = len(self._ends) if forget else self._lost
         self._flows.set()
 
     def close(self) -> None:
-        """End everything."""
+        """Closes all connections."""
         self._flows.set()
         self._door.shutdown(socket.SHUT_RDWR)
         self._door.close()
@@ -74,7 +74,7 @@ class Wire:
 
 @contextmanager
 def wire(url: str) -> Iterator[tuple[Wire, str]]:
-    """A wire to the PostgreSQL of an address with a socket's folder as its host; the wire and the address through it."""
+    """A relay to the PostgreSQL at an address with a socket folder as host, and the address through the relay."""
     address = make_url(url)
     folder = address.query["host"]
     made = Wire(f"{folder}/.s.PGSQL.{address.query.get('port', address.port or 5432)}")
