@@ -1,5 +1,6 @@
 """Recovery on both databases: dead workers, time limits, retries, failed loads and the crash breaker."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -247,14 +248,21 @@ def test_an_open_breaker_is_told_to_whoever_waits(tmp_path: Path) -> None:
 
 def test_a_starting_worker_is_told_with_its_progress(tmp_path: Path) -> None:
     """A waiting job shows the progress of a starting worker, and that the worker hangs if it makes no progress."""
+    percents = itertools.count(
+        41
+    )  # each report makes progress, so that a slow machine hangs no worker before it is seen
     with running(tmp_path, workers=0, queue={"lease_s": 60}, breaker={"hang_s": 1}) as service:
-        report(service, phase="download", detail="downloading 41 % of 6.3 GB", progress=0.41)
         job = service.submit()["id"]
-        assert service.job(job)["waiting_for"] == "workers are starting: downloading 41 % of 6.3 GB"
+
+        def shows_progress() -> bool:
+            detail = f"downloading {(percent := next(percents))} % of 6.3 GB"
+            report(service, phase="download", detail=detail, progress=percent / 100)
+            return bool(service.job(job)["waiting_for"] == f"workers are starting: {detail}")
+
+        assert eventually(shows_progress)
         hung = eventually(lambda: found if "hung" in (found := service.job(job)["waiting_for"]) else None)
         assert "no progress for" in hung
-        report(service, phase="download", detail="downloading 42 % of 6.3 GB", progress=0.42)
-        assert service.job(job)["waiting_for"] == "workers are starting: downloading 42 % of 6.3 GB"
+        assert eventually(shows_progress)
 
 
 def report(service: Service, **values: object) -> None:
