@@ -22,7 +22,7 @@ deploy: .venv/installed
 status: .venv/installed
 	RAY_AUTH_MODE=token $(BIN)/serve status
 
-# Three pytest processes at once, then their coverage; plain `.venv/bin/pytest` runs everything in one.
+# Three pytest processes at once, then the coverage of two of them; plain `.venv/bin/pytest` runs everything in one.
 test: .venv/installed
 	$(BIN)/python -m tests.support.parts
 

@@ -6,6 +6,9 @@ import os
 # spin at every small operation (the engine's tests: 252 s with its default, 52 s with one thread).
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Ray runs workers at nice 15, where they starve as soon as anything else on the machine wants its cores.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
 # Tests may run beside a Sophia: its settings (they beat what a test sets), and so its database and audio, are none of theirs, nor
 # is its Ray. Here, as serve_app reads one of them when it is imported.
 for _name in [*os.environ]:
