@@ -36,7 +36,7 @@ def check_has_audio(job: Job | None) -> Job:
         case Status.SUCCEEDED:
             return job
         case Status.EXPIRED:
-            raise DeadlineExceeded(f"Job {job.id} did not end before its deadline")
+            raise DeadlineExceeded(f"Job {job.id} did not finish before its deadline")
         case Status.FAILED:
             raise GenerationError(f"Job {job.id} failed: {job.error.message if job.error else None}")
         case _:

@@ -14,9 +14,7 @@ jobs = sa.Table(
     sa.Column("model", sa.Text, nullable=False),
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("priority", sa.SmallInteger, nullable=False),
-    sa.Column(
-        "turn", sa.Double, nullable=False, server_default="0"
-    ),  # only versions before 0009 read it, during a rollout
+    sa.Column("turn", sa.Double, nullable=False, server_default="0"),  # for versions before 0009, during a rollout
     sa.Column("rank", sa.SmallInteger, nullable=False, server_default="5"),  # among owners; see store/shares.py
     sa.Column("request", sa.JSON, nullable=False),
     sa.Column("audio_seconds", sa.Double, nullable=False),  # duration x variations, for estimates
@@ -159,9 +157,7 @@ workers = sa.Table(
     sa.Column("host", sa.Text, nullable=False, server_default=""),  # with pid and born, identifies the process
     sa.Column("born", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("moved_at", sa.Double, nullable=False, server_default="0"),  # when phase, progress or detail last changed
-    sa.Column(
-        "cluster", sa.Text, nullable=False, server_default=""
-    ),  # the Ray cluster that runs it; empty when unknown
+    sa.Column("cluster", sa.Text, nullable=False, server_default=""),  # its Ray cluster; empty when unknown
 )
 
 loads = sa.Table(  # one row per attempt to load a model; source of the breaker and of the measured start-up time

@@ -12,12 +12,13 @@ from serve_app.jobs import WorkerPhase
 from serve_app.ops import cli
 from serve_app.processes import Process
 from serve_app.scaling.observation import StoreFleet
-from serve_app.scaling.policy import WINDOWS, Decision, Observation, decide
+from serve_app.scaling.policy import Decision, decide
 from serve_app.store import Store, WorkerRow
 from serve_app.store.tables import loads
 from serve_app.worker.startup import Startup
 from tests.support.helpers import eventually
 from tests.support.running import running
+from tests.support.scaling import NOTHING
 
 BREAKER = BreakerArgs(open_after=3, backoff_s=10, max_backoff_s=30)
 BOUNDS = ScalingArgs(min_workers=2, max_workers=4)
@@ -68,18 +69,7 @@ def test_a_failure_of_the_model_itself_stops_every_host_and_no_worker(store: Sto
 @pytest.mark.fault("A2")
 def test_an_open_breaker_never_lowers_the_target_while_a_worker_works() -> None:
     """The target stays, because in a rollout of a broken version Serve would stop the last working replica to reach a lower one."""
-    seen = Observation(
-        queued_jobs=0,
-        queued_work_s=0.0,
-        running_jobs=0,
-        running_left_s=0.0,
-        ready_s=(),
-        startup_s=10.0,
-        arrivals=((0, 0.0),) * WINDOWS,
-        idle_s=0.0,
-        breaker="3 loads failed",
-        ready_now=1,
-    )
+    seen = replace(NOTHING, breaker="3 loads failed", ready_now=1)
 
     assert decide(seen, BOUNDS, Decision(2, "")).target == 2
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import tomllib
 from importlib import resources
 
 import jsonschema
@@ -38,6 +39,13 @@ def test_the_image_stays_within_its_budget() -> None:
     """The installed wheels, CUDA's among them, stay under the budget that the docs state."""
     assert image_size.total_bytes() < image_size.BUDGET_BYTES
     assert f"{image_size.BUDGET_BYTES / 1e9:.1f} GB" in (ROOT / "docs" / "OPERATIONS.md").read_text()
+
+
+def test_a_new_version_alone_needs_no_new_base_image() -> None:
+    """pyproject.toml, whose content names the base image, does not contain Sophia's version."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert "pyproject.toml" in (ROOT / ".github" / "workflows" / "images.yaml").read_text()
+    assert ("version" in project, project["dynamic"]) == (False, ["version"])
 
 
 def test_the_cuda_figures_are_those_of_the_pinned_torch() -> None:

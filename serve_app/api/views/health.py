@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from serve_app import __version__
 from serve_app.api.views.jobs import JobError, State
 
 
@@ -12,7 +13,7 @@ class Pong(BaseModel):
     """The answer to a liveness probe."""
 
     pong: Literal[True] = Field(True, description="Always true.", examples=[True])
-    version: str = Field(description="Sophia's version.", examples=["0.1.0"])
+    version: str = Field(description="Sophia's version.", examples=[__version__])
     commit: str = Field(description="The commit Sophia was built from.", examples=["3f2c1a9"])
 
 
@@ -126,7 +127,7 @@ class Health(BaseModel):
         "degraded: a model has no worker, songs cannot be stored, or background work fails.",
         examples=["ok"],
     )
-    version: str = Field(description="Sophia's version.", examples=["0.1.0"])
+    version: str = Field(description="Sophia's version.", examples=[__version__])
     commit: str = Field(description="The commit Sophia was built from.", examples=["3f2c1a9"])
     jobs: dict[State, int] = Field(
         description="Number of jobs by state.", examples=[{"queued": 2, "running": 1, "succeeded": 40}]
