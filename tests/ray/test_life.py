@@ -176,7 +176,7 @@ def test_a_fleet_grows_from_zero_in_one_step_and_sleeps_again(cluster: httpx.Cli
 def test_deleting_the_application_ends_the_running_job_first(cluster: httpx.Client, deploy: Deploy) -> None:
     """On `serve delete` the running job is published, and the waiting one stays in the queue."""
     store = deploy(simulated={"step_s": STEP_S})
-    running = _submit(cluster, steps=30)
+    running = _submit(cluster, steps=100)  # 10 s: on a busy machine Serve takes seconds to tell the worker
     waiting = _submit(cluster)
     eventually(lambda: store.jobs.get(running).status == "running")
     serve.delete("sophia")
