@@ -12,7 +12,7 @@ from types import CodeType, FrameType
 from typing import Any, Final
 
 _BIRTHS: Final = {"socket.__new__", "open", "subprocess.Popen"}
-_OURS: Final = {"serve_app", "tests", "benchmarks"}
+_OURS: Final = {"serve_app", "tests", "benchmarks", "miniature"}
 
 
 class Leaks:

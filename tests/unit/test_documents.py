@@ -54,7 +54,9 @@ def test_links_lead_somewhere(path: Path) -> None:
 def test_files_that_are_named_exist(path: Path) -> None:
     """Every path in backticks that begins with one of our folders exists, except those marked as to be made."""
     text = path.read_text()
-    for name in re.findall(r"`((?:serve_app|tests|cluster|benchmarks|docs)/[\w./-]*)`(?! \(to be made\))", text):
+    for name in re.findall(
+        r"`((?:serve_app|tests|cluster|benchmarks|miniature|docs)/[\w./-]*)`(?! \(to be made\))", text
+    ):
         assert (ROOT / name).exists(), name
     for name in re.findall(
         r"`((?:api|background|worker|engine|weights|audio|store|scaling|music|ops)/[\w/]*\.py)`", text

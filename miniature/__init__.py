@@ -1,0 +1,1 @@
+"""The toy model that Sophia plays without a GPU: the programs that make it. Not part of the wheel."""
