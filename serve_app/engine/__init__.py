@@ -1,1 +1,1 @@
-"""What makes the music: `protocol` says what a worker drives, and each engine is a module or package beside it."""
+"""The engines that generate music. `protocol` defines their interface; each engine is a module or package of its own."""

@@ -1,4 +1,4 @@
-"""What a worker requires of an engine."""
+"""The interface between a worker and its engine."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -9,40 +9,40 @@ from serve_app.config import Variant
 from serve_app.music import MusicRequest, TaskType
 
 OnStep = Callable[[str, int, int], None]
-"""Called with a stage (conditioning, denoising or decoding), the number of its finished steps, and the number of all its steps."""
+"""Called with a stage (conditioning, denoising or decoding), its number of finished steps, and its total number of steps."""
 
 
 @dataclass(frozen=True)
 class EngineFacts:
-    """The loaded model and its device. Sizes are in bytes; `free_memory` and `peak_memory` are the device's, None on the CPU."""
+    """Describes a loaded model and its device. Sizes are in bytes; `free_memory` and `peak_memory` are None on the CPU."""
 
     variant: Variant
     source: str
     revision: str | None
-    """Commit of the checkpoint, where it comes from a repository."""
+    """The commit of the checkpoint; None if it does not come from a repository."""
     dtype: str
     device: str
     tasks: tuple[TaskType, ...]
     noise: bool
     """Whether the weights are random, so that every song is noise."""
     versions: Mapping[str, str]
-    """Versions of the packages that compute, by name."""
+    """Versions of the packages that affect the result (such as torch), by package name."""
     weights_bytes: int
     free_memory: int | None = None
     peak_memory: int | None = None
 
 
 class Engine(Protocol):
-    """Implemented by AceStepEngine, and by SimulatedEngine for tests of scheduling."""
+    """Generates songs with one model. Implemented by AceStepEngine, and by SimulatedEngine for tests of scheduling."""
 
     @property
     def slots(self) -> int:
-        """How many jobs it can generate at once. The worker calls `generate` from as many threads."""
+        """How many jobs the engine can run at once. The worker calls `generate` from this many threads."""
 
     def load(self, report: Callable[[str, float | None, str], None]) -> Any:
         """Load the model. Returns EngineFacts. Calls `report` with phase, progress (0 to 1 or None) and a description.
 
-        Raises LoadError, and may be called again then.
+        Raises LoadError; the caller may then try again.
         """
 
     def generate(
@@ -51,4 +51,4 @@ class Engine(Protocol):
         """Yield the songs of a request, one per variation. Raises Stopped soon after `stopped()` has become true."""
 
     def warnings(self, request: MusicRequest) -> tuple[str, ...]:
-        """What the request asks for and this model cannot do, one sentence each."""
+        """Returns one sentence for each part of the request that this model will ignore."""

@@ -1,4 +1,4 @@
-"""An engine that sleeps instead of computing, so that many workers fit on two cores."""
+"""An engine that sleeps instead of computing, so that many workers can run on two cores."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -19,9 +19,9 @@ _AMPLITUDE: Final = 0.1
 
 
 class SimulatedEngine:
-    """AceStepEngine's interface with sleeps of known length: for tests of scheduling, scaling and faults only.
+    """Sleeps for configured times instead of generating. Only for tests of scheduling, scaling and faults.
 
-    Nothing about audio is ever shown with it: every song is a quiet 440 Hz tone, whatever was asked for.
+    It says nothing about audio: every song is a quiet 440 Hz tone, whatever the request.
     """
 
     slots: int = 1
@@ -32,10 +32,10 @@ class SimulatedEngine:
         self._variant: Variant = args.variant or "turbo"
 
     def load(self, report: Report) -> EngineFacts:
-        """Takes `simulated.load_s` seconds, reported as the phases of a real load."""
+        """Sleeps for `simulated.load_s` seconds and reports the phases of a real load."""
         report("preflight", None, "simulated: nothing to import")
-        report("download", 1.0, "simulated: nothing to fetch")
-        _pass(
+        report("download", 1.0, "simulated: nothing to download")
+        _wait(
             self._args.simulated.load_s, lambda fraction: report("load", fraction, f"simulated: {fraction:.0%} loaded")
         )
         report("warm_up", None, "simulated: nothing to warm up")
@@ -52,17 +52,17 @@ class SimulatedEngine:
         )
 
     def warnings(self, request: MusicRequest) -> tuple[str, ...]:  # noqa: ARG002 - the Engine protocol's signature
-        """Says that this is no music."""
+        """Returns one warning: the audio is not music."""
         return (f"{self._name} is simulated: the audio is a test tone, not music.",)
 
     def generate(self, request: MusicRequest, on_step: OnStep, stopped: Callable[[], bool]) -> Iterator[Song]:
-        """Sleeps `simulated.step_s` a denoising step, then yields tones of the asked length with seeds seed + i.
+        """Sleeps `simulated.step_s` per denoising step, then yields one tone of the requested duration per variation.
 
         Raises:
-            Stopped: `stopped` said so, between two steps.
+            Stopped: `stopped()` returned true between two steps.
         """
         if request.seed is None:
-            raise ValueError("the caller fills in the seed")
+            raise ValueError("the request has no seed: the caller must set one")
         steps = request.steps or VARIANT_DEFAULTS[self._variant].steps
         _stop_if(stopped)
         on_step("conditioning", 0, 1)
@@ -78,8 +78,8 @@ class SimulatedEngine:
             yield Song(seed=(request.seed + i) % (MAX_SEED + 1), samples=tone.copy())
 
 
-def _pass(seconds: float, report: Callable[[float], None]) -> None:
-    """Lets `seconds` go by, reporting the fraction gone about five times a second."""
+def _wait(seconds: float, report: Callable[[float], None]) -> None:
+    """Sleeps for `seconds` and reports the elapsed fraction about five times a second."""
     start = time.monotonic()
     ticks = max(1, round(seconds / 0.2))
     for tick in range(1, ticks + 1):
@@ -88,7 +88,7 @@ def _pass(seconds: float, report: Callable[[float], None]) -> None:
 
 
 def _sleep_until(moment: float) -> None:
-    """Sleeps until a moment of the monotonic clock, so that late wake-ups do not add up."""
+    """Sleeps until `moment` on the monotonic clock. Unlike fixed sleeps in a row, this does not accumulate late wake-ups."""
     time.sleep(max(0.0, moment - time.monotonic()))
 
 
@@ -98,7 +98,7 @@ def _stop_if(stopped: Callable[[], bool]) -> None:
 
 
 def _tone(frames: int) -> np.ndarray:
-    """A sine, (frames, 2) in float32: one second is computed and repeated, as 440 periods fit into it exactly."""
+    """Returns a sine as float32 of shape (frames, 2). It repeats one second, which holds exactly 440 periods."""
     second = _AMPLITUDE * np.sin(2 * np.pi * _TONE_HZ * np.arange(SAMPLE_RATE) / SAMPLE_RATE)
     mono = np.resize(second.astype(np.float32), frames)
     return np.repeat(mono[:, None], 2, axis=1)

@@ -196,15 +196,15 @@ def test_a_prompt_is_cut_where_the_pipeline_cuts_it(engine: AceStepEngine) -> No
     assert f"reads 256 of its {tokens('x' * (longest + 1))} tokens" in warning
 
 
-def test_a_cut_prompt_names_the_first_words_lost(engine: AceStepEngine) -> None:
-    """The warning tells from where on the prompt is not read; everything before it is what the model hears."""
+def test_a_cut_prompt_names_the_first_ignored_words(engine: AceStepEngine) -> None:
+    """The warning names the first words that the model ignores, and everything before them reaches the model."""
     prompt = "".join(f"<{i}>" for i in range(200))
 
     [warning] = engine.warnings(MusicRequest(prompt=prompt))
-    lost = int(warning.split("Lost from: '")[1].split("<")[1].split(">")[0])
+    ignored = int(warning.split("from here on: '")[1].split("<")[1].split(">")[0])
 
-    heard = "".join(f"<{i}>" for i in range(lost + 1))
-    assert _digests(generate(engine, prompt=prompt)) == _digests(generate(engine, prompt=heard + "other words" * 50))
+    kept = "".join(f"<{i}>" for i in range(ignored + 1))
+    assert _digests(generate(engine, prompt=prompt)) == _digests(generate(engine, prompt=kept + "other words" * 50))
 
 
 def test_long_lyrics_are_told_as_cut(engine: AceStepEngine) -> None:

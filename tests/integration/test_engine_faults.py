@@ -15,7 +15,7 @@ from tests.support.checkpoints import changed
 from tests.support.engines import generate
 
 
-@pytest.mark.parametrize(("value", "expected"), [(0.0, "silence"), (float("nan"), "values that are not finite")])
+@pytest.mark.parametrize(("value", "expected"), [(0.0, "silence"), (float("nan"), "NaN or infinite samples")])
 def test_a_model_that_gives_no_audio_fails_its_self_test(
     value: float, expected: str, checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -25,7 +25,7 @@ def test_a_model_that_gives_no_audio_fails_its_self_test(
     )
     engine = AceStepEngine("m", ModelArgs(source=str(broken), device="cpu"), tmp_path)
 
-    with pytest.raises(errors.SelfTestFailed, match=f"The self-test of m failed: The model gave {expected}"):
+    with pytest.raises(errors.SelfTestFailed, match=f"The self-test of m failed: The model produced {expected}"):
         engine.load(lambda phase, fraction, detail: None)
 
 
@@ -50,7 +50,7 @@ def test_weights_of_another_shape_are_refused(part: str, checkpoint: Path, tmp_p
     broken = changed(checkpoint, tmp_path / "broken", part, double)
     engine = AceStepEngine("m", ModelArgs(source=str(broken), device="cpu"), tmp_path)
 
-    with pytest.raises(errors.CorruptFile, match="or do not fit their configuration"):
+    with pytest.raises(errors.CorruptFile, match="or do not match their configuration"):
         engine.load(lambda phase, fraction, detail: None)
 
 

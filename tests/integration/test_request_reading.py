@@ -8,7 +8,7 @@ import jsonschema
 import pytest
 from pydantic import ValidationError
 
-from serve_app.engine.ace_step.generating import seeds, settings, words
+from serve_app.engine.ace_step.generating import lyrics_and_language, pipeline_settings, seeds
 from serve_app.music import MAX_SEED, MusicRequest
 from tests.support.helpers import quickest_s
 from tests.support.running import Service
@@ -170,14 +170,14 @@ def test_a_wrong_time_signature_is_told_how_it_is_written(service: Service, wron
 @pytest.mark.fault("C4")
 def test_the_variants_defaults_are_the_originals() -> None:
     """Each variant has the defaults of the original ACE-Step: shift, guidance interval, and the lyrics of an instrumental."""
-    base = settings(MusicRequest(prompt="x"), "base")
-    early = settings(MusicRequest(prompt="x", cfg_interval_start=0.75), "sft")
+    base = pipeline_settings(MusicRequest(prompt="x"), "base")
+    early = pipeline_settings(MusicRequest(prompt="x", cfg_interval_start=0.75), "sft")
 
     assert (base["shift"], base["num_inference_steps"]) == (1.0, 50)
     assert (early["cfg_interval_start"], early["cfg_interval_end"]) == (0.0, 0.25)
-    assert settings(MusicRequest(prompt="x"), "turbo")["shift"] == 3.0
-    assert words(MusicRequest(prompt="x")) == ("[Instrumental]", "unknown")
-    assert words(MusicRequest(prompt="x", lyrics="la la", vocal_language="de")) == ("la la", "de")
+    assert pipeline_settings(MusicRequest(prompt="x"), "turbo")["shift"] == 3.0
+    assert lyrics_and_language(MusicRequest(prompt="x")) == ("[Instrumental]", "unknown")
+    assert lyrics_and_language(MusicRequest(prompt="x", lyrics="la la", vocal_language="de")) == ("la la", "de")
 
 
 @pytest.mark.fault("C9")

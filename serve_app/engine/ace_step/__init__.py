@@ -1,1 +1,1 @@
-"""ACE-Step 1.5, on diffusers' components."""
+"""The engine for ACE-Step 1.5, which uses the pipeline of diffusers."""

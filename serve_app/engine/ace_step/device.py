@@ -1,4 +1,4 @@
-"""The device: which one, in which number format, and its memory."""
+"""Chooses the device and its number format, and watches its memory."""
 
 import contextlib
 import gc
@@ -16,21 +16,25 @@ if TYPE_CHECKING:
 
 
 def choose_device(name: str, args: ModelArgs) -> "torch.device":
-    """The configured device of model `name`; `auto` is CUDA where there is one. Raises DeviceUnavailable."""
+    """Returns the configured device of model `name`; `auto` means CUDA if available, otherwise the CPU.
+
+    Raises:
+        DeviceUnavailable: the configuration requires CUDA and this node has no CUDA device.
+    """
     import torch
 
     if args.device == "cuda" and not torch.cuda.is_available():
-        built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a build without CUDA"
+        built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
         raise errors.DeviceUnavailable(
-            f"models.{name}.device is cuda, but this node offers only the CPU (torch {torch.__version__}, {built}; CUDA "
-            "devices visible: 0). Run it on a node with a GPU and its driver, or set device: cpu."
+            f"models.{name}.device is cuda, but torch finds no CUDA device on this node (torch {torch.__version__}, {built}). "
+            "Run the model on a node with a GPU and its driver, or set device: cpu."
         )
     on_cuda = args.device == "cuda" or (args.device == "auto" and torch.cuda.is_available())
     return torch.device("cuda:0" if on_cuda else "cpu")
 
 
 def choose_dtype(args: ModelArgs, device: "torch.device") -> "torch.dtype":
-    """The configured number format; `auto` is bfloat16 on CUDA and float32 on the CPU."""
+    """Returns the configured number format; `auto` means bfloat16 on CUDA and float32 on the CPU."""
     import torch
 
     wanted = args.dtype if args.dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32"
@@ -38,24 +42,24 @@ def choose_dtype(args: ModelArgs, device: "torch.device") -> "torch.dtype":
 
 
 def device_name(device: "torch.device") -> str:
-    """The device in words, with the card's name."""
+    """Returns the device for messages, with the name of the card: `cuda:0 NVIDIA H100`."""
     import torch
 
     return f"{device} {torch.cuda.get_device_name(device)}" if device.type == "cuda" else "cpu"
 
 
-def need_memory(device: "torch.device", needed: int) -> None:
-    """Refuses to load `needed` bytes of weights where less is free: on the CPU, the kernel would kill the process.
+def require_memory(device: "torch.device", needed: int) -> None:
+    """Checks that `needed` bytes of weights fit into free memory. On the CPU, the kernel would kill the process otherwise.
 
     Raises:
-        DeviceMemory
+        DeviceMemory: less memory is free.
     """
     if needed > free_memory(device):
-        raise errors.DeviceMemory(_too_little(device, needed))
+        raise errors.DeviceMemory(_memory_message(device, needed))
 
 
 def free_memory(device: "torch.device") -> int:
-    """Free bytes of the device; for the CPU what Linux calls available, within this process's own limit."""
+    """Returns the free bytes of the device. For the CPU: Linux's MemAvailable, limited by this process's RLIMIT_AS."""
     import torch
 
     if device.type == "cuda":
@@ -68,26 +72,29 @@ def free_memory(device: "torch.device") -> int:
     return max(min(available, limit - used), 0)
 
 
-def _too_little(device: "torch.device", needed: int) -> str:
+def _memory_message(device: "torch.device", needed: int) -> str:
     return (
-        f"The weights need {needed / 1e9:.2f} GB on {device_name(device)}, where {free_memory(device) / 1e9:.2f} GB are free. "
-        "End what else runs there, or take a smaller model."
+        f"The weights need {needed / 1e9:.2f} GB on {device_name(device)}, but only {free_memory(device) / 1e9:.2f} GB are free. "
+        "Stop other programs on the device, or use a smaller model."
     )
 
 
 @contextlib.contextmanager
 def memory_errors(device: "torch.device", needed: int) -> Iterator[None]:
-    """An allocation that fails while `needed` bytes of weights are loaded is DeviceMemory."""
+    """Raises DeviceMemory if an allocation fails inside the block, which loads `needed` bytes of weights."""
     try:
         yield
     except Exception as error:
         if not isinstance(error, errors.OutOfDeviceMemory) and not is_out_of_memory(error):
             raise
-        raise errors.DeviceMemory(_too_little(device, needed)) from error
+        raise errors.DeviceMemory(_memory_message(device, needed)) from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed: torch has a class for it on CUDA and a RuntimeError on the CPU, safetensors an OSError."""
+    """Whether `error` reports a failed allocation.
+
+    torch raises its own class on CUDA and a RuntimeError on the CPU; safetensors raises an OSError.
+    """
     import torch
 
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
@@ -96,7 +103,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def memory_facts(device: "torch.device") -> dict[str, int]:
-    """`free_memory` and `peak_memory` of a GPU in bytes; nothing on the CPU."""
+    """Returns `free_memory` and `peak_memory` of a GPU in bytes; an empty dict for the CPU."""
     import torch
 
     if device.type != "cuda":
@@ -108,10 +115,10 @@ def memory_facts(device: "torch.device") -> dict[str, int]:
 
 
 def release_memory(device: "torch.device") -> None:
-    """Frees what an error or an earlier load left behind, then gives unused memory back to the GPU.
+    """Frees the tensors left behind by an error or an earlier load, then returns torch's unused memory to the GPU.
 
-    Such leftovers hang in reference cycles, through an exception's traceback. Looking for cycles takes 0.2 s with torch and
-    diffusers loaded, so this is not for songs that came out well.
+    Reference cycles through an exception's traceback keep such tensors alive. A garbage collection takes 0.2 s with torch and
+    diffusers loaded, so this is not called after each song.
     """
     if device.type == "cuda":
         gc.collect()
@@ -119,7 +126,7 @@ def release_memory(device: "torch.device") -> None:
 
 
 def empty_cache(device: "torch.device") -> None:
-    """Gives unused memory of torch's allocator back to the GPU, which others may share. No song is slower for it."""
+    """Returns the unused memory of torch's allocator to the GPU, for other processes. This does not slow down generation."""
     import torch
 
     if device.type == "cuda":

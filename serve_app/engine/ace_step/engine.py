@@ -1,7 +1,7 @@
-"""The engine: one AceStepPipeline on one device, from a checkpoint to songs. The only part that computes with torch.
+"""AceStepEngine: loads a checkpoint into an AceStepPipeline on one device, and generates songs with it.
 
-One thread at a time may call an engine: the pipeline keeps a run's state on itself. torch and diffusers are imported where
-they are first needed, so that a missing or broken package is reported like every other fault of loading.
+Only one thread at a time may call an engine, because the pipeline stores the state of a run in its own attributes. torch and
+diffusers are imported inside functions, so that a missing or broken package is reported as a LoadError.
 """
 
 import contextlib
@@ -22,11 +22,19 @@ from serve_app.engine.ace_step.device import (
     is_out_of_memory,
     memory_errors,
     memory_facts,
-    need_memory,
     release_memory,
+    require_memory,
 )
-from serve_app.engine.ace_step.generating import Tiles, finished, metas, seeds, settings, stop_if, words
-from serve_app.engine.ace_step.loading import import_errors, import_packages, load_pipeline, unforeseen
+from serve_app.engine.ace_step.generating import (
+    TileProgress,
+    lyrics_and_language,
+    metadata,
+    pipeline_settings,
+    post_process,
+    seeds,
+    stop_if,
+)
+from serve_app.engine.ace_step.loading import import_errors, import_packages, load_pipeline, unexpected_error
 from serve_app.engine.protocol import EngineFacts, OnStep
 from serve_app.music import MAX_LYRICS_TOKENS, MAX_PROMPT_TOKENS, SAMPLE_RATE, SELF_TEST, TASKS, MusicRequest
 
@@ -35,10 +43,13 @@ if TYPE_CHECKING:
 
 
 class AceStepEngine:
-    """Plays one model. `name` is the model's name in the configuration, `cache` the folder for fetched checkpoints."""
+    """Generates songs with one model.
+
+    `name` is the model's name in the configuration. `cache` is the folder for downloaded checkpoints.
+    """
 
     slots: int = 1
-    """The pipeline keeps a run's state on itself, so it generates one job at a time."""
+    """One, because the pipeline stores the state of a run in its own attributes."""
 
     def __init__(self, name: str, args: ModelArgs, cache: Path) -> None:
         self._name = name
@@ -48,19 +59,19 @@ class AceStepEngine:
         self._variant: Variant = "turbo"
 
     def load(self, report: weights.Report) -> EngineFacts:
-        """Makes the engine ready, through the phases preflight, download, load and warm_up, told to `report`.
+        """Loads the model. Reports the phases preflight, download, load and warm_up to `report`.
 
         Raises:
-            LoadError: one of its subclasses, which names the cause and what to do; itself for a cause that has none.
+            LoadError: a subclass for each known cause, whose message says what to do; LoadError itself for an unknown cause.
         """
-        self._pipe = None  # of a load that failed before
+        self._pipe = None  # frees the memory of an earlier, failed load
         try:
             with import_errors():
                 return self._load(report)
         except errors.LoadError:
             raise
         except Exception as error:
-            raise unforeseen(self._name, error) from error
+            raise unexpected_error(self._name, error) from error
 
     def _load(self, report: weights.Report) -> EngineFacts:
         report("preflight", None, "importing packages and looking for the device")
@@ -72,18 +83,18 @@ class AceStepEngine:
         folder = weights.resolve(self._name, self._args, self._cache, report)
 
         report("load", None, f"checking {folder}")
-        with memory_errors(device, weights.weight_bytes(folder)):  # verify maps the weight files into memory
+        with memory_errors(device, weights.weight_bytes(folder)):  # verify() maps the weight files into memory
             checkpoint = weights.verify(folder, self._args)
         needed = checkpoint.parameters * dtype.itemsize
         release_memory(device)
-        need_memory(device, needed)
+        require_memory(device, needed)
         report("load", None, f"loading {checkpoint.bytes / 1e9:.2f} GB to {device}")
         with memory_errors(device, needed):
             self._pipe = load_pipeline(checkpoint, device, dtype)
         self._variant = checkpoint.variant
-        self._pipe.is_turbo = self._variant == "turbo"  # `variant` in the configuration beats the checkpoint's word
+        self._pipe.is_turbo = self._variant == "turbo"  # the configuration overrides the checkpoint
 
-        report("warm_up", None, "playing a first short song")
+        report("warm_up", None, "generating a short test song")
         with memory_errors(device, needed):
             self._self_test(report)
         return EngineFacts(
@@ -100,42 +111,42 @@ class AceStepEngine:
         )
 
     def warnings(self, request: MusicRequest) -> tuple[str, ...]:
-        """What in `request` will not be honoured, one sentence each."""
-        found = [*self._cut_texts(request)]
+        """Returns one sentence for each part of `request` that this model will ignore."""
+        found = [*self._truncation_warnings(request)]
         if request.guidance_scale is not None and self._variant == "turbo":
             found.append("guidance_scale is ignored by turbo models.")
         elif request.cfg_interval_start > request.cfg_interval_end:
-            found.append("guidance is never applied: cfg_interval_start lies after cfg_interval_end.")
+            found.append("guidance is never applied: cfg_interval_start is greater than cfg_interval_end.")
         return tuple(found)
 
     def generate(self, request: MusicRequest, on_step: OnStep, stopped: Callable[[], bool]) -> Iterator[Song]:
-        """Plays `request`, whose `seed` must be filled in, and yields its variations one by one, in order.
+        """Generates the variations of `request` and yields them one by one, in order. The request must have a `seed`.
 
-        Variation i starts from noise of seed + i alone, so it is the song that this seed gives by itself, up to rounding
-        (matrices of another shape are added up in another order). The same request gives the same bytes. `stopped` is asked
-        between two steps and between two tiles of decoding.
+        The same request gives the same bytes. Variation i depends on seed + i only, so a request for one song with that seed
+        gives the same song, up to rounding (another batch size changes the order of additions). `stopped` is called between
+        denoising steps and between decoding tiles.
 
         Raises:
-            Stopped: `stopped` said so; the engine can go on with the next request.
-            BadAudio: the model gave NaN, infinity or silence.
-            OutOfDeviceMemory: the request does not fit.
-            DeviceLost: the device failed; this process can compute nothing more.
+            Stopped: `stopped()` returned true. The engine can run the next request.
+            BadAudio: the model produced NaN, infinity or silence.
+            OutOfDeviceMemory: the request does not fit into the device's memory.
+            DeviceLost: the device failed. The process must be replaced.
         """
         with self._device_errors(request):
             latents = self._denoise(request, on_step, stopped)
-        tiles = Tiles(self._pipe.vae, latents, on_step, stopped)
+        tiles = TileProgress(self._pipe.vae, latents, on_step, stopped)
         for i, seed in enumerate(seeds(request)):
             with self._device_errors(request):
-                song = Song(seed=seed, samples=finished(self._decode(latents[i : i + 1], tiles), request, seed))
+                song = Song(seed=seed, samples=post_process(self._decode(latents[i : i + 1], tiles), request, seed))
             yield song
-            del song  # up to 230 MB, which the caller may have let go of by now
+            del song  # frees up to 230 MB if the caller no longer needs them
 
     def _denoise(self, request: MusicRequest, on_step: OnStep, stopped: Callable[[], bool]) -> "torch.Tensor":
-        """Latents of all variations, (variations, ceil(25 * duration), 64)."""
+        """Returns the latents of all variations, of shape (variations, ceil(25 * duration), 64)."""
         import torch
 
-        chosen = settings(request, self._variant)
-        lyrics, language = words(request)
+        chosen = pipeline_settings(request, self._variant)
+        lyrics, language = lyrics_and_language(request)
 
         def after_step(_pipe: Any, step: int, _timestep: float, tensors: dict[str, Any]) -> dict[str, Any]:
             on_step("denoising", step + 1, chosen["num_inference_steps"])
@@ -154,47 +165,48 @@ class AceStepEngine:
                 output_type="latent",
                 callback_on_step_end=after_step,
                 **chosen,
-                **metas(request),
+                **metadata(request),
             ).audios
         return result
 
-    def _decode(self, latents: "torch.Tensor", tiles: "Tiles") -> np.ndarray:
-        """Raw samples, (channels, frames) in float32, of one variation's latents (1, latent frames, 64)."""
+    def _decode(self, latents: "torch.Tensor", tiles: "TileProgress") -> np.ndarray:
+        """Returns raw float32 samples of shape (channels, frames). `latents` is one variation, of shape (1, latent frames, 64)."""
         import torch
 
-        with torch.inference_mode(), tiles.watched():
+        with torch.inference_mode(), tiles.reported():
             audio = self._pipe.vae.decode(latents.transpose(1, 2), return_dict=False)[0]
             samples: np.ndarray = audio[0].float().cpu().numpy()
         return samples
 
     def _self_test(self, report: weights.Report) -> None:
-        """Plays SELF_TEST.
+        """Generates SELF_TEST, a song of one second, and checks it.
 
         Raises:
-            SelfTestFailed: the song was not finite, silent, or of the wrong length.
+            SelfTestFailed: the song has NaN or infinity, is silent, or has the wrong shape.
         """
 
         def on_step(stage: str, step: int, steps: int) -> None:
-            report("warm_up", None, f"playing a first short song: {stage}, {step} of {steps}")
+            report("warm_up", None, f"generating a short test song: {stage}, {step} of {steps}")
 
         try:
             songs = list(self.generate(SELF_TEST, on_step, lambda: False))
         except errors.BadAudio as error:
             raise errors.SelfTestFailed(
                 f"The self-test of {self._name} failed: {error.message.removesuffix(' Try another seed.')} The checkpoint may "
-                "be damaged or of another kind: fetch it again; with dtype bfloat16, try float32."
+                "be damaged, or not an ACE-Step 1.5 model: fetch it again. With dtype bfloat16, try float32."
             ) from error
         if [song.samples.shape for song in songs] != [(SAMPLE_RATE, 2)]:
             raise errors.SelfTestFailed(
-                f"The self-test of {self._name} failed: one second came out as {songs[0].samples.shape} instead of "
-                f"({SAMPLE_RATE}, 2). Sophia plays 48 kHz stereo checkpoints only."
+                f"The self-test of {self._name} failed: one second of audio has the shape {songs[0].samples.shape} "
+                f"instead of ({SAMPLE_RATE}, 2). Sophia supports only checkpoints for 48 kHz stereo."
             )
 
-    def _cut_texts(self, request: MusicRequest) -> Iterator[str]:
-        sung, language = words(request)
+    def _truncation_warnings(self, request: MusicRequest) -> Iterator[str]:
+        """Yields a warning for the prompt and for the lyrics, if they have more tokens than the model reads."""
+        given_lyrics, language = lyrics_and_language(request)
         text, lyrics = self._pipe._format_prompt(
             request.prompt,
-            sung,
+            given_lyrics,
             language,
             request.duration,
             self._pipe._get_task_instruction(request.task_type),
@@ -202,27 +214,30 @@ class AceStepEngine:
             request.keyscale,
             request.timesignature,
         )
-        yield from self._cut(
-            "prompt", text, MAX_PROMPT_TOKENS, ", of which some are the instruction; tempo and key follow it"
-        )
-        yield from self._cut("lyrics", lyrics, MAX_LYRICS_TOKENS, "")
+        note = ", some of which belong to the instruction before the prompt; tempo and key come after the prompt"
+        yield from self._truncation_warning("prompt", text, MAX_PROMPT_TOKENS, note)
+        yield from self._truncation_warning("lyrics", lyrics, MAX_LYRICS_TOKENS, "")
 
-    def _cut(self, field: str, text: str, limit: int, note: str) -> Iterator[str]:
+    def _truncation_warning(self, field: str, text: str, limit: int, note: str) -> Iterator[str]:
         starts = [start for start, _ in self._pipe.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]]
         if len(starts) > limit:
             lost = " ".join(text[starts[limit] :].removesuffix("<|endoftext|>").split())[:40]
-            yield f"{field} was cut: the model reads {limit} of its {len(starts)} tokens{note}. Lost from: {lost!r}."
+            yield (
+                f"{field} was cut: the model reads {limit} of its {len(starts)} tokens{note}. "
+                f"It ignores the text from here on: {lost!r}."
+            )
 
     @contextlib.contextmanager
     def _device_errors(self, request: MusicRequest) -> Iterator[None]:
+        """Turns torch's errors inside the block into DeviceLost or OutOfDeviceMemory, and frees unused device memory."""
         import torch
 
         device = self._pipe.device
         try:
             yield
-            empty_cache(device)  # which may be the first to hear of a kernel that failed
+            empty_cache(device)  # may raise the error of a kernel that failed earlier
         except torch.AcceleratorError as error:
-            # The process's CUDA context is gone: nothing can be computed here any more, nor any memory given back.
+            # The CUDA context of this process is broken: it can neither compute nor free memory.
             raise errors.DeviceLost(f"{device_name(device)} failed: {error}") from error
         except BaseException as error:
             release_memory(device)
@@ -231,7 +246,7 @@ class AceStepEngine:
             raise errors.OutOfDeviceMemory(
                 f"{request.variations} variation(s) of {request.duration:g} s do not fit into the memory of "
                 f"{device_name(device)}. Ask for fewer variations or a shorter duration."
-            ) from None  # the traceback would hold the tensors
+            ) from None  # the original traceback would keep the tensors alive
 
 
 def _revision(args: ModelArgs, folder: Path) -> str | None:

@@ -1,4 +1,4 @@
-"""What a generation is made of: settings of the pipeline, tiles of its decoder, and the finish of its audio."""
+"""The steps around the pipeline: its arguments for a request, the progress of its decoder, and the post-processing of the audio."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -16,50 +16,50 @@ if TYPE_CHECKING:
     import torch
 
 _TARGET_PEAK: Final = 10.0 ** (-1.0 / 20.0)
-"""-1 dBFS, to which AceStepPipeline.__call__ normalises every song (diffusers 0.42.1, `target_amp`)."""
+"""-1 dBFS. AceStepPipeline.__call__ normalises every song to this peak (diffusers 0.42.1, `target_amp`)."""
 
 _INSTRUMENTAL: Final = ("", "[instrumental]", "[inst]")
-"""Lyrics that stand for none."""
+"""Values of `lyrics` that mean an instrumental."""
 
 _SILENCE: Final = 1e-5
-"""A peak below this (-100 dBFS, under a 16-bit file's smallest step) is silence: normalised, it would be hiss."""
+"""A song whose peak is below -100 dBFS, less than one step of a 16-bit file, counts as silent: normalised, it would be hiss."""
 
 
 def seeds(request: MusicRequest) -> list[int]:
-    """One seed a variation: the request's own, and those after it."""
+    """Returns one seed per variation: the request's seed, then the numbers after it, modulo MAX_SEED + 1."""
     if request.seed is None:
-        raise ValueError("the caller fills in the seed")
+        raise ValueError("the request has no seed: the caller must set one")
     return [(request.seed + i) % (MAX_SEED + 1) for i in range(request.variations)]
 
 
-def settings(request: MusicRequest, variant: Variant) -> dict[str, Any]:
-    """Steps, guidance and shift, with the variant's defaults where the request says nothing."""
+def pipeline_settings(request: MusicRequest, variant: Variant) -> dict[str, Any]:
+    """Returns the pipeline's arguments for steps, guidance and shift. A value that the request omits is the variant's default."""
     defaults = VARIANT_DEFAULTS[variant]
     guidance = defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale
-    # The pipeline refuses an interval that ends before it starts; here it means that guidance is never applied.
+    # The pipeline raises an error for an interval that ends before it starts. In a request it means: never apply guidance.
     never = request.cfg_interval_start > request.cfg_interval_end
     return {
         "num_inference_steps": defaults.steps if request.steps is None else request.steps,
         "guidance_scale": 1.0 if never or variant == "turbo" else guidance,
         "shift": defaults.shift if request.shift is None else request.shift,
-        # Ours are noise levels, as the original's (start <= t <= end); the pipeline's are 1 - t.
+        # A request has noise levels t (start <= t <= end), as in the original ACE-Step. The pipeline expects 1 - t.
         "cfg_interval_start": 0.0 if never else 1.0 - request.cfg_interval_end,
         "cfg_interval_end": 1.0 if never else 1.0 - request.cfg_interval_start,
     }
 
 
-def words(request: MusicRequest) -> tuple[str, str]:
-    """Lyrics and their language as the model was trained on them: an instrumental has a tag for lyrics, and no language.
+def lyrics_and_language(request: MusicRequest) -> tuple[str, str]:
+    """Returns the lyrics and their language for the model. An instrumental has the lyrics `[Instrumental]`, language `unknown`.
 
-    So the original's trainers label their data (acestep/training/dataset_builder_modules, `[Instrumental]` with `unknown`).
+    This is how ACE-Step labels its training data (acestep/training/dataset_builder_modules).
     """
     if request.lyrics.strip().lower() in _INSTRUMENTAL:
         return "[Instrumental]", "unknown"
     return request.lyrics, request.vocal_language
 
 
-def metas(request: MusicRequest) -> dict[str, Any]:
-    """What the prompt's template says of the song beside its words."""
+def metadata(request: MusicRequest) -> dict[str, Any]:
+    """Returns the pipeline's arguments for duration, tempo, key and time signature, which become part of the prompt."""
     return {
         "audio_duration": request.duration,
         "bpm": request.bpm,
@@ -69,13 +69,16 @@ def metas(request: MusicRequest) -> dict[str, Any]:
 
 
 def stop_if(stopped: Callable[[], bool]) -> None:
-    """Raises Stopped when the worker no longer holds the job."""
+    """Raises Stopped if `stopped()` is true, that is, if the worker no longer holds the job."""
     if stopped():
         raise errors.Stopped
 
 
-class Tiles:
-    """Counts the VAE's tiles over all variations: AutoencoderOobleck._tiled_decode calls its decoder once a tile."""
+class TileProgress:
+    """Reports the progress of decoding over all variations.
+
+    AutoencoderOobleck._tiled_decode calls its decoder once per tile.
+    """
 
     def __init__(self, vae: Any, latents: "torch.Tensor", on_step: OnStep, stopped: Callable[[], bool]) -> None:
         self._vae = vae
@@ -87,8 +90,8 @@ class Tiles:
         self._done = 0
 
     @contextlib.contextmanager
-    def watched(self) -> Iterator[None]:
-        """Reports each tile that is decoded inside the block, and asks before each whether to stop."""
+    def reported(self) -> Iterator[None]:
+        """Inside the block, raises Stopped before a tile if the job must stop, and reports each decoded tile."""
         hooks = [
             self._vae.decoder.register_forward_pre_hook(lambda module, inputs: stop_if(self._stopped)),
             self._vae.decoder.register_forward_hook(lambda module, inputs, output: self._count()),
@@ -104,20 +107,21 @@ class Tiles:
         self._on_step("decoding", self._done, self._total)
 
 
-def finished(raw: np.ndarray, request: MusicRequest, seed: int) -> np.ndarray:
-    """AceStepPipeline.__call__'s post-processing of `raw` (channels, frames), then the exact length, as (frames, 2).
+def post_process(raw: np.ndarray, request: MusicRequest, seed: int) -> np.ndarray:
+    """Normalises `raw` (channels, frames) and cuts it to the requested duration. Returns samples of shape (frames, 2).
 
-    The pipeline divides by the peak where it is above 1 (anti-clip), then scales the peak to -1 dBFS. Same arithmetic, in
-    place, since a song of ten minutes takes 230 MB; over the whole decoded length, before the cut, as there.
+    The arithmetic is that of AceStepPipeline.__call__: it divides by the peak if that is above 1 (anti-clip), then scales the
+    peak to -1 dBFS, over the whole decoded length before the cut. `raw` is changed in place, because a song of ten minutes
+    takes 230 MB.
 
     Raises:
-        BadAudio: not finite, or silent.
+        BadAudio: the samples have NaN or infinity, or are silent.
     """
     peak = _peak(raw)
     if not np.isfinite(peak) or peak < _SILENCE:
-        what = "silence" if peak < _SILENCE else "values that are not finite"
+        what = "silence" if peak < _SILENCE else "NaN or infinite samples"
         steps = request.steps or "the default number of"
-        raise errors.BadAudio(f"The model gave {what} with seed {seed} and {steps} steps. Try another seed.")
+        raise errors.BadAudio(f"The model produced {what} with seed {seed} and {steps} steps. Try another seed.")
     if peak > 1.0:
         raw /= peak
     raw *= _TARGET_PEAK / max(_peak(raw), 1e-6)
@@ -126,5 +130,5 @@ def finished(raw: np.ndarray, request: MusicRequest, seed: int) -> np.ndarray:
 
 
 def _peak(samples: np.ndarray) -> float:
-    """max |x| without a temporary array; NaN where any value is NaN."""
+    """Returns max |x| without a temporary array; NaN if any value is NaN."""
     return float(np.maximum(samples.max(), -samples.min()))

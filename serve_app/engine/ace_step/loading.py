@@ -1,4 +1,4 @@
-"""From a checked checkpoint to a pipeline on its device, and what can be wrong with packages and weights."""
+"""Loads a verified checkpoint into a pipeline, and turns the errors of packages and weights into LoadErrors."""
 
 import contextlib
 import importlib
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 
 
 _PACKAGES: Final = ("torch", "safetensors", "tokenizers", "accelerate", "transformers", "diffusers")
-"""What loading and generation import sooner or later; diffusers and transformers hide or disguise what is missing."""
+"""All packages that loading and generating import. diffusers and transformers hide the name of a missing package."""
 
-_UNFIT: Final = re.compile(r"libc10_cuda|torchaudio|torchvision::nms")
-"""What torchaudio and torchvision say when they were built for another torch."""
+_BUILD_MISMATCH: Final = re.compile(r"libc10_cuda|torchaudio|torchvision::nms")
+"""Found in the import errors of a torchaudio or torchvision that was built for another torch."""
 
 
 def import_packages() -> dict[str, str]:
-    """Imports what generation needs, so that nothing is missing later, and tells the versions."""
+    """Imports all packages that generating needs, so that it cannot fail later, and returns the versions of three of them."""
     with weights.quiet_libraries():
         for package in _PACKAGES:
             importlib.import_module(package)
-        # diffusers imports this lazily; here is where a broken package shows.
+        # diffusers imports this class lazily. Importing it here reveals a broken package.
         from diffusers import AceStepPipeline  # noqa: F401
 
     import diffusers
@@ -34,7 +34,7 @@ def import_packages() -> dict[str, str]:
 
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    # The same request and seed must give the same bytes: cuDNN may otherwise choose another convolution each time.
+    # The same request and seed must give the same bytes. By default cuDNN may choose another algorithm each time.
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
     return {name: version(name) for name in ("torch", "diffusers", "transformers")}
@@ -42,15 +42,20 @@ def import_packages() -> dict[str, str]:
 
 @contextlib.contextmanager
 def import_errors() -> Iterator[None]:
-    """Names the package at fault, also where diffusers wraps the cause into a RuntimeError of its own."""
+    """Turns import errors inside the block, also those that diffusers wraps in a RuntimeError, into errors that name the package.
+
+    Raises:
+        PackageMismatch: torchaudio or torchvision was built for another torch.
+        PackageMissing: a package is not installed.
+    """
     try:
         yield
     except (ImportError, OSError, RuntimeError) as error:
         causes = list(_causes(error))
-        if unfit := next((cause for cause in reversed(causes) if _UNFIT.search(str(cause))), None):
+        if mismatch := next((cause for cause in reversed(causes) if _BUILD_MISMATCH.search(str(cause))), None):
             raise errors.PackageMismatch(
-                f"torch {version('torch')} and torchaudio or torchvision are of different builds ({_first_line(str(unfit))}). "
-                "Sophia needs neither of the two: pip uninstall torchaudio torchvision."
+                f"The installed torchaudio or torchvision was not built for torch {version('torch')} "
+                f"({_first_line(str(mismatch))}). Sophia needs neither of them: pip uninstall torchaudio torchvision."
             ) from error
         if isinstance(error, ImportError):
             missing = next((cause.name for cause in causes if isinstance(cause, ImportError) and cause.name), "")
@@ -62,15 +67,16 @@ def import_errors() -> Iterator[None]:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yields `error`, then its cause, the cause of that, and so on."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
-def unforeseen(name: str, error: Exception) -> errors.LoadError:
-    """A fault of loading model `name` that none of our own errors describes."""
+def unexpected_error(name: str, error: Exception) -> errors.LoadError:
+    """Returns a LoadError for an exception that has no LoadError subclass."""
     return errors.LoadError(
-        f"Loading {name} ended in {type(error).__name__}: {_first_line(str(error))}. The worker's log has the traceback."
+        f"Loading {name} failed with {type(error).__name__}: {_first_line(str(error))}. The worker's log has the traceback."
     )
 
 
@@ -79,21 +85,25 @@ def _first_line(text: str) -> str:
 
 
 def load_pipeline(checkpoint: weights.CheckpointFacts, device: "torch.device", dtype: "torch.dtype") -> Any:
-    """The pipeline on its device. Weights are memory-mapped files, copied straight to the device."""
+    """Returns the pipeline on its device. The weight files are memory-mapped and copied directly to the device.
+
+    Raises:
+        CorruptFile: the weights lack tensors or do not match their configuration.
+    """
     from diffusers import AceStepPipeline
 
-    with weights.quiet_libraries(), _misfit_errors(checkpoint):
+    with weights.quiet_libraries(), _mismatch_errors(checkpoint):
         pipe = AceStepPipeline.from_pretrained(
             checkpoint.folder,
             torch_dtype=dtype,
             local_files_only=True,
             use_safetensors=True,
             low_cpu_mem_usage=True,
-            device_map=device.type,  # diffusers takes no index here, and there is one GPU a worker
+            device_map=device.type,  # diffusers accepts no index here; a worker has only one GPU
         )
-    _need_all_weights(pipe, checkpoint)
+    _require_all_weights(pipe, checkpoint)
     _fold_weight_norm(pipe.vae)
-    pipe.vae.enable_tiling()  # off by default, whatever the pipeline's comment says
+    pipe.vae.enable_tiling()  # off by default, although a comment in the pipeline says otherwise
     pipe.set_progress_bar_config(disable=True)
     for part in pipe.components.values():
         if hasattr(part, "requires_grad_"):
@@ -102,11 +112,11 @@ def load_pipeline(checkpoint: weights.CheckpointFacts, device: "torch.device", d
 
 
 @contextlib.contextmanager
-def _misfit_errors(checkpoint: weights.CheckpointFacts) -> Iterator[None]:
-    """Weights that are not what the configuration says.
+def _mismatch_errors(checkpoint: weights.CheckpointFacts) -> Iterator[None]:
+    """Raises CorruptFile if the weights loaded inside the block do not match the checkpoint's configuration.
 
-    Another shape is a ValueError in diffusers and a RuntimeError in transformers; a lacking tensor of diffusers stays on the
-    meta device, from where it cannot be moved.
+    For a wrong shape diffusers raises a ValueError and transformers a RuntimeError. A tensor that is missing in diffusers'
+    weights stays on the meta device; moving it raises a RuntimeError.
     """
     try:
         yield
@@ -114,24 +124,24 @@ def _misfit_errors(checkpoint: weights.CheckpointFacts) -> Iterator[None]:
         if isinstance(error, RuntimeError) and not re.search("mismatch|meta tensor", str(error)):
             raise
         raise errors.CorruptFile(
-            f"The weights in {checkpoint.folder} lack tensors or do not fit their configuration "
+            f"The weights in {checkpoint.folder} lack tensors or do not match their configuration "
             f"({_first_line(str(error))}). Fetch or copy the checkpoint again."
         ) from error
 
 
-def _need_all_weights(pipe: Any, checkpoint: weights.CheckpointFacts) -> None:
-    """Refuses weights that lack tensors, which both libraries fill with random numbers and no more than a log line."""
+def _require_all_weights(pipe: Any, checkpoint: weights.CheckpointFacts) -> None:
+    """Raises CorruptFile if the weights lack tensors. Both libraries only log this, and fill them with random numbers."""
     for name, held in checkpoint.numbers.items():
         needed = sum(tensor.numel() for tensor in getattr(pipe, name).state_dict().values())
         if needed > held:
             raise errors.CorruptFile(
-                f"The weights of {name} in {checkpoint.folder} lack {needed - held} of {needed} numbers. Fetch or copy the "
-                "checkpoint again."
+                f"The weights of {name} in {checkpoint.folder} lack {needed - held} of {needed} values. Fetch or copy "
+                "the checkpoint again."
             )
 
 
 def _fold_weight_norm(vae: Any) -> None:
-    """Computes w = g * v / |v| (Salimans and Kingma 2016) once; AutoencoderOobleck would do it in every pass."""
+    """Computes w = g * v / |v| (weight normalisation, Salimans and Kingma 2016) once instead of in every pass of the VAE."""
     from torch.nn.utils import remove_weight_norm
 
     for module in vae.modules():
