@@ -1,4 +1,4 @@
-"""Finished songs into files. Nothing here needs torch, and nothing calls a program such as FFmpeg."""
+"""Encodes songs to audio files and writes their tags. Uses libraries only: no torch, and no external program such as FFmpeg."""
 
 from serve_app.audio.encode import Song, encode
 from serve_app.audio.pool import Encoders, SharedSamples, default_processes

@@ -1,7 +1,7 @@
-"""A song into the bytes of a file, in memory, and the same bytes every time.
+"""Encodes a song to an audio file in memory. The same samples and tags give the same bytes.
 
-MP3 is LAME's, Opus libopus's and AAC FFmpeg's by way of PyAV, the others are libsndfile's, whose own MP3 and Opus take three times
-as long and whose Opus ends in wrong samples.
+LAME encodes MP3, PyAV encodes Opus (libopus) and AAC (FFmpeg), and libsndfile encodes the other formats. libsndfile could encode
+MP3 and Opus as well, but takes three times as long, and the last samples of its Opus files are wrong.
 """
 
 from dataclasses import dataclass
@@ -19,34 +19,35 @@ from serve_app.audio.tags import Tags, add_tags
 from serve_app.music import SAMPLE_RATE, Format
 
 _BLOCK_FRAMES: Final = SAMPLE_RATE
-"""One second. libsndfile kills the process when about a minute or more of Vorbis comes in one write."""
+"""One second. libsndfile crashes the process when one write has about a minute of Vorbis or more."""
 
 _LIBSNDFILE: Final[dict[Format, dict[str, Any]]] = {
-    # 16 bits: what a bfloat16 decoder leaves of a song lies far above their noise, every player reads them, and 24 bits
-    # make the file 1.7 times as large with noise. Who wants all bits asks for wav32.
+    # 16 bits: their quantisation noise is far below the error of a bfloat16 decoder, and every player reads them. With 24 bits
+    # the file is 1.7 times as large, and the additional bits hold noise. Clients that need all bits can request wav32.
     "flac": {"format": "FLAC", "subtype": "PCM_16"},
     "wav": {"format": "WAV", "subtype": "PCM_16"},
     "wav32": {"format": "WAV", "subtype": "FLOAT"},
-    # Vorbis's q6 (its quality is 1 - level), about 190 kbit/s.
+    # Vorbis quality 6, about 190 kbit/s. (libsndfile sets the quality, 0 to 1, to 1 - compression_level.)
     "ogg": {"format": "OGG", "subtype": "VORBIS", "compression_level": 0.4},
 }
 
 
 @dataclass(frozen=True)
 class Song:
-    """One generated song: float32 samples of shape (frames, 2) in [-1, 1] at 48 kHz, and the seed they came from."""
+    """A generated song and its seed. `samples` are float32 of shape (frames, 2) in [-1, 1] at 48 kHz."""
 
     seed: int
     samples: npt.NDArray[np.float32]
 
 
 def encode(samples: npt.NDArray[np.float32], format: Format, tags: Tags) -> bytes:
-    """The file of a song, in memory.
+    """Returns the audio file of a song.
 
-    `samples` are float32 of shape (frames, 2) in [-1, 1] at 48 kHz; what is out of range is clipped, and whether they are
-    finite is checked before they come here. The same samples and tags give the same bytes, and the file plays exactly
-    as many samples as came in. Raises `soundfile.LibsndfileError`, `av.FFmpegError` or `RuntimeError` (LAME's) when the
-    codec fails.
+    `samples` are float32 of shape (frames, 2) in [-1, 1] at 48 kHz. Values out of this range are clipped; the caller must check
+    that all values are finite. A player decodes exactly as many samples as were given. The same arguments give the same bytes.
+
+    Raises:
+        soundfile.LibsndfileError, av.FFmpegError, RuntimeError (LAME): the codec failed.
     """
     match format:
         case "mp3":
@@ -62,10 +63,11 @@ def encode(samples: npt.NDArray[np.float32], format: Format, tags: Tags) -> byte
     add_tags(file, format, tags)
     if format in ("ogg", "opus"):
         _set_serial(file, tags.seed)
-    return file.getvalue()  # CPython hands its buffer over: no second copy of a long song
+    return file.getvalue()  # CPython shares the buffer, so a long song is not copied
 
 
 def _blocks(samples: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float32]]:
+    """Splits the samples into blocks of one second."""
     return [samples[start : start + _BLOCK_FRAMES] for start in range(0, len(samples), _BLOCK_FRAMES)]
 
 
@@ -93,9 +95,9 @@ def _libsndfile(samples: npt.NDArray[np.float32], format: Format) -> BytesIO:
 
 
 def _clear_peak_time(file: BytesIO) -> None:
-    """Zero the time of day that libsndfile writes into the PEAK chunk of float WAV.
+    """Overwrites with zero the current time that libsndfile writes into the PEAK chunk of a float WAV file.
 
-    The chunk is `PEAK`, u32 size, u32 version, u32 time, then the peaks (`wavlike_write_peak_chunk` in libsndfile).
+    The chunk consists of `PEAK`, u32 size, u32 version, u32 time and the peaks (`wavlike_write_peak_chunk` in libsndfile).
     """
     with file.getbuffer() as data:
         start = bytes(data[:128]).index(b"PEAK")
@@ -103,11 +105,11 @@ def _clear_peak_time(file: BytesIO) -> None:
 
 
 def _set_serial(file: BytesIO, seed: int) -> None:
-    """Give every page of an Ogg stream a serial number (RFC 3533, 6) made of the seed: libsndfile draws a random one."""
+    """Sets the serial number of every Ogg page (RFC 3533, 6) to the seed, modulo 2^32. libsndfile writes a random number."""
     file.seek(0)
     end = file.getbuffer().nbytes
     while file.tell() < end:
         page = OggPage(file)
         page.serial = seed % 2**32
         file.seek(page.offset)
-        file.write(page.write())  # of the same length, with the CRC made anew
+        file.write(page.write())  # has the same length; mutagen computes the new CRC

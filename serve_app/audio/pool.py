@@ -1,8 +1,8 @@
-"""Encoders in processes of their own, so that codecs neither hold up the thread that drives the device nor take a worker with them
-when they crash.
+"""A pool of encoder processes. Separate processes do not slow down the thread that drives the device, and a codec that crashes does
+not crash the worker.
 
-Samples go over in shared memory that belongs to no file and is gone with the last process that has it. A process ends with the
-worker that started it, however that ends, since its socket is closed then. None of them imports torch.
+A song's samples are passed in anonymous shared memory, which the kernel frees when the last process closes it. An encoder process
+exits when its worker ends for any reason, because its socket is then closed. Encoder processes do not import torch.
 """
 
 import json
@@ -27,30 +27,31 @@ from serve_app.music import SAMPLE_RATE, Format
 
 logger = logging.getLogger("ray.serve.sophia")
 
-_MOST_PROCESSES: Final = 4
-"""By default: four cores encode faster than any device makes music."""
+_MAX_DEFAULT_PROCESSES: Final = 4
+"""Four cores encode faster than any device generates music."""
 
-_TRIES: Final = 2
-_LEAST_LIMIT_S: Final = 120.0
-_CGROUP_LIMIT: Final = Path("/sys/fs/cgroup/cpu.max")
+_ATTEMPTS: Final = 2
+_MIN_TIMEOUT_S: Final = 120.0
+_CGROUP_CPU_LIMIT: Final = Path("/sys/fs/cgroup/cpu.max")
 
 
 def default_processes() -> int:
-    """One for each core that this process may use, at most four."""
-    return min(_MOST_PROCESSES, _cores())
+    """Returns the default number of encoder processes: one per core that this process may use, at most four."""
+    return min(_MAX_DEFAULT_PROCESSES, _cores())
 
 
 def _cores() -> int:
+    """Returns how many cores this process may use, according to its CPU affinity and its cgroup's quota."""
     allowed = len(os.sched_getaffinity(0))
     try:
-        quota, period = _CGROUP_LIMIT.read_text().split()
+        quota, period = _CGROUP_CPU_LIMIT.read_text().split()
     except (OSError, ValueError):
         return allowed
     return allowed if quota == "max" else max(1, min(allowed, int(quota) // int(period)))
 
 
 class SharedSamples:
-    """A song's samples, float32 of shape (frames, 2), where other processes can read them. Close it, or use it with `with`."""
+    """A song's samples, float32 of shape (frames, 2), in memory that encoder processes can map. Use it with `with`, or close it."""
 
     def __init__(self, samples: npt.NDArray[np.float32]) -> None:
         self.seconds = len(samples) / SAMPLE_RATE
@@ -70,52 +71,52 @@ class SharedSamples:
         self.close()
 
     def close(self) -> None:
-        """Let the memory go."""
+        """Closes the descriptor. The memory is freed when no process maps it."""
         os.close(self.descriptor)
 
 
 class Encoders:
-    """A pool of at most `size` encoder processes, which several threads may use. Each is started when it is first needed."""
+    """A pool of at most `size` encoder processes, each started when it is first needed. Thread-safe."""
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._idle: LifoQueue[_EncoderProcess | None] = LifoQueue()  # the one that was used last is taken first
+        self._idle: LifoQueue[_EncoderProcess | None] = LifoQueue()  # last in, first out: prefers running processes
         for _ in range(size):
             self._idle.put(None)
 
     @property
     def idle(self) -> int:
-        """How many songs it could begin to encode at once."""
+        """How many more songs can be encoded now without waiting."""
         return self._idle.qsize()
 
     def warm_up(self) -> None:
-        """Start one process, so that the first song need not wait for it."""
+        """Starts one process, so that the first song does not wait for it."""
         process = self._idle.get()
         self._idle.put(process or _EncoderProcess())
 
     def encode(self, song: SharedSamples, format: Format, tags: Tags) -> memoryview:
-        """The file of a song, as `serve_app.audio.encode` makes it; waits for a process that is free.
+        """Waits for an idle process, encodes the song in it with `serve_app.audio.encode`, and returns the file.
 
-        A song whose process dies over it is tried once more in a new one.
+        If the process crashes or hangs, the song is encoded once more in a new process.
 
         Raises:
-            EncodingFailed: the codec refused the song, or crashed or hung both times.
+            EncodingFailed: the codec reported an error, or the process crashed or hung twice.
         """
-        for _ in range(_TRIES):
+        for _ in range(_ATTEMPTS):
             process = self._idle.get()
             try:
                 process = process or _EncoderProcess()
                 return process.encode(song, format, tags)
             except _Crash as crash:
-                logger.error("an encoder of %s died: %s", format, crash)
+                logger.error("the %s encoder process failed: %s", format, crash)
                 reason = str(crash)
                 process = None
             finally:
                 self._idle.put(process)
-        raise EncodingFailed(f"The {format} encoder died twice over this song: {reason}")
+        raise EncodingFailed(f"The {format} encoder process failed twice while encoding this song: {reason}")
 
     def close(self) -> None:
-        """End all processes. Nobody may be encoding."""
+        """Ends all processes, each after its current song. `encode` must not be called afterwards."""
         for _ in range(self.size):
             process = self._idle.get()
             if process is not None:
@@ -123,42 +124,42 @@ class Encoders:
 
 
 class _Crash(Exception):
-    """The process has died, or was ended since it hung."""
+    """The encoder process has died, or was killed because it did not answer in time."""
 
 
 class _EncoderProcess:
     def __init__(self) -> None:
-        self._socket, theirs = socket.socketpair()
-        with theirs:
+        self._socket, child_socket = socket.socketpair()
+        with child_socket:
             self._process = subprocess.Popen(
-                # -P: the folder that the worker runs in may hold anything.
+                # -P: do not import modules from the current folder.
                 [sys.executable, "-P", "-c", "from serve_app.audio.process import main; main()"],
-                stdin=theirs.fileno(),
+                stdin=child_socket.fileno(),
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-                start_new_session=True,  # Ctrl-C in a terminal is the worker's, which then ends its songs
+                start_new_session=True,  # Ctrl-C in a terminal must reach the worker only, which then finishes its songs
             )
 
     def encode(self, song: SharedSamples, format: Format, tags: Tags) -> memoryview:
-        """The file. Raises EncodingFailed, or _Crash: then this process has ended."""
-        # The slowest codec is fifty times as fast as this on one core.
-        limit_s = max(_LEAST_LIMIT_S, song.seconds)
+        """Returns the file. Raises EncodingFailed, or _Crash after the process has ended."""
+        # On one core, even the slowest codec encodes fifty times faster than real time.
+        timeout_s = max(_MIN_TIMEOUT_S, song.seconds)
         header = json.dumps({"format": format, "tags": asdict(tags)}).encode()
-        self._socket.settimeout(limit_s)
+        self._socket.settimeout(timeout_s)
         try:
             socket.send_fds(self._socket, [REQUEST.pack(len(header))], [song.descriptor])
             self._socket.sendall(header)
-            is_file, length = ANSWER.unpack(self._received(ANSWER.size))
-            answer = self._received(length)
+            is_file, length = ANSWER.unpack(self._receive(ANSWER.size))
+            answer = self._receive(length)
         except TimeoutError as error:
             self.end()
-            raise _Crash(f"no answer within {limit_s:.0f} s") from error
+            raise _Crash(f"it did not answer within {timeout_s:.0f} s") from error
         except OSError as error:
-            raise _Crash(self._epitaph()) from error
+            raise _Crash(self._exit_reason()) from error
         if not is_file:
             raise EncodingFailed(f"The {format} encoder failed: {answer.decode()}")
         return memoryview(answer)
 
-    def _received(self, length: int) -> bytearray:
+    def _receive(self, length: int) -> bytearray:
         received = bytearray(length)
         rest = memoryview(received)
         while rest:
@@ -168,13 +169,14 @@ class _EncoderProcess:
             rest = rest[count:]
         return received
 
-    def _epitaph(self) -> str:
+    def _exit_reason(self) -> str:
+        """Ends the process, if it still runs, and returns its signal or exit status for a message."""
         self.end()
         status = self._process.returncode
-        return f"ended by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+        return f"it was killed by {signal.Signals(-status).name}" if status < 0 else f"it exited with status {status}"
 
     def end(self) -> None:
-        """End it, whatever it does."""
+        """Ends the process: closes its socket, and kills it if it has not exited after a second."""
         self._socket.close()
         try:
             self._process.wait(1)

@@ -1,7 +1,7 @@
-"""The program of one encoder process: `serve_app.audio.pool` starts it, with a socket as its standard input.
+"""The program of an encoder process. `serve_app.audio.pool` starts it with a socket as its standard input.
 
-A request is the length of its header and a descriptor of shared memory with the samples, then the header, in JSON. The answer is a
-flag and a length, then so many bytes: the file, or why there is none.
+A request consists of the header's length, together with a descriptor of the shared memory that holds the samples, and the header in
+JSON. An answer consists of a flag (true for success), a length, and that many bytes: the file, or the error text.
 """
 
 import json
@@ -22,20 +22,20 @@ REQUEST: Final = struct.Struct(">I")
 ANSWER: Final = struct.Struct(">?Q")
 
 _NICENESS: Final = 5
-"""The thread that drives the device goes first where cores are short."""
+"""Gives the thread that drives the device priority when there are too few cores."""
 
 
 def main() -> None:
-    """Encode one song after the other until the worker is gone."""
+    """Encodes one song after another until the worker closes the socket or dies."""
     os.nice(_NICENESS)
     worker = socket.socket(fileno=0)
-    threading.Thread(target=_end_with, args=(worker,), daemon=True).start()
+    threading.Thread(target=_exit_with, args=(worker,), daemon=True).start()
     while True:
         _encode_one(worker)
 
 
-def _end_with(worker: socket.socket) -> None:
-    """End at once when the worker has closed its side or is dead, also in the middle of a song."""
+def _exit_with(worker: socket.socket) -> None:
+    """Waits until the worker closes the socket or dies, then exits at once, even in the middle of a song."""
     hung_up = select.poll()
     hung_up.register(worker, select.POLLRDHUP)
     hung_up.poll()
@@ -48,8 +48,8 @@ def _encode_one(worker: socket.socket) -> None:
         os._exit(0)
     header = json.loads(worker.recv(REQUEST.unpack(length)[0], socket.MSG_WAITALL))
     try:
-        answer = _encoded(descriptors[0], header)
-    except Exception as error:  # whatever the codec raises is the job's failure, not this process's
+        answer = _encode_shared(descriptors[0], header)
+    except Exception as error:  # an error of the codec must not end this process
         reason = f"{type(error).__name__}: {error}".encode()
         worker.sendall(ANSWER.pack(False, len(reason)) + reason)
     else:
@@ -57,7 +57,8 @@ def _encode_one(worker: socket.socket) -> None:
         worker.sendall(answer)
 
 
-def _encoded(descriptor: int, header: dict[str, Any]) -> bytes:
+def _encode_shared(descriptor: int, header: dict[str, Any]) -> bytes:
+    """Encodes the samples in shared memory and closes `descriptor`."""
     try:
         memory = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
     finally:

@@ -1,4 +1,4 @@
-"""Opus and AAC by PyAV, which carries FFmpeg's libraries in its wheel."""
+"""Encodes Opus and AAC with PyAV, whose wheel includes the FFmpeg libraries."""
 
 from collections.abc import Mapping
 from fractions import Fraction
@@ -14,7 +14,7 @@ from serve_app.music import SAMPLE_RATE
 
 
 class Codec(NamedTuple):
-    """How PyAV makes one format."""
+    """The parameters of PyAV for one format."""
 
     name: str
     container: str
@@ -28,15 +28,15 @@ OPUS: Final = Codec("libopus", "ogg", "flt", 128_000)
 
 
 def aac(frames: int) -> Codec:
-    """AAC-LC in an m4a file, for a song of so many frames.
+    """Returns the parameters for AAC-LC in an m4a file, for a song of `frames` frames.
 
-    Its index lies before the sound, so that a player can begin before it has the whole file; room for it is kept before the
-    first packet comes: 4 bytes a packet, and what else it holds. Its edit list tells the song's length to the sample, which
-    takes a movie's clock as fine as the sound's.
+    The file's index (`moov`) comes before the audio, so that a player can start before it has the whole file. `moov_size`
+    reserves the space for it: 4 bytes per packet, and _AAC_INDEX_BYTES for the rest. `movie_timescale` is the sample rate, so
+    that the edit list can state the song's exact length.
     """
     packets = frames // _AAC_FRAME + 2
     container = {"movie_timescale": str(SAMPLE_RATE), "moov_size": str(4 * packets + _AAC_INDEX_BYTES)}
-    # The other coder leaves 2 dB less error on music and takes 2.7 times as long.
+    # The other coder, twoloop, has 2 dB less error on music and takes 2.7 times as long.
     return Codec("aac", "ipod", "fltp", 192_000, {"aac_coder": "fast"}, container)
 
 
@@ -45,15 +45,15 @@ _AAC_INDEX_BYTES: Final = 4096
 
 
 class AvEncoder:
-    """Blocks of float32 samples of shape (frames, 2) at 48 kHz into a file.
+    """Encodes blocks of float32 samples of shape (frames, 2) at 48 kHz into `file`.
 
-    Raises `av.FFmpegError` when the codec fails.
+    All methods raise `av.FFmpegError` if the codec fails.
     """
 
     def __init__(self, codec: Codec, file: BytesIO) -> None:
         self._planar = codec.sample_format.endswith("p")
         self._sample_format = codec.sample_format
-        # Without it, the muxer writes its version and random serial numbers.
+        # Without bitexact, the muxer writes its version and random serial numbers.
         self._container = av.open(
             file, "w", format=codec.container, options={"fflags": "+bitexact", **codec.container_options}
         )
@@ -69,7 +69,7 @@ class AvEncoder:
         self._rest = np.empty((0, 2), np.float32)
 
     def write(self, block: npt.NDArray[np.float32]) -> None:
-        """Take the next samples. What is out of [-1, 1] is clipped, as in the other formats."""
+        """Encodes the next samples. Values out of [-1, 1] are clipped, as in the other formats."""
         samples = np.concatenate([self._rest, np.clip(block, -1, 1)])
         whole = len(samples) // self._frame_samples * self._frame_samples
         for start in range(0, whole, self._frame_samples):
@@ -77,7 +77,7 @@ class AvEncoder:
         self._rest = samples[whole:]
 
     def finish(self) -> None:
-        """Take what is left, the samples that the codec looks ahead for included, and end the file."""
+        """Encodes the remaining samples, flushes the codec and completes the file."""
         if len(self._rest):
             self._encode(self._rest)
         self._container.mux(self._stream.encode(None))

@@ -1,4 +1,4 @@
-"""What a file says of itself, written by mutagen."""
+"""Writes the tags of an audio file with mutagen."""
 
 from dataclasses import dataclass
 from io import BytesIO
@@ -18,17 +18,17 @@ from serve_app.music import Format
 ENCODER: Final = f"Sophia {__version__}"
 
 SOURCE_TYPE: Final = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
-"""IPTC's name for media that a trained model has made."""
+"""IPTC's identifier of media created by a trained model."""
 
 _ITUNES: Final = "----:com.apple.iTunes:"
-_LANGUAGE_NOT_KNOWN: Final = "XXX"  # as ID3 has it
+_UNKNOWN_LANGUAGE: Final = "XXX"  # defined by ID3
 
 
 @dataclass(frozen=True)
 class Tags:
-    """What a file says of itself. Nothing that differs between two runs, so that files can be compared by hash.
+    """The tags of a file. None of them differs between two runs of a request, so that files can be compared by hash.
 
-    `key` is as in requests, `A minor`; `bpm`, `key` and `lyrics` are left out of the file where they are not known.
+    `key` has the format of requests: `A minor`. A `bpm` or `key` of None and empty `lyrics` are not written to the file.
     """
 
     title: str
@@ -41,8 +41,9 @@ class Tags:
 
 
 def add_tags(file: BytesIO, format: Format, tags: Tags) -> None:
-    """All of `tags`, what encoded the file and IPTC's source type: ID3v2.4 in MP3 and WAV, iTunes's atoms in AAC, Vorbis comments
-    in the others. The prompt is the comment.
+    """Writes `tags`, the encoder's name and the IPTC source type into `file`. The prompt becomes the comment.
+
+    MP3 and WAV get ID3v2.4 tags, AAC gets iTunes atoms, and the other formats get Vorbis comments.
     """
     match format:
         case "mp3":
@@ -60,21 +61,25 @@ def add_tags(file: BytesIO, format: Format, tags: Tags) -> None:
 
 
 def _add_id3(kind: Any, file: BytesIO, tags: Tags) -> None:
-    """ID3 in WAV too: an INFO list names no encoding, has no place for a seed, and libsndfile drops long texts in it."""
+    """Writes ID3 tags.
+
+    WAV gets them too, because its INFO list defines no text encoding and no field for a seed, and libsndfile drops long texts
+    from it.
+    """
     song = _open(kind, file)
     song.add_tags()
     add = song.tags.add
     add(TIT2(encoding=Encoding.UTF8, text=tags.title))
-    add(COMM(encoding=Encoding.UTF8, lang=_LANGUAGE_NOT_KNOWN, desc="", text=tags.prompt))
+    add(COMM(encoding=Encoding.UTF8, lang=_UNKNOWN_LANGUAGE, desc="", text=tags.prompt))
     add(TSSE(encoding=Encoding.UTF8, text=ENCODER))
-    for name, value in _own(tags).items():
+    for name, value in _custom_fields(tags).items():
         add(TXXX(encoding=Encoding.UTF8, desc=name, text=value))
     if tags.bpm is not None:
         add(TBPM(encoding=Encoding.UTF8, text=str(tags.bpm)))
     if tags.key is not None:
         add(TKEY(encoding=Encoding.UTF8, text=_short_key(tags.key)))
     if tags.lyrics:
-        add(USLT(encoding=Encoding.UTF8, lang=_LANGUAGE_NOT_KNOWN, desc="", text=tags.lyrics))
+        add(USLT(encoding=Encoding.UTF8, lang=_UNKNOWN_LANGUAGE, desc="", text=tags.lyrics))
     _save(song, file)
 
 
@@ -83,7 +88,7 @@ def _add_comments(kind: Any, file: BytesIO, tags: Tags) -> None:
     song["title"] = tags.title
     song["comment"] = tags.prompt
     song["encoder"] = ENCODER
-    song.update(_own(tags))
+    song.update(_custom_fields(tags))
     if tags.bpm is not None:
         song["bpm"] = str(tags.bpm)
     if tags.key is not None:
@@ -98,7 +103,7 @@ def _add_atoms(file: BytesIO, tags: Tags) -> None:
     song["\xa9nam"] = tags.title
     song["\xa9cmt"] = tags.prompt
     song["\xa9too"] = ENCODER
-    for name, value in _own(tags).items():
+    for name, value in _custom_fields(tags).items():
         song[_ITUNES + name] = MP4FreeForm(value.encode())
     if tags.bpm is not None:
         song["tmpo"] = [tags.bpm]
@@ -109,13 +114,13 @@ def _add_atoms(file: BytesIO, tags: Tags) -> None:
     _save(song, file)
 
 
-def _own(tags: Tags) -> dict[str, str]:
-    """What no kind of tag has a field of its own for."""
+def _custom_fields(tags: Tags) -> dict[str, str]:
+    """Returns the tags for which no tag format has a standard field."""
     return {"seed": str(tags.seed), "model": tags.model, "digitalsourcetype": SOURCE_TYPE}
 
 
 def _short_key(key: str) -> str:
-    """`F#m` for `F# minor`: ID3 has three characters for a key, and the programs that read it elsewhere know no other spelling."""
+    """Returns `F#m` for `F# minor`: ID3 allows three characters, and programs expect this spelling in other formats too."""
     tonic, _, mode = key.partition(" ")
     return tonic + ("m" if mode == "minor" else "")
 

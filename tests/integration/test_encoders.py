@@ -96,7 +96,9 @@ def test_an_encoder_that_always_dies_fails_the_job_with_its_cause(encoders: Enco
     killer = threading.Thread(target=kill_all)
     killer.start()
     with SharedSamples(music(1)) as song:
-        with pytest.raises(EncodingFailed, match="died twice over this song: ended by SIGKILL") as caught:
+        with pytest.raises(
+            EncodingFailed, match="failed twice while encoding this song: it was killed by SIGKILL"
+        ) as caught:
             encoders.encode(song, "flac", TAGS)
         provoked("encoding_failed", "the encoder's process dies twice over a song", caught.value.message)
         done.set()
