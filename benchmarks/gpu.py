@@ -2,7 +2,7 @@
 
 `python -m benchmarks.gpu [--small] [--json FILE]` needs one CUDA device and about 7 GB of disk. It makes a checkpoint of the
 released turbo model's shapes with random weights, so its figures of time and memory are those of the released model, and what
-it plays is noise. `--small` takes the embedded checkpoint, for a look at the program itself; that one runs without a GPU too.
+it plays is noise. `--small` takes the random checkpoint, for a look at the program itself; that one runs without a GPU too.
 Ray is not needed.
 """
 
@@ -302,7 +302,7 @@ class Bench:
 def main() -> int:
     """Measure everything; 1 where something could not be measured."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu")
-    parser.add_argument("--small", action="store_true", help="the embedded checkpoint; runs without a GPU too")
+    parser.add_argument("--small", action="store_true", help="the random checkpoint; runs without a GPU too")
     parser.add_argument("--json", type=Path, help="a file to write the results to")
     given = parser.parse_args()
     if not given.small and not torch.cuda.is_available():
@@ -331,7 +331,7 @@ def main() -> int:
 def _checkpoint(scratch: Path, small: bool) -> Path:
     from tests.support.checkpoints import full_size
 
-    embedded = weights.resolve("m", ModelArgs(source="embedded", device="cpu"), scratch, lambda *words: None)
+    embedded = weights.resolve("m", ModelArgs(source="random", device="cpu"), scratch, lambda *words: None)
     if small:
         return embedded
     began = time.perf_counter()

@@ -1,6 +1,6 @@
 """Where a worker's start goes, on a node that has everything, beside what no start can do without.
 
-`python -m benchmarks.startup [CHECKPOINT | --full-size]` prints a table; without a checkpoint it takes the embedded one, made
+`python -m benchmarks.startup [CHECKPOINT | --full-size]` prints a table; without a checkpoint it takes the random one, made
 larger and, like the released one, in bfloat16. `--full-size` makes one of the released model's shapes with random weights: 6.3 GB
 of disk, on two CPU cores 13 GB of memory and 5 minutes. Each run starts two processes: a worker's load through AceStepEngine,
 and a bare one that imports the same modules in the same order and reads the same files. The checkpoint's files are dropped from
@@ -109,7 +109,7 @@ class Startup:
 
 
 def large(embedded: Path, folder: Path) -> Path:
-    """A copy of the embedded checkpoint with MEGABYTES of weights in bfloat16, the released model's format."""
+    """A copy of the random checkpoint with MEGABYTES of weights in bfloat16, the released model's format."""
     from tests.support.checkpoints import enlarged, in_bfloat16
 
     return in_bfloat16(enlarged(embedded, folder, 2 * MEGABYTES))
@@ -169,7 +169,7 @@ def _checkpoint(words: list[str]) -> Iterator[Path]:
         yield Path(words[0])
         return
     with tempfile.TemporaryDirectory() as scratch:
-        small = weights.resolve("m", ModelArgs(source="embedded"), Path(scratch), lambda *_: None)
+        small = weights.resolve("m", ModelArgs(source="random"), Path(scratch), lambda *_: None)
         yield (full_size if words else large)(small, Path(scratch) / "large")
 
 

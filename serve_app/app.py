@@ -56,7 +56,7 @@ def _resolved(args: AppArgs) -> AppArgs:
 def _resolved_model(name: str, model: ModelArgs) -> ModelArgs:
     resolved, reason = auto.settled(name, model, auto.hardware_of_this_cluster)
     if reason:
-        logger.log(logging.WARNING if resolved.source == "embedded" else logging.INFO, "%s", reason)
+        logger.info("%s", reason)
     return resolved
 
 

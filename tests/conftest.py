@@ -19,25 +19,25 @@ def pytest_configure() -> None:
     Leaks().install()
 
 
-EMBEDDED = ModelArgs(source="embedded", device="cpu")
+RANDOM = ModelArgs(source="random", device="cpu")
 
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache folder in which the embedded checkpoint is built once a session."""
+    """A cache folder in which checkpoints are unpacked and built once a session."""
     return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="session")
 def checkpoint(cache: Path) -> Path:
-    """The embedded checkpoint. Copy it before changing it."""
-    return weights.resolve("test", EMBEDDED, cache, lambda phase, fraction, detail: None)
+    """The random checkpoint: the official layout with all parts. Copy it before changing it."""
+    return weights.resolve("test", RANDOM, cache, lambda phase, fraction, detail: None)
 
 
 @pytest.fixture(scope="session")
 def engine(checkpoint: Path, cache: Path) -> AceStepEngine:
-    """An engine with the embedded checkpoint, loaded once a session."""
-    loaded = AceStepEngine("test", EMBEDDED, cache)
+    """An engine with the random checkpoint, loaded once a session."""
+    loaded = AceStepEngine("test", RANDOM, cache)
     loaded.load(lambda phase, fraction, detail: None)
     return loaded
 

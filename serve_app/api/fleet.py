@@ -5,6 +5,7 @@ from typing import Any
 
 from serve_app.api.context import Context
 from serve_app.config import ModelArgs
+from serve_app.config.sources import NOISE, NOTES, RANDOM, SIMULATED
 from serve_app.store import Breaker, WorkerRow
 from serve_app.store.decisions import Decision
 from serve_app.store.workers import cannot_store
@@ -80,5 +81,10 @@ def checkpoint_facts(workers: Iterable[WorkerRow], model: str) -> dict[str, Any]
 
 
 def generates_noise(workers: Iterable[WorkerRow], name: str, model: ModelArgs) -> bool:
-    """Whether the model has random weights, so that it generates noise."""
-    return bool(checkpoint_facts(workers, name).get("noise", model.source in ("embedded", "simulated")))
+    """Whether the model generates no music, because its weights are random or it is a simulation."""
+    return bool(checkpoint_facts(workers, name).get("noise", model.source in (RANDOM, SIMULATED)))
+
+
+def note_on(workers: Iterable[WorkerRow], name: str, model: ModelArgs) -> str | None:
+    """What the model is, if it is not a full checkpoint: the toy model that comes with Sophia, or something that makes no music."""
+    return NOTES.get(model.source, NOISE if generates_noise(workers, name, model) else None)

@@ -5,7 +5,7 @@ from fastapi import APIRouter, Depends
 from serve_app.api.auth import identify_caller
 from serve_app.api.context import Context, ContextDep
 from serve_app.api.error_responses import AUTHENTICATED, error_responses
-from serve_app.api.fleet import checkpoint_facts, count_ready, generates_noise, living_workers, of_model
+from serve_app.api.fleet import checkpoint_facts, count_ready, generates_noise, living_workers, note_on, of_model
 from serve_app.api.views.models import ModelList, ModelView
 from serve_app.config import ModelArgs, Variant
 from serve_app.music import MEDIA_TYPES, TASKS, VARIANT_DEFAULTS, bounds_of
@@ -48,4 +48,5 @@ def _model(context: Context, workers: list[WorkerRow], name: str, model: ModelAr
         defaults=VARIANT_DEFAULTS[variant] if variant else None,
         ready_workers=count_ready(of_model(workers, name)),
         noise=generates_noise(workers, name, model),
+        note=note_on(workers, name, model),
     )

@@ -1,7 +1,7 @@
-"""Notices in /v1/health about storage, the database and models with random weights."""
+"""Notices in /v1/health about storage, the database and models that are no full checkpoint."""
 
 from serve_app.api.context import Context
-from serve_app.api.fleet import generates_noise
+from serve_app.api.fleet import note_on
 from serve_app.store import WorkerRow
 from serve_app.store.postgresql import POOLER
 
@@ -18,20 +18,20 @@ def operator_notices(context: Context, workers: list[WorkerRow]) -> list[str]:
         database.newer_schema,
         POOLER if database.is_pooled else "",
     )
-    return [*filter(None, found), *_noise_notices(context, workers)]
+    return [*filter(None, found), *_model_notices(context, workers)]
 
 
 def public_notices(context: Context, workers: list[WorkerRow]) -> list[str]:
     """The notices that any caller may read: they name no folder or bucket."""
     failure = context.storage.failure()
     stored = [f"No song can be stored: {failure.public_why}"] if failure else []
-    return [*stored, *_noise_notices(context, workers)]
+    return [*stored, *_model_notices(context, workers)]
 
 
-def _noise_notices(context: Context, workers: list[WorkerRow]) -> list[str]:
+def _model_notices(context: Context, workers: list[WorkerRow]) -> list[str]:
+    notes = {name: note_on(workers, name, model) for name, model in context.args.models.items()}
     return [
-        f"{name} uses the source {model.source!r}, which has random weights and generates noise, for trying Sophia out. Set "
-        f"models.{name}.source to a checkpoint to get music"
-        for name, model in context.args.models.items()
-        if generates_noise(workers, name, model)
+        f"{name} is {note}. For real songs, set models.{name}.source to another checkpoint"
+        for name, note in notes.items()
+        if note
     ]

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from serve_app.config.section import Section
+from serve_app.config.sources import EMBEDDED, NOTES
 from serve_app.ray_adapters.label_selectors import selector_text
 
 Variant = Literal["turbo", "base", "sft"]
@@ -68,9 +69,9 @@ class ModelArgs(Section):
         "auto",
         min_length=1,
         description="Where the checkpoint comes from: a Hugging Face repository id; an object store (`s3://bucket/prefix`, "
-        "`gs://…`, `az://…`), from which it is copied into the node's cache; a local folder, used in place; `embedded` (tiny "
-        "random weights: noise, for trying Sophia out); `simulated` (sleeps; tests only); or `auto`, the released checkpoint if "
-        "the cluster has a GPU, else `embedded`.",
+        "`gs://…`, `az://…`), from which it is copied into the node's cache; a local folder, used in place; `embedded`, "
+        f"which comes with Sophia ({NOTES[EMBEDDED]}); `random` (tiny random weights, which generate noise; tests only); "
+        "`simulated` (sleeps; tests only); or `auto`, the released checkpoint if the cluster has a GPU, else `embedded`.",
     )
     revision: str | None = Field(
         None, description="The repository's commit, tag or branch. Pin a commit in production."

@@ -14,6 +14,7 @@ from typing import Final
 
 from serve_app import errors
 from serve_app.config import AppArgs, ModelArgs
+from serve_app.config.sources import BUILT_IN, NOTES, SIMULATED
 
 DISTRIBUTION: Final = "sophia-music"
 _LEAST_FREE_BYTES: Final = 1_000_000_000
@@ -46,7 +47,7 @@ def check(args: AppArgs, http_host: str | None = None, load: bool = False) -> It
     if http_host is not None:
         yield _result("API keys", lambda: _keys(args, http_host))
     for name, model in args.models.items():
-        if model.source != "simulated":
+        if model.source != SIMULATED:
             yield from _model(name, model, args.weights_dir, load)
 
 
@@ -189,8 +190,8 @@ def _checkpoint(name: str, model: ModelArgs, cache: Path) -> str:
     """The checkpoint is complete on this machine, or can be fetched and fits on the disk."""
     from serve_app import weights
 
-    if model.source == "embedded":
-        return "embedded: tiny random weights that produce noise. The first start creates them."
+    if model.source in BUILT_IN:
+        return f"{model.source} comes with Sophia: {NOTES[model.source]}."
     if missing := weights.missing_bytes(name, model, cache):
         return _space_for_download(name, model, cache, missing)
     facts = weights.verify(weights.resolve(name, model, cache, lambda *_: None), model)

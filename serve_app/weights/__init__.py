@@ -1,11 +1,11 @@
 """Find, fetch, build and verify a checkpoint, before anything touches a device."""
 
 from serve_app.weights.check import CheckpointFacts, verify, weight_bytes
-from serve_app.weights.embedded import quiet_libraries
-from serve_app.weights.find import is_local, missing_bytes, resolve
+from serve_app.weights.find import has_commit, missing_bytes, resolve
 from serve_app.weights.hub import DEFAULT_REPOSITORY, DEFAULT_REVISION
 from serve_app.weights.manifest import check_hashes
 from serve_app.weights.progress import Report
+from serve_app.weights.quiet import quiet_libraries
 
 __all__ = [
     "DEFAULT_REPOSITORY",
@@ -13,7 +13,7 @@ __all__ = [
     "CheckpointFacts",
     "Report",
     "check_hashes",
-    "is_local",
+    "has_commit",
     "missing_bytes",
     "quiet_libraries",
     "resolve",

@@ -12,6 +12,7 @@ from typing import Final
 import ray
 
 from serve_app.config import ModelArgs
+from serve_app.config.sources import EMBEDDED, NOTES, SIMULATED
 from serve_app.weights import DEFAULT_REPOSITORY, DEFAULT_REVISION
 
 PATIENCE_S: Final = 20.0
@@ -66,7 +67,7 @@ def settled(name: str, model: ModelArgs, look: Callable[[], Hardware]) -> tuple[
     if model.device != "auto":
         device = model.device
         why = f"models.{name}.device is {model.device}"
-    elif model.source == "simulated":
+    elif model.source == SIMULATED:
         device = "cpu"
         why = ""
     else:
@@ -78,7 +79,7 @@ def settled(name: str, model: ModelArgs, look: Callable[[], Hardware]) -> tuple[
     if device == "cuda":
         real = {"source": DEFAULT_REPOSITORY, "revision": model.revision or DEFAULT_REVISION}
         return model.model_copy(update={"device": device, **real}), f"{name} plays {DEFAULT_REPOSITORY}: {why}"
-    return model.model_copy(update={"device": device, "source": "embedded"}), (
-        f"{name} plays the embedded checkpoint, tiny random weights, which sound like noise: {why}. For music, run on a GPU or "
-        f"set models.{name}.source (and device: cpu, if you are patient) in the configuration"
+    return model.model_copy(update={"device": device, "source": EMBEDDED}), (
+        f"{name} uses the embedded checkpoint, {NOTES[EMBEDDED]}, because {why}. For real songs, use a GPU, or set "
+        f"models.{name}.source (and device: cpu, which is slow) in the configuration"
     )

@@ -44,6 +44,8 @@ class Remote:
     files: Mapping[str, RemoteFile]
     read: Callable[[str, int], Iterator[bytes]]
     """(file, first byte) -> the rest of the file, piece by piece. Raises Interrupted, or a LoadError that no further try cures."""
+    verb: str = "downloading"
+    """What progress calls the reading."""
 
 
 class Interrupted(Exception):
@@ -113,7 +115,8 @@ def _fill(folder: Path, remote: Remote, report: Report) -> None:
             return
         check_space(folder, remote)
         there = sum(_bytes_there(folder / name, file.size) for name, file in remote.files.items())
-        progress = Progress(report, "download", there, sum(file.size for file in remote.files.values()))
+        total = sum(file.size for file in remote.files.values())
+        progress = Progress(report, "download", remote.verb, there, total)
         with _failures(remote, progress), ThreadPoolExecutor(4) as pool:
             hashes = pool.map(bound(_fetch, folder, remote, progress), remote.files)
             manifest.write(folder, remote.title, remote.commit, dict(zip(remote.files, hashes, strict=True)))
@@ -225,6 +228,9 @@ def _complete(remote: Remote, name: str, partial: Path, progress: Progress) -> s
             except Interrupted:
                 if failures == PATIENCE:
                     raise
+            else:
+                if out.tell() == before:  # the source has no more bytes; the size tells the caller
+                    break
             failures = 0 if out.tell() > before else failures + 1
             if out.tell() < remote.files[name].size:
                 time.sleep(0.5 * 2**failures)

@@ -1,7 +1,7 @@
 """Where a model's checkpoint comes from: found or fetched, and checked before anything touches a device.
 
 A checkpoint is a folder in the diffusers layout of AceStepPipeline. It comes from a Hugging Face repository, from an object
-store, from a local folder, or is the embedded one: ACE-Step 1.5's real classes with tiny random weights, built here.
+store or a local folder; or it is the embedded one, which this package holds, or the random one, which is built here.
 """
 
 import contextlib
@@ -11,13 +11,14 @@ from pathlib import Path
 
 from serve_app import errors
 from serve_app.config import ModelArgs
-from serve_app.weights import bucket, embedded, hub
+from serve_app.config.sources import BUILT_IN, EMBEDDED, RANDOM
+from serve_app.weights import bucket, embedded, hub, random_weights
 from serve_app.weights.cache import Plan, fetch, is_disk_full
 from serve_app.weights.progress import Report
 
 
 def resolve(name: str, args: ModelArgs, cache: Path, report: Report, online: bool | None = None) -> Path:
-    """The folder that holds the checkpoint of the model called `name`; fetches or builds it when it is not there yet.
+    """The folder that holds the checkpoint of the model called `name`; fetches, unpacks or builds it when it is not there yet.
 
     `report` hears of it as phase "download". `online=False` fetches nothing: what is not here is HubUnreachable. When it is
     not given, huggingface_hub's own variable HF_HUB_OFFLINE decides, for every kind of source. `auto` and `simulated` are
@@ -28,20 +29,22 @@ def resolve(name: str, args: ModelArgs, cache: Path, report: Report, online: boo
         UnknownRepository, UnknownRevision, HubTokenRefused, HubUnreachable, DiskFull, CorruptFile, WrongLayout: see `errors`.
     """
     with _disk_errors(cache):
-        if args.source == "embedded":
-            return embedded.build(cache, report)
+        if args.source == EMBEDDED:
+            return fetch(embedded.planned(cache / EMBEDDED), report)
+        if args.source == RANDOM:
+            return random_weights.build(cache, report)
         if is_local(args.source):
             return _local(name, Path(args.source).expanduser())
         return fetch(_planned(name, args, cache, online), report)
 
 
 def missing_bytes(name: str, args: ModelArgs, cache: Path) -> int:
-    """How much `resolve` would fetch, asked from where it would; nothing for what is here or built here.
+    """How much `resolve` would fetch, asked from where it would; nothing for what is here or comes with Sophia.
 
     Raises:
         LoadError: as `resolve`.
     """
-    if args.source == "embedded" or is_local(args.source):
+    if not has_commit(args.source):
         return 0
     return _planned(name, args, cache, None).missing_bytes
 
@@ -49,6 +52,11 @@ def missing_bytes(name: str, args: ModelArgs, cache: Path) -> int:
 def is_local(source: str) -> bool:
     """Whether a model's source is a folder, which is used in place."""
     return source.startswith(("/", "~"))
+
+
+def has_commit(source: str) -> bool:
+    """Whether a checkpoint of this source is fetched from elsewhere, into a folder named after its commit."""
+    return source not in BUILT_IN and not is_local(source)
 
 
 def _planned(name: str, args: ModelArgs, cache: Path, online: bool | None) -> Plan:

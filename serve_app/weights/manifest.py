@@ -17,9 +17,12 @@ _BLOCK_BYTES: Final = 1 << 20
 
 def write(folder: Path, source: str, commit: str, hashes: Mapping[str, str]) -> None:
     """Vouches for the files in `folder` whose SHA-256 (hex) `hashes` has. Written last, so that it means: all is here."""
-    files = {
-        name: {"size": (folder / name).stat().st_size, "sha256": sha256} for name, sha256 in sorted(hashes.items())
-    }
+    write_listed(folder, source, commit, {name: (folder / name).stat().st_size for name in hashes}, hashes)
+
+
+def write_listed(folder: Path, source: str, commit: str, sizes: Mapping[str, int], hashes: Mapping[str, str]) -> None:
+    """A manifest in `folder` of files that may lie elsewhere: their sizes in bytes and SHA-256 (hex) by name."""
+    files = {name: {"size": sizes[name], "sha256": sha256} for name, sha256 in sorted(hashes.items())}
     write_whole(folder / NAME, json.dumps({"source": source, "commit": commit, "files": files}, indent=1))
 
 
@@ -50,7 +53,7 @@ def check_hashes(folder: Path, report: Report) -> int:
             f"{folder} has no {NAME}, so there are no hashes to compare with. 'sophia weights pull' writes one."
         )
     files = _files(read_json(folder / NAME))
-    progress = Progress(report, "verify", 0, sum(said["size"] for said in files.values()))
+    progress = Progress(report, "verify", "checking", 0, sum(said["size"] for said in files.values()))
     for name, said in files.items():
         found = digest(need(folder / name), progress).hexdigest()
         if found != said["sha256"]:

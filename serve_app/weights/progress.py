@@ -3,23 +3,21 @@
 import threading
 import time
 from collections.abc import Callable
-from typing import Final
 
 Report = Callable[[str, float | None, str], None]
 """Called with a phase's name, its fraction done (0 to 1, None when unknown) and words."""
-
-_VERBS: Final = {"download": "downloading", "verify": "checking"}
 
 
 class Progress:
     """Adds up bytes from several threads and reports them at most twice a second."""
 
-    def __init__(self, report: Report, phase: str, done: int, total: int) -> None:
-        """`phase` is download or verify; `done` of `total` bytes are behind us already."""
+    def __init__(self, report: Report, phase: str, verb: str, done: int, total: int) -> None:
+        """`verb` begins the words of a report, such as "downloading"; `done` of `total` bytes are behind us already."""
         self.done = done
         self.total = total
         self._report = report
         self._phase = phase
+        self._verb = verb
         self._lock = threading.Lock()
         self._last = 0.0
         self.add(0)
@@ -31,7 +29,7 @@ class Progress:
             if time.monotonic() - self._last > 0.5 or self.done == self.total:
                 self._last = time.monotonic()
                 fraction = self.done / max(self.total, 1)
-                words = f"{_VERBS[self._phase]} {fraction:.0%} of {shown_size(self.total)}"
+                words = f"{self._verb} {fraction:.0%} of {shown_size(self.total)}"
                 self._report(self._phase, fraction, words)
 
 

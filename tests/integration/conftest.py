@@ -46,7 +46,7 @@ def song(service: Service) -> dict[str, Any]:
 
 @pytest.fixture
 def hub(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub with the embedded checkpoint, which this process is pointed at."""
+    """A hub with the random checkpoint, which this process is pointed at."""
     with serving(checkpoint) as running:
         monkeypatch.setenv("HF_ENDPOINT", running.endpoint)
         yield running
@@ -54,7 +54,7 @@ def hub(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 @pytest.fixture
 def copy(checkpoint: Path, tmp_path: Path) -> Path:
-    """A copy of the embedded checkpoint that a test may break."""
+    """A copy of the random checkpoint that a test may break."""
     return Path(shutil.copytree(checkpoint, tmp_path / "copy"))
 
 

@@ -23,6 +23,6 @@ def test_without_a_cluster_the_command_line_says_what_it_assumed(
     assert main(["--config", str(minimal_serve_file(tmp_path)), "weights", "pull", "m"]) == 0
 
     said = capsys.readouterr().err
-    assert "m plays the embedded checkpoint, tiny random weights" in said
+    assert "m uses the embedded checkpoint, a toy model trained on synthetic music" in said
     assert "no Ray cluster answers here, and this machine has no GPU" in said
     assert "set models.m.source" in said

@@ -1,4 +1,4 @@
-"""The real pipeline with the embedded checkpoint: songs, progress, stopping and warnings."""
+"""The real pipeline with the random checkpoint, which is fast: songs, progress, stopping and warnings."""
 
 import hashlib
 from pathlib import Path
@@ -14,7 +14,7 @@ from serve_app.engine.ace_step.engine import AceStepEngine
 from serve_app.music import SAMPLE_RATE, MusicRequest
 from tests.support.engines import generate
 
-EMBEDDED = ModelArgs(source="embedded", device="cpu")
+RANDOM = ModelArgs(source="random", device="cpu")
 Steps = list[tuple[str, int, int]]
 
 
@@ -22,18 +22,18 @@ def test_loading_passes_through_its_phases_and_tells_the_facts(checkpoint: Path,
     """A load reports preflight, download, load and warm_up in this order, and ends with what was loaded and where."""
     phases: list[str] = []
 
-    facts = AceStepEngine("m", EMBEDDED, cache).load(lambda phase, fraction, detail: phases.append(phase))
+    facts = AceStepEngine("m", RANDOM, cache).load(lambda phase, fraction, detail: phases.append(phase))
 
     assert list(dict.fromkeys(phases)) == ["preflight", "download", "load", "warm_up"]
-    assert (facts.variant, facts.source, facts.revision, facts.noise) == ("turbo", "embedded", None, True)
+    assert (facts.variant, facts.source, facts.revision, facts.noise) == ("turbo", "random", None, True)
     assert (facts.device, facts.dtype, facts.tasks) == ("cpu", "float32", ("text2music",))
-    assert facts.weights_bytes == weights.verify(checkpoint, EMBEDDED).bytes
+    assert facts.weights_bytes == weights.verify(checkpoint, RANDOM).bytes
     assert facts.versions.keys() == {"torch", "diffusers", "transformers"}
 
 
 def test_the_same_request_and_seed_give_the_same_bytes(engine: AceStepEngine, cache: Path) -> None:
     """Two engines play the same request and seed to the same bytes, and another seed to others."""
-    other = AceStepEngine("m", EMBEDDED, cache)
+    other = AceStepEngine("m", RANDOM, cache)
     other.load(lambda phase, fraction, detail: None)
 
     first = _digests(generate(engine, variations=2))
@@ -111,7 +111,7 @@ def test_what_is_asked_for_changes_the_song(engine: AceStepEngine) -> None:
 
 def test_guidance_is_applied_where_the_interval_allows(checkpoint: Path, cache: Path) -> None:
     """On a base model guidance changes the song, and an interval that ends before it starts means none at all."""
-    base = AceStepEngine("m", ModelArgs(source="embedded", device="cpu", variant="base"), cache)
+    base = AceStepEngine("m", ModelArgs(source="random", device="cpu", variant="base"), cache)
     facts = base.load(lambda phase, fraction, detail: None)
 
     none = _digests(generate(base, guidance_scale=1.0))

@@ -119,7 +119,7 @@ def _run_with_engine(cache: Path, code: str) -> str:
         from serve_app.music import MusicRequest
         def quiet(*step): pass
         def never(): return False
-        engine = AceStepEngine("m", ModelArgs(source="embedded", device="cpu"), Path({str(cache)!r}))
+        engine = AceStepEngine("m", ModelArgs(source="random", device="cpu"), Path({str(cache)!r}))
         engine.load(quiet)
         small = MusicRequest(prompt="piano", duration=1.0, steps=1, seed=7)
         large = MusicRequest(prompt="piano", duration=600.0, steps=1, seed=7)

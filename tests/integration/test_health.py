@@ -47,7 +47,7 @@ def test_health_tells_workers_jobs_and_scale(service: Service, song: dict[str, A
     (worker,) = health["workers"]
     assert (worker["model"], worker["phase"], worker["error"]) == ("ace-step", "idle", None)
     assert health["scale"]["ace-step"]["ready"] == health["scale"]["ace-step"]["wanted"] == 1
-    assert "simulated" in health["notices"][0]
+    assert "ace-step is a simulation" in health["notices"][0]
 
 
 def test_models_tell_variant_tasks_and_defaults(service: Service) -> None:

@@ -31,7 +31,7 @@ CONFIG = "transformer/config.json"
 
 
 class Scene:
-    """A copy of the embedded checkpoint to break, a hub and a small disk where they are asked for."""
+    """A copy of the random checkpoint to break, a hub and a small disk where they are asked for."""
 
     def __init__(self, checkpoint: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, stack: ExitStack) -> None:
         self.checkpoint = checkpoint
@@ -141,7 +141,7 @@ def _disk_too_small(scene: Scene) -> ModelArgs:
 
 def _disk_full_while_writing(scene: Scene) -> ModelArgs:
     scene.disk(megabytes=4)
-    return ModelArgs(source="embedded", device="cpu")
+    return ModelArgs(source="random", device="cpu")
 
 
 def _no_gpu(scene: Scene) -> ModelArgs:
@@ -149,7 +149,7 @@ def _no_gpu(scene: Scene) -> ModelArgs:
 
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
-    return ModelArgs(source="embedded", device="cuda")
+    return ModelArgs(source="random", device="cuda")
 
 
 def _not_a_number(scene: Scene) -> ModelArgs:
@@ -266,7 +266,7 @@ except errors.LoadError:
 
 
 def _fails(
-    folder: Path, python: list[str], environment: dict[str, str], source: str = "embedded", limit: int = 0
+    folder: Path, python: list[str], environment: dict[str, str], source: str = "random", limit: int = 0
 ) -> tuple[dict[str, str], str]:
     """The error of a worker in a process of its own, which may take `limit` bytes more than it has, and its log."""
     ran = subprocess.run(
@@ -339,5 +339,5 @@ def test_a_flipped_bit_is_found_by_the_full_check(scene: Scene) -> None:
     with pytest.raises(errors.CorruptFile, match=f"{WEIGHTS} has sha256 [0-9a-f]+ where its manifest says") as caught:
         weights.check_hashes(scene.folder / "copy", lambda *report: None)
 
-    assert weights.verify(scene.folder / "copy", ModelArgs(source="embedded")).bytes
+    assert weights.verify(scene.folder / "copy", ModelArgs(source="random")).bytes
     provoked(caught.value.code, "a bit of the weights is flipped", caught.value.message, "verify")

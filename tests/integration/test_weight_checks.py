@@ -10,7 +10,7 @@ import pytest
 from serve_app import errors, weights
 from serve_app.config import ModelArgs
 from serve_app.weights import manifest
-from tests.support.checkpoints import EMBEDDED, LARGEST, original_layout
+from tests.support.checkpoints import LARGEST, RANDOM, original_layout
 
 
 def test_a_local_folder_is_used_where_it_is(copy: Path, tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ def test_a_missing_file_is_named(name: str, copy: Path) -> None:
     (copy / name).unlink()
 
     with pytest.raises(errors.MissingFile, match=name):
-        weights.verify(copy, EMBEDDED)
+        weights.verify(copy, RANDOM)
 
 
 def test_a_truncated_weight_file_is_found_without_reading_it(copy: Path) -> None:
@@ -51,7 +51,7 @@ def test_a_truncated_weight_file_is_found_without_reading_it(copy: Path) -> None
         stream.truncate(size - 1)
 
     with pytest.raises(errors.CorruptFile, match=rf"{LARGEST} is truncated or corrupt \({size - 1} bytes;"):
-        weights.verify(copy, EMBEDDED)
+        weights.verify(copy, RANDOM)
 
 
 def test_a_weight_file_with_bytes_appended_is_refused(copy: Path) -> None:
@@ -60,7 +60,7 @@ def test_a_weight_file_with_bytes_appended_is_refused(copy: Path) -> None:
         stream.write(b"x")
 
     with pytest.raises(errors.CorruptFile, match=f"{LARGEST} is truncated or corrupt"):
-        weights.verify(copy, EMBEDDED)
+        weights.verify(copy, RANDOM)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_a_weight_file_that_is_something_else_is_refused(content: bytes, copy: P
     (copy / LARGEST).write_bytes(content)
 
     with pytest.raises(errors.CorruptFile, match=rf"{LARGEST} is truncated or corrupt \({len(content)} bytes;"):
-        weights.verify(copy, EMBEDDED)
+        weights.verify(copy, RANDOM)
 
 
 def test_a_configuration_that_is_not_json_is_refused(copy: Path) -> None:
@@ -79,7 +79,7 @@ def test_a_configuration_that_is_not_json_is_refused(copy: Path) -> None:
     (copy / "transformer" / "config.json").write_text('{"is_turbo": tr')
 
     with pytest.raises(errors.CorruptFile, match=r"transformer/config\.json is not JSON"):
-        weights.verify(copy, EMBEDDED)
+        weights.verify(copy, RANDOM)
 
 
 @pytest.mark.parametrize(
@@ -95,13 +95,13 @@ def test_another_class_is_refused(key: str, value: object, expected: str, copy: 
     _edit(copy / "model_index.json", {key: value})
 
     with pytest.raises(errors.WrongClass, match=expected):
-        weights.verify(copy, EMBEDDED)
+        weights.verify(copy, RANDOM)
 
 
 def test_a_folder_in_the_original_layout_is_refused(tmp_path: Path) -> None:
     """A folder in ACE-Step's own layout is refused with the way to convert it."""
     with pytest.raises(errors.WrongLayout, match=r"original layout.*convert_ace_step_to_diffusers"):
-        weights.verify(original_layout(tmp_path / "original"), EMBEDDED)
+        weights.verify(original_layout(tmp_path / "original"), RANDOM)
 
 
 def test_optional_components_may_be_absent(copy: Path) -> None:
@@ -109,7 +109,7 @@ def test_optional_components_may_be_absent(copy: Path) -> None:
     _edit(copy / "model_index.json", {"audio_tokenizer": [None, None], "audio_token_detokenizer": [None, None]})
     shutil.rmtree(copy / "audio_tokenizer")
 
-    assert not weights.verify(copy, EMBEDDED).has_audio_tokenizer
+    assert not weights.verify(copy, RANDOM).has_audio_tokenizer
 
 
 def test_shards_are_checked_like_one_file(copy: Path) -> None:
@@ -121,12 +121,12 @@ def test_shards_are_checked_like_one_file(copy: Path) -> None:
     index = {"weight_map": {"a": shards[0].name, "b": shards[1].name, "c": shards[1].name}}
     whole.with_name(whole.name + ".index.json").write_text(json.dumps(index))
 
-    facts = weights.verify(copy, EMBEDDED)
+    facts = weights.verify(copy, RANDOM)
     shards[0].unlink()
 
     assert {f"transformer/{shard.name}" for shard in shards} <= facts.files.keys()
     with pytest.raises(errors.MissingFile, match=shards[0].name):
-        weights.verify(copy, EMBEDDED)
+        weights.verify(copy, RANDOM)
 
 
 @pytest.mark.parametrize(
@@ -143,12 +143,12 @@ def test_the_variant_is_read_from_the_transformer(config: dict[str, object], exp
     """turbo, base or sft comes from the transformer's configuration."""
     _edit(copy / "transformer" / "config.json", config)
 
-    assert weights.verify(copy, EMBEDDED).variant == expected
+    assert weights.verify(copy, RANDOM).variant == expected
 
 
 def test_the_configured_variant_beats_the_checkpoint(checkpoint: Path) -> None:
     """`variant` in the configuration is believed over the checkpoint."""
-    assert weights.verify(checkpoint, ModelArgs(source="embedded", variant="sft")).variant == "sft"
+    assert weights.verify(checkpoint, ModelArgs(source="random", variant="sft")).variant == "sft"
 
 
 def _edit(file: Path, changes: dict[str, object]) -> None:

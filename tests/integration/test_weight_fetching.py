@@ -10,17 +10,17 @@ import pytest
 
 from serve_app import errors, weights
 from serve_app.config import ModelArgs
-from tests.support.checkpoints import EMBEDDED, LARGEST, REMOTE, original_layout
+from tests.support.checkpoints import LARGEST, RANDOM, REMOTE, original_layout
 from tests.support.disks import fill, small_disk
 from tests.support.helpers import eventually
 from tests.support.hub import COMMIT, REPOSITORY, Hub, serving
 
 
-def test_the_embedded_checkpoint_has_the_same_bytes_from_every_process(checkpoint: Path, tmp_path: Path) -> None:
-    """Two processes that build the embedded checkpoint at once leave one folder, with the bytes of every other build."""
+def test_the_random_checkpoint_has_the_same_bytes_from_every_process(checkpoint: Path, tmp_path: Path) -> None:
+    """Two processes that build the random checkpoint at once leave one folder, with the bytes of every other build."""
     code = (
         "import sys; from pathlib import Path; from serve_app import weights; from serve_app.config import ModelArgs\n"
-        "print(weights.resolve('m', ModelArgs(source='embedded'), Path(sys.argv[1]), lambda *a: None))"
+        "print(weights.resolve('m', ModelArgs(source='random'), Path(sys.argv[1]), lambda *a: None))"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     builders = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -31,9 +31,9 @@ def test_the_embedded_checkpoint_has_the_same_bytes_from_every_process(checkpoin
     assert _digests(Path(built.pop())) == _digests(checkpoint)
 
 
-def test_the_embedded_checkpoint_is_known_as_random_turbo(checkpoint: Path) -> None:
+def test_the_random_checkpoint_is_known_as_random_turbo(checkpoint: Path) -> None:
     """Facts say what a checkpoint is: variant, size, optional components, and that its weights are random."""
-    facts = weights.verify(checkpoint, EMBEDDED)
+    facts = weights.verify(checkpoint, RANDOM)
 
     assert (facts.variant, facts.random_weights, facts.has_audio_tokenizer) == ("turbo", True, True)
     assert facts.bytes == sum(file.stat().st_size for file in checkpoint.rglob("*.safetensors"))

@@ -79,7 +79,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, cache: Path, checkpoint: Pa
         log.close()
         said = (folder / "serve.log").read_text()
         assert "is ready on cpu" in said
-        assert "noise" in said
+        assert "toy model trained on synthetic music" in said
 
 
 def _hear_ctrl_c() -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints that tests fetch, and changed copies of the embedded one."""
+"""Checkpoints that tests fetch, and changed copies of the random one."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from serve_app import weights
 from serve_app.config import ModelArgs
 from tests.support.hub import COMMIT, REPOSITORY
 
-EMBEDDED = ModelArgs(source="embedded")
+RANDOM = ModelArgs(source="random")
 REMOTE = ModelArgs(source=REPOSITORY, revision=COMMIT)
 LARGEST = "condition_encoder/diffusion_pytorch_model.safetensors"
 

@@ -134,7 +134,7 @@ def test_a_log_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
 
 def test_ready_lines_say_where_what_and_how() -> None:
     """The report names the addresses, the model with its device, and a command with the real port."""
-    model = {"name": "ace-step", "source": "embedded", "noise": True, "ready_workers": 1}
+    model = {"name": "ace-step", "source": "embedded", "note": "a toy model", "ready_workers": 1}
     worker = {"model": "ace-step", "device": "cpu"}
 
     where, what, command = ready_lines("http://127.0.0.1:8123", "127.0.0.1:8265", [model], [worker])
@@ -143,13 +143,15 @@ def test_ready_lines_say_where_what_and_how() -> None:
         "Sophia is ready at http://127.0.0.1:8123; API documentation: http://127.0.0.1:8123/docs; "
         "Ray dashboard: http://127.0.0.1:8265"
     )
-    assert what.startswith("Models: ace-step (embedded) runs on cpu. Its weights are random, so songs are noise;")
+    assert what.startswith(
+        "Models: ace-step (embedded) runs on cpu. It is a toy model. For real songs, use an NVIDIA GPU or "
+    )
     assert command.startswith("Try: curl -s http://127.0.0.1:8123/v1/music ")
 
 
 def test_ready_lines_of_a_model_without_a_worker() -> None:
     """A model that is scaled to zero counts as ready."""
-    model = {"name": "m", "source": "org/repository", "noise": False, "ready_workers": 0}
+    model = {"name": "m", "source": "org/repository", "note": None, "ready_workers": 0}
     lines = ready_lines("http://127.0.0.1:8000", "", [model], [])
     assert lines[1] == "Models: m (org/repository) gets a worker with its first job."
 

@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field
 
 from serve_app import __version__
 from serve_app.api.views.jobs import JobError, State
+from serve_app.config.sources import EMBEDDED, NOTES
 
 
 class Pong(BaseModel):
@@ -139,5 +140,5 @@ class Health(BaseModel):
     costs: dict[str, CostView] = Field(description="Device time and cost of the last day, by model.")
     notices: list[str] = Field(
         description="Conditions that an operator should know about.",
-        examples=[["ace-step uses the source 'embedded', which has random weights and generates noise"]],
+        examples=[[f"ace-step is {NOTES[EMBEDDED]}"]],
     )

@@ -3,6 +3,7 @@
 from pydantic import BaseModel, Field
 
 from serve_app.config import Variant
+from serve_app.config.sources import EMBEDDED, NOTES
 from serve_app.music import Format, TaskType, VariantDefaults
 
 
@@ -23,7 +24,13 @@ class ModelView(BaseModel):
     tasks: list[TaskType] = Field(description="The tasks that it supports.", examples=[["text2music"]])
     defaults: VariantDefaults | None = Field(description="The values it uses for fields that a request leaves out.")
     ready_workers: int = Field(description="Workers that can generate now.", examples=[1])
-    noise: bool = Field(description="Whether it has random weights, so that it generates noise.", examples=[False])
+    noise: bool = Field(
+        description="Whether it generates no music, because its weights are random or it is a simulation.",
+        examples=[False],
+    )
+    note: str | None = Field(
+        description="What it is, if it is not a full checkpoint; else null.", examples=[NOTES[EMBEDDED]]
+    )
 
 
 class ModelList(BaseModel):

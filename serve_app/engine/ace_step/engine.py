@@ -251,4 +251,4 @@ class AceStepEngine:
 
 def _revision(args: ModelArgs, folder: Path) -> str | None:
     """The commit that was fetched: a repository's checkpoint lies in a folder of its commit's name."""
-    return None if args.source == "embedded" or weights.is_local(args.source) else folder.name
+    return folder.name if weights.has_commit(args.source) else None

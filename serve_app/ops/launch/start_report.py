@@ -138,9 +138,8 @@ def _models_line(models: Sequence[Mapping[str, Any]] | None, workers: Sequence[M
 def _model_sentence(model: Mapping[str, Any], device: str | None) -> str:
     runs = f"runs on {device}" if device and model["ready_workers"] else "gets a worker with its first job"
     sentence = f"{model['name']} ({model['source']}) {runs}."
-    if model["noise"]:
-        sentence += " Its weights are random, so songs are noise; for music, use an NVIDIA GPU or set "
-        sentence += f"models.{model['name']}.source."
+    if model["note"]:
+        sentence += f" It is {model['note']}. For real songs, use an NVIDIA GPU or set models.{model['name']}.source."
     return sentence
 
 

@@ -1,0 +1,82 @@
+"""Packs a saved pipeline as the package data that `source: embedded` unpacks: `python -m miniature.pack FOLDER`.
+
+Weights are stored in bfloat16, each file compressed with LZMA as NAME.xz; all other files are copied. The manifest lists the
+unpacked files with their sizes and hashes. The same pipeline gives the same bytes.
+"""
+
+import argparse
+import hashlib
+import lzma
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from serve_app.weights import manifest
+from serve_app.weights.embedded import PACKED, SUFFIX
+from serve_app.weights.layout import is_wanted
+
+_LZMA: Final = [{"id": lzma.FILTER_LZMA2, "preset": 9, "lc": 3, "lp": 1, "pb": 1}]
+"""Positions matter modulo two bytes, as bfloat16 has: 13.4 MB instead of the preset's 14.2 MB."""
+
+
+def pack(source: Path, target: Path) -> int:
+    """Replaces `target` by the packed form of the pipeline saved in `source`. Returns its size in bytes.
+
+    Raises:
+        FileNotFoundError: `source` has no model_index.json.
+    """
+    if not (source / "model_index.json").is_file():
+        raise FileNotFoundError(f"{source} has no model_index.json: name a folder that save_pretrained has written.")
+    shutil.rmtree(target, ignore_errors=True)
+    unpacked = {name: _content(source / name) for name in _names(source)}
+    for name, content in unpacked.items():
+        _write(target, name, content)
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in unpacked.items()}
+    sizes = {name: len(content) for name, content in unpacked.items()}
+    commit = hashlib.sha256("".join(f"{name} {hashes[name]}\n" for name in sorted(hashes)).encode()).hexdigest()[:12]
+    manifest.write_listed(target, "embedded", commit, sizes, hashes)
+    return sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Packs the folder that the command line names."""
+    parser = argparse.ArgumentParser(prog="python -m miniature.pack", description=__doc__)
+    parser.add_argument("folder", type=Path, help="a pipeline that save_pretrained has written")
+    parser.add_argument(
+        "--target", type=Path, default=PACKED, help="where to write the packed files (default: %(default)s)"
+    )
+    chosen = parser.parse_args(arguments)
+    try:
+        size = pack(chosen.folder, chosen.target)
+    except FileNotFoundError as error:
+        parser.error(str(error))
+    print(f"{chosen.target}: {size / 1e6:.1f} MB")
+
+
+def _names(source: Path) -> list[str]:
+    found = (file.relative_to(source).as_posix() for file in source.rglob("*") if file.is_file())
+    return sorted(name for name in found if is_wanted(name))
+
+
+def _content(file: Path) -> bytes:
+    """A file's content, with all tensors in bfloat16 if it is a weight file."""
+    if file.suffix != ".safetensors":
+        return file.read_bytes()
+    import torch
+    from safetensors.torch import load_file, save
+
+    tensors = {name: tensor.to(torch.bfloat16) for name, tensor in load_file(file).items()}
+    content: bytes = save(tensors, metadata={"format": "pt"})
+    return content
+
+
+def _write(target: Path, name: str, content: bytes) -> None:
+    is_weights = name.endswith(".safetensors")
+    file = target / (name + SUFFIX if is_weights else name)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(lzma.compress(content, filters=_LZMA) if is_weights else content)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,21 @@
+"""The values of a model's `source` that name no place, and what such a model is."""
+
+from collections.abc import Mapping
+from typing import Final
+
+EMBEDDED: Final = "embedded"
+RANDOM: Final = "random"
+SIMULATED: Final = "simulated"
+
+BUILT_IN: Final = (EMBEDDED, RANDOM)
+"""Sources of checkpoints that come with Sophia, so that nothing is downloaded for them."""
+
+NOISE: Final = "random weights that generate noise"
+"""What a checkpoint with random weights is, whatever its source."""
+
+NOTES: Final[Mapping[str, str]] = {
+    EMBEDDED: "a toy model trained on synthetic music: six instruments, bass and drums, 24 keys, no voice",
+    RANDOM: NOISE,
+    SIMULATED: "a simulation that generates test tones",
+}
+"""What a model with this source is, as the end of a sentence that begins with the model's name and "is"."""
