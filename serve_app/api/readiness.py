@@ -15,7 +15,8 @@ def check_readiness(context: Context) -> Ready:
     needed = models_that_need_workers(context)
     missing = [name for name in context.args.models if name in needed and not count_ready(of_model(workers, name))]
     if not missing:
-        return Ready(ready=True, reason=f"{count_ready(workers)} workers can generate")
+        ready = count_ready(workers)
+        return Ready(ready=True, reason="1 worker can generate" if ready == 1 else f"{ready} workers can generate")
     pauses = context.store.pauses.all()
     reasons = [f"{name}: {why_not_ready(context, name, of_model(workers, name), pauses.get(name))}" for name in missing]
     return Ready(ready=False, reason="; ".join(reasons))

@@ -87,10 +87,12 @@ def decide(seen: Observation, bounds: ScalingArgs, previous: Decision) -> Decisi
         return Decision(kept, f"the breaker is open: {seen.breaker}. No worker is started until it is closed")
     if seen.unstored is not None:  # a further worker would only wait, and cost a device
         kept = min(wanted.target, max(previous.target, seen.ready_now, bounds.min_workers))
-        return replace(wanted, target=kept, reason=f"{wanted.reason}; no further worker while {seen.unstored}")
+        return replace(
+            wanted, target=kept, reason=f"{wanted.reason}; no more workers are started while {seen.unstored}"
+        )
     if seen.stuck and wanted.target:
         target = min(wanted.target + seen.stuck, bounds.max_workers)
-        more = f"{wanted.reason}; {seen.stuck} more, for those on hosts where it cannot be loaded"
+        more = f"{wanted.reason}; {seen.stuck} more to replace those on hosts where the model cannot be loaded"
         return replace(wanted, target=target, reason=more)
     return wanted
 
@@ -186,13 +188,15 @@ def _new(seen: Observation, have: int) -> int:
 def _reason(winner: str, count: int, seen: Observation, bounds: ScalingArgs, load: float) -> str:
     match winner:
         case "moment":
-            return f"{count} were needed a moment ago"
+            return f"{_counted(count, 'worker')} needed a moment ago"
         case "warm":
             return f"min_workers is {count}"
         case "steady":
-            return f"a steady load of {load:.1f} workers; starting one takes {seen.startup_s:.0f} s, so {count} stay through a lull"
+            kept = _counted(count, "worker")
+            return f"a steady load of {load:.1f} workers; starting one takes {seen.startup_s:.0f} s, so a lull keeps {kept}"
         case "new":
-            return f"{count} became ready less than {_SETTLE * seen.startup_s:.0f} s ago and are kept for now"
+            kept = _counted(count, "worker")
+            return f"keeping {kept} for now, ready for less than {_SETTLE * seen.startup_s:.0f} s"
     return _work_reason(count, seen, bounds)
 
 
@@ -202,7 +206,14 @@ def _work_reason(count: int, seen: Observation, bounds: ScalingArgs) -> str:
     if not jobs:
         return "no work"
     part = f", this cluster's part among {seen.clusters}" if seen.clusters > 1 else ""
-    said = f"{work_s:.0f} s of work in {jobs} jobs ({seen.queued_jobs} waiting){part}; {count} workers"
+    work = f"{work_s:.0f} s of work in {_counted(jobs, 'job')} ({seen.queued_jobs} waiting){part}"
+    workers = _counted(count, "worker")
     if count == jobs:
-        return f"{said}, one for each"
-    return f"{said} keep to about the {bounds.target_wait_s:g} s of wait you accept; one more is ready in {seen.startup_s:.0f} s"
+        return f"{work}: {workers}, one per job"
+    wait = f"for a wait of about {bounds.target_wait_s:g} s (target_wait_s)"
+    return f"{work}: {workers} {wait}; one more takes {seen.startup_s:.0f} s to start"
+
+
+def _counted(number: int, noun: str) -> str:
+    """Returns `1 job` or `2 jobs`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

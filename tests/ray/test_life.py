@@ -140,7 +140,7 @@ def test_a_killed_workers_job_runs_again_within_the_lease_and_one_start_up(
     """When the only worker is killed during a job, its successor runs the job."""
     began = time.monotonic()
     store = deploy(simulated={"step_s": STEP_S, "load_s": 2})
-    eventually(lambda: _get(cluster, "/readyz") == {"ready": True, "reason": "1 workers can generate"})
+    eventually(lambda: _get(cluster, "/readyz") == {"ready": True, "reason": "1 worker can generate"})
     start_up_s = time.monotonic() - began
     lease_s = AppArgs().queue.lease_s
     job = _submit(cluster, steps=60)

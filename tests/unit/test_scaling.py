@@ -22,8 +22,8 @@ def test_a_burst_at_zero_workers_wants_all_of_them_at_once() -> None:
     decision = decide(waiting(40, 2000.0), BOUNDS, Decision(0, ""))
     assert decision.target == 20
     assert decision.reason == (
-        "2000 s of work in 40 jobs (40 waiting); 20 workers keep to about the 100 s of wait you accept; "
-        "one more is ready in 100 s"
+        "2000 s of work in 40 jobs (40 waiting): 20 workers for a wait of about 100 s (target_wait_s); "
+        "one more takes 100 s to start"
     )
 
 
@@ -36,7 +36,7 @@ def test_a_job_never_gets_two_workers() -> None:
     """Three long jobs get at most three workers, however long they are."""
     decision = decide(waiting(3, 5000.0), BOUNDS, Decision(0, ""))
     assert decision.target == 3
-    assert "one for each" in decision.reason
+    assert "one per job" in decision.reason
 
 
 def test_the_bill_is_bounded() -> None:
@@ -85,7 +85,7 @@ def test_running_jobs_keep_their_workers() -> None:
 def test_a_worker_leaves_only_when_two_decisions_can_do_without_it() -> None:
     """The moment between two jobs removes no worker."""
     first = decide(replace(NOTHING, running_jobs=4, running_left_s=1.0), BOUNDS, Decision(5, "", needed=5))
-    assert (first.target, first.needed, first.reason) == (5, 4, "5 were needed a moment ago")
+    assert (first.target, first.needed, first.reason) == (5, 4, "5 workers needed a moment ago")
     second = decide(replace(NOTHING, running_jobs=4, running_left_s=1.0), BOUNDS, first)
     assert second.target == 4
 
@@ -137,7 +137,7 @@ def test_a_worker_that_has_just_come_up_is_not_thrown_away() -> None:
     """Two that came up seconds ago stay, though the work is gone; the one that is older than a quarter start-up does not."""
     decision = decide(replace(NOTHING, ready_s=(3.0, 20.0, 30.0), idle_s=5.0), BOUNDS, Decision(3, ""))
     assert decision.target == 2
-    assert decision.reason == "2 became ready less than 25 s ago and are kept for now"
+    assert decision.reason == "keeping 2 workers for now, ready for less than 25 s"
 
 
 def test_an_idle_fleet_goes_to_zero() -> None:
@@ -167,7 +167,7 @@ def test_a_store_that_takes_no_songs_starts_no_more_workers() -> None:
     seen = waiting(40, 2000.0, unstored="the audio store is full", ready_now=2)
     decision = decide(seen, BOUNDS, Decision(2, "", needed=2))
     assert decision.target == 2
-    assert decision.reason.endswith("; no further worker while the audio store is full")
+    assert decision.reason.endswith("; no more workers are started while the audio store is full")
 
 
 # --- What always holds ----------------------------------------------------------------------------------------------------

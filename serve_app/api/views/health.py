@@ -76,7 +76,7 @@ class ScaleView(BaseModel):
     reason: str = Field(
         description="Why this cluster's policy wants its number.",
         examples=[
-            "312 s of work in 9 jobs (7 waiting); 6 workers keep to about the 60 s of wait you accept; one more is ready in 40 s"
+            "312 s of work in 9 jobs (7 waiting): 6 workers for a wait of about 60 s (target_wait_s); one more takes 40 s to start"
         ],
     )
     clusters: list[ClusterView] = Field(
