@@ -1,4 +1,4 @@
-"""Find, fetch, build and verify a checkpoint, before anything touches a device."""
+"""Finds, fetches, builds and verifies checkpoints, before a device is used."""
 
 from serve_app.weights.check import CheckpointFacts, verify, weight_bytes
 from serve_app.weights.find import has_commit, missing_bytes, resolve

@@ -1,6 +1,6 @@
-"""What `source: auto` and `device: auto` mean: one answer for the service, `sophia doctor` and `sophia weights`.
+"""Resolves `source: auto` and `device: auto`, for the service, `sophia doctor` and `sophia weights` alike.
 
-The cluster's hardware decides, not that of the machine on which the question is asked: a head without a GPU plays nothing itself.
+The hardware of the whole cluster decides, not that of this machine, because a head node without a GPU does not generate.
 """
 
 import subprocess
@@ -15,11 +15,11 @@ from serve_app.config import ModelArgs
 from serve_app.config.sources import EMBEDDED, NOTES, SIMULATED
 from serve_app.weights import DEFAULT_REPOSITORY, DEFAULT_REVISION
 
-PATIENCE_S: Final = 20.0
-"""A cluster that does not say within so many seconds what it has is taken for none."""
+QUERY_TIMEOUT_S: Final = 20.0
+"""If a cluster does not report its resources within this time, Sophia assumes that there is no cluster."""
 
-# In a process of its own: Ray ends a process whose cluster does not answer, and prints much.
-_ASK: Final = (
+# Run in a separate process, because Ray exits the process if the cluster does not answer, and prints a lot.
+_QUERY: Final = (
     "import ray; ray.init('auto', log_to_driver=False, logging_level='ERROR'); "
     "print('GPUS', ray.cluster_resources().get('GPU', 0))"
 )
@@ -27,36 +27,37 @@ _ASK: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """Whether there is a GPU, and where: `place` begins a sentence."""
+    """Whether there is a GPU, and where. `place` is the subject of a sentence: `this cluster`."""
 
     has_gpu: bool
     place: str
 
 
 def hardware_of_this_cluster() -> Hardware:
-    """What the cluster has in which this process runs; nothing outside of one."""
+    """Returns the hardware of the cluster in which this process runs; no GPU if it runs outside of a cluster."""
     return Hardware(ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0, "this cluster")
 
 
 def hardware_from_outside() -> Hardware:
-    """What the cluster has that this machine belongs to, or RAY_ADDRESS names; this machine's own when none answers."""
+    """Returns the hardware of the cluster at RAY_ADDRESS or on this machine. If none answers, returns that of this machine."""
     gpus = _gpus_of_cluster()
     if gpus is not None:
-        return Hardware(gpus > 0, "the Ray cluster that answers here")
+        return Hardware(gpus > 0, "the Ray cluster that this machine can reach")
     import torch
 
-    return Hardware(torch.cuda.is_available(), "no Ray cluster answers here, and this machine")
+    return Hardware(torch.cuda.is_available(), "no Ray cluster is reachable, and this machine")
 
 
 def _gpus_of_cluster() -> float | None:
+    """Returns the number of GPUs in the cluster; None if no cluster answers."""
     try:
-        asked = subprocess.run(  # noqa: S603 - our own words
-            [sys.executable, "-c", _ASK], capture_output=True, text=True, timeout=PATIENCE_S, check=False
+        query = subprocess.run(  # noqa: S603 - the arguments are constants
+            [sys.executable, "-c", _QUERY], capture_output=True, text=True, timeout=QUERY_TIMEOUT_S, check=False
         )
     except subprocess.TimeoutExpired:
         return None
-    told = [line.split()[1] for line in asked.stdout.splitlines() if line.startswith("GPUS ")]
-    return float(told[0]) if told else None
+    counts = [line.split()[1] for line in query.stdout.splitlines() if line.startswith("GPUS ")]
+    return float(counts[0]) if counts else None
 
 
 def settled(name: str, model: ModelArgs, look: Callable[[], Hardware]) -> tuple[ModelArgs, str]:

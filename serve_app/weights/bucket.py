@@ -1,7 +1,7 @@
-"""A checkpoint in an object store: S3, Google Cloud Storage or Azure, through obstore.
+"""Fetches a checkpoint from an object store (S3, Google Cloud Storage or Azure) with obstore.
 
-Credentials come from the environment, under the provider's usual names. Hashes come from the manifest, where one lies in
-the bucket: copy a folder of the cache there as it is.
+Credentials come from the provider's usual environment variables. Hashes come from the manifest, if the bucket has one: copy a
+complete folder of the cache into the bucket.
 """
 
 import hashlib
@@ -21,21 +21,21 @@ from serve_app.weights.layout import is_wanted, wrong_layout
 
 SCHEMES: Final = ("s3://", "gs://", "az://")
 
-_PIECE_BYTES: Final = 8 << 20
-"""A request each: one long response would be cut off by obstore's client after 30 s."""
+_RANGE_BYTES: Final = 8 << 20
+"""The size of one range request. obstore aborts a response that takes longer than 30 s."""
 
 _RETRY_S: Final = 10
-"""How long obstore tries a request again by itself; the cache has patience of its own."""
+"""How long obstore retries a request by itself. After that, the cache retries."""
 
 _REFUSED: Final = re.compile(r"status: 40[0134]")
-"""The provider answered and said no. obstore has no exception of its own for a bucket that does not exist."""
+"""Found in errors that mean: the provider refused the request. obstore has no exception class for a missing bucket."""
 
 
 def planned(name: str, url: str, cache: Path, online: bool) -> Plan:
-    """Where the checkpoint below `url` (`s3://bucket/prefix`) is or will be.
+    """Returns the plan for fetching the checkpoint below `url` (`s3://bucket/prefix`).
 
     Raises:
-        UnknownRepository: also when `url` cannot be read.
+        UnknownRepository: the bucket or prefix does not exist, access is denied, or `url` is malformed.
         HubUnreachable, MissingFile, WrongLayout.
     """
     return plan(cache / quote(url, safe=""), "latest", None, partial(_remote, name, url, online))
@@ -63,13 +63,16 @@ def _open(name: str, url: str) -> Any:
         return from_url(url, retry_config={"retry_timeout": timedelta(seconds=_RETRY_S)})
     except (BaseError, ValueError) as error:
         raise errors.UnknownRepository(
-            f"models.{name}.source: {url} cannot be used ({type(error).__name__}): check its spelling and the provider's "
-            "variables in the environment."
+            f"models.{name}.source: {url} cannot be used ({type(error).__name__}). Check its spelling and the provider's "
+            "environment variables."
         ) from error
 
 
 def _listed(name: str, url: str, store: Any) -> dict[str, Any]:
-    """Every object below the prefix, by its key from there on. The messages never quote the answers: they may hold keys."""
+    """Returns every object below the prefix by its key without the prefix.
+
+    Error messages never quote the provider's answers, which may contain access keys.
+    """
     import obstore
     from obstore.exceptions import BaseError
 
@@ -78,15 +81,15 @@ def _listed(name: str, url: str, store: Any) -> dict[str, Any]:
     except (BaseError, OSError) as error:
         if _REFUSED.search(str(error)):
             raise errors.UnknownRepository(
-                f"models.{name}.source: {url} is not there or may not be read ({type(error).__name__}): check the bucket's "
-                "name and this node's credentials."
+                f"models.{name}.source: {url} does not exist or access is denied ({type(error).__name__}). Check the "
+                "bucket's name and this node's credentials."
             ) from error
         raise errors.HubUnreachable(
             f"{url} did not answer ({type(error).__name__}) and is not in the cache. Check this node's network and the "
-            "provider's variables in the environment."
+            "provider's environment variables."
         ) from error
     if not listed:
-        raise errors.UnknownRepository(f"models.{name}.source: there is nothing below {url}: check the prefix.")
+        raise errors.UnknownRepository(f"models.{name}.source: {url} has no files. Check the prefix.")
     return listed
 
 
@@ -97,12 +100,13 @@ def _content(store: Any, key: str) -> bytes:
 
 
 def _read(store: Any, files: dict[str, RemoteFile], key: str, start: int) -> Iterator[bytes]:
+    """Yields the content of an object from byte `start`. Raises Interrupted."""
     import obstore
     from obstore.exceptions import BaseError
 
     size = files[key].size
-    for at in range(start, size, _PIECE_BYTES):
+    for at in range(start, size, _RANGE_BYTES):
         try:
-            yield bytes(obstore.get_range(store, key, start=at, end=min(at + _PIECE_BYTES, size)))
+            yield bytes(obstore.get_range(store, key, start=at, end=min(at + _RANGE_BYTES, size)))
         except (BaseError, OSError) as error:
             raise Interrupted from error

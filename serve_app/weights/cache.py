@@ -1,4 +1,4 @@
-"""The cache of fetched checkpoints: one folder a state of a repository or bucket, filled once for all workers of a node."""
+"""The cache of fetched checkpoints. Each commit of a repository or bucket has one folder, which all workers of a node share."""
 
 import contextlib
 import errno
@@ -18,8 +18,8 @@ from serve_app import errors
 from serve_app.weights import manifest
 from serve_app.weights.progress import Progress, Report, shown_size
 
-PATIENCE: Final = 6
-"""Connections in a row that may bring nothing; with the pauses between them, about a minute without network."""
+MAX_FAILURES: Final = 6
+"""How many connections in a row may fail without new bytes. With the pauses between them, this takes about a minute."""
 
 _READ_ONLY: Final = 0o444
 _WRITABLE: Final = 0o644
@@ -27,7 +27,7 @@ _WRITABLE: Final = 0o644
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file to fetch: its size in bytes, and its SHA-256 (hex) where the other side knows it."""
+    """A file to fetch: its size in bytes, and its SHA-256 (hex), None if the remote side does not list it."""
 
     size: int
     sha256: str | None
@@ -49,37 +49,38 @@ class Remote:
 
 
 class Interrupted(Exception):
-    """The other side stopped sending; another connection may bring more. The message, if any, says what it answered."""
+    """A download was interrupted, and another connection may continue it. The message is the server's answer, if there was one."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The folder where a checkpoint is or will be, and from where it is to be filled, if at all."""
+    """The folder for a checkpoint, and the remote to fetch its missing files from, None if nothing is to be fetched."""
 
     folder: Path
     remote: Remote | None
     ref: Path
-    """Holds the commit that the revision had when it was fetched last."""
+    """The file that stores the commit of the revision at the last fetch."""
 
     @property
     def missing_bytes(self) -> int:
-        """What is still to be fetched."""
+        """How many bytes remain to be fetched."""
         return _missing_bytes(self.folder, self.remote) if self.remote else 0
 
 
-def plan(home: Path, revision: str, commit: str | None, ask: Callable[[], Remote]) -> Plan:
-    """The folder below `home` for a revision: that of `commit` if it is known, else of the commit that `ask` returns.
+def plan(home: Path, revision: str, commit: str | None, query: Callable[[], Remote]) -> Plan:
+    """Returns the plan for a revision, whose folder below `home` is named after a commit.
 
-    When `ask` gets no answer, the commit that was fetched last for the revision is used.
+    If `commit` is given and its folder is complete, the network is not used. Otherwise `query` returns the remote checkpoint.
+    If the hub does not answer or refuses the token, the commit that was last fetched for the revision is used.
 
     Raises:
-        LoadError: what `ask` raises.
+        LoadError: `query` failed and no complete checkpoint of the revision is in the cache.
     """
     ref = home / "refs" / quote(revision, safe="")
     if commit and manifest.is_complete(home / commit):
         return Plan(home / commit, None, ref)
     try:
-        remote = ask()
+        remote = query()
     except (errors.HubUnreachable, errors.HubTokenRefused):
         kept = home / ref.read_text() if ref.exists() else None
         if kept is None or not manifest.is_complete(kept):
@@ -89,7 +90,12 @@ def plan(home: Path, revision: str, commit: str | None, ask: Callable[[], Remote
 
 
 def fetch(planned: Plan, report: Report) -> Path:
-    """The folder, filled. Raises HubUnreachable, DiskFull, CorruptFile, and what the remote's `read` raises."""
+    """Fetches the missing files and returns the folder.
+
+    Raises:
+        HubUnreachable, DiskFull, CorruptFile: see `errors`.
+        LoadError: another error of the remote's `read`.
+    """
     if planned.remote is None:
         return planned.folder
     if not manifest.is_complete(planned.folder):
@@ -100,18 +106,18 @@ def fetch(planned: Plan, report: Report) -> Path:
 
 
 def offline(name: str, title: str) -> errors.HubUnreachable:
-    """Why nothing is fetched for the model `name` from `title`."""
+    """Returns the error for a checkpoint that is not in the cache while offline mode is on. `title` names it, `name` the model."""
     return errors.HubUnreachable(
-        f"{title} is not in the cache, and offline mode (HF_HUB_OFFLINE) is on. Run 'sophia weights pull {name}' where there "
-        "is a network, or copy the cache from a node that has it."
+        f"{title} is not in the cache, and offline mode (HF_HUB_OFFLINE) is on. Run 'sophia weights pull {name}' on a "
+        "machine with network access, or copy the cache from a node that has the checkpoint."
     )
 
 
 def _fill(folder: Path, remote: Remote, report: Report) -> None:
-    """Fetches what is missing. Files go on where an earlier try stopped: a commit's files never change."""
+    """Fetches the missing files. A partial file is continued, because the files of a commit never change."""
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder, report):
-        if manifest.is_complete(folder):  # by the process that had the lock before
+        if manifest.is_complete(folder):  # another process fetched it while this one waited for the lock
             return
         check_space(folder, remote)
         there = sum(_bytes_there(folder / name, file.size) for name, file in remote.files.items())
@@ -124,7 +130,10 @@ def _fill(folder: Path, remote: Remote, report: Report) -> None:
 
 @contextlib.contextmanager
 def _locked(folder: Path, report: Report) -> Iterator[None]:
-    """One process at a time fills a folder; the others wait, and say so. A process that dies lets go."""
+    """Holds the folder's lock inside the block, so that one process at a time fills it; the others wait and report it.
+
+    The kernel releases the lock of a process that dies.
+    """
     with folder.with_name(folder.name + ".lock").open("w") as lock:
         while not _try_lock(lock):
             report("download", None, "another worker on this node is fetching the checkpoint")
@@ -141,13 +150,13 @@ def _try_lock(lock: IO[str]) -> bool:
 
 
 def check_space(folder: Path, remote: Remote) -> None:
-    """Raises DiskFull where the disk of `folder`, which exists, has less room than what is missing takes."""
+    """Raises DiskFull if the missing files do not fit on the disk of `folder`, which must exist."""
     needed = _missing_bytes(folder, remote)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise errors.DiskFull(
-            f"{remote.title} needs {shown_size(needed)} more in {folder}, where {shown_size(free)} are free. Make room or "
-            "set data_dir."
+            f"{remote.title} needs {shown_size(needed)} more in {folder}, but only {shown_size(free)} are free. Free "
+            "disk space, or set another data_dir."
         )
 
 
@@ -168,54 +177,65 @@ def _partial(target: Path) -> Path:
 
 @contextlib.contextmanager
 def _failures(remote: Remote, progress: Progress) -> Iterator[None]:
-    kept = "are kept; the next start goes on from there"
+    """Turns an interruption or a full disk inside the block into HubUnreachable or DiskFull."""
+    kept = "are kept, and the next start continues from there"
     try:
         yield
     except Interrupted as error:
         raise errors.HubUnreachable(
-            f"{remote.title}: nothing comes any more ({error or type(error.__cause__).__name__}). {shown_size(progress.done)} of "
-            f"{shown_size(progress.total)} {kept}."
+            f"The download of {remote.title} was interrupted ({error or type(error.__cause__).__name__}). "
+            f"{shown_size(progress.done)} of {shown_size(progress.total)} {kept}."
         ) from error
     except OSError as error:
         if not is_disk_full(error):
             raise
         raise errors.DiskFull(
             f"The disk was full after {shown_size(progress.done)} of {shown_size(progress.total)} of {remote.title}, which "
-            f"{kept}: make room."
+            f"{kept}. Free disk space."
         ) from error
 
 
 def is_disk_full(error: Exception) -> bool:
-    """Whether a write found no room; safetensors says so in words only."""
+    """Whether a write failed because the disk is full. safetensors reports this in its message only."""
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
 
 
 def _fetch(folder: Path, remote: Remote, progress: Progress, name: str) -> str:
-    """One file, whole, checked and read-only; its SHA-256. What came wrong is fetched once more, and then refused."""
+    """Fetches one file, checks it, makes it read-only and returns its SHA-256 (hex). A wrong file is fetched once more.
+
+    Raises:
+        CorruptFile: the file was wrong twice.
+    """
     file = remote.files[name]
     target = folder / name
     partial = _partial(folder / name)
     target.parent.mkdir(parents=True, exist_ok=True)
-    if manifest.has(target, file.size):  # no manifest vouches for it yet, so it passes the same check
+    if manifest.has(target, file.size):  # not in a manifest yet, so it is checked like a new file
         target.chmod(_WRITABLE)
         target.replace(partial)
     for _ in range(2):
         found = _complete(remote, name, partial, progress)
-        came = partial.stat().st_size
-        if came == file.size and file.sha256 in (None, found):
+        size = partial.stat().st_size
+        if size == file.size and file.sha256 in (None, found):
             partial.chmod(_READ_ONLY)
             partial.replace(target)
             return found
         partial.unlink()
-        progress.add(-came)
+        progress.add(-size)
     raise errors.CorruptFile(
-        f"{name} of {remote.title} came twice with other content than announced: {came} bytes of {file.size}, sha256 {found}, "
-        f"expected {file.sha256}. Something between here and there changes files; nothing of it was kept."
+        f"{name} of {remote.title} was fetched twice and is wrong: it has {size} bytes and sha256 {found}, expected {file.size} "
+        f"bytes and sha256 {file.sha256}. A proxy may have changed it. The file was deleted."
     )
 
 
 def _complete(remote: Remote, name: str, partial: Path, progress: Progress) -> str:
-    """Adds what is missing, through any number of broken connections as long as each brings something; the SHA-256."""
+    """Fetches the rest of a partial file and returns its SHA-256 (hex).
+
+    Reconnects after an interruption.
+
+    Raises:
+        Interrupted: more than MAX_FAILURES connections in a row brought no new bytes.
+    """
     failures = 0
     digest = manifest.digest(partial)
     with partial.open("ab") as out:
@@ -226,7 +246,7 @@ def _complete(remote: Remote, name: str, partial: Path, progress: Progress) -> s
                     digest.update(piece)
                     progress.add(len(piece))
             except Interrupted:
-                if failures == PATIENCE:
+                if failures == MAX_FAILURES:
                     raise
             else:
                 if out.tell() == before:  # the source has no more bytes; the size tells the caller

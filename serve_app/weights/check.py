@@ -37,12 +37,12 @@ class CheckpointFacts:
 
     @property
     def parameters(self) -> int:
-        """All numbers in the checkpoint. Multiplied by the bytes of a dtype: the memory that the weights need."""
+        """How many numbers the checkpoint holds. Times the bytes of a dtype, this is the memory that the weights need."""
         return sum(self.numbers.values())
 
 
 def verify(folder: Path, args: ModelArgs) -> CheckpointFacts:
-    """Checks the checkpoint in `folder`. Takes milliseconds, whatever the checkpoint's size, since it reads headers only.
+    """Checks the checkpoint in `folder`. Takes milliseconds for a checkpoint of any size, because it reads only headers.
 
     Raises:
         WrongLayout, WrongClass, MissingFile, CorruptFile: the message names the file and what to do.
@@ -86,7 +86,7 @@ def _present(folder: Path, name: str, entry: list[str | None] | None) -> bool:
         if name in OPTIONAL:
             return False
         raise errors.MissingFile(
-            f"{folder / 'model_index.json'} names no {name}: fetch or convert the checkpoint again."
+            f"{folder / 'model_index.json'} does not name the component {name}. Fetch or convert the checkpoint again."
         )
     _check_class(folder, name, entry[1])
     for file in _config_files(folder, name):
@@ -131,7 +131,7 @@ def _count_numbers(file: Path) -> int:
     none of the tensors.
 
     Raises:
-        CorruptFile
+        CorruptFile: the file is truncated, or its header is invalid.
         MemoryError: a limit on the process's address space forbids mapping the file.
     """
     # Imported here, so that a missing package is reported as one when the model loads.

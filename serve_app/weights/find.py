@@ -67,23 +67,25 @@ def _planned(name: str, args: ModelArgs, cache: Path, online: bool | None) -> Pl
 
 
 def _online() -> bool:
-    """Read at each call, not at import as huggingface_hub does; the same words mean yes."""
+    """Whether HF_HUB_OFFLINE allows fetching. Read at each call; huggingface_hub reads it only at import."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() not in ("1", "ON", "YES", "TRUE")
 
 
 @contextlib.contextmanager
 def _disk_errors(cache: Path) -> Iterator[None]:
+    """Turns the error of a full disk inside the block into DiskFull."""
     try:
         yield
     except Exception as error:
         if isinstance(error, errors.SophiaError) or not is_disk_full(error):
             raise
-        raise errors.DiskFull(f"The disk of {cache} is full. Make room or set data_dir.") from error
+        raise errors.DiskFull(f"The disk of {cache} is full. Free disk space, or set another data_dir.") from error
 
 
 def _local(name: str, folder: Path) -> Path:
     if not folder.is_dir():
         raise errors.MissingFile(
-            f"models.{name}.source: there is no folder {folder} on this node. Put the checkpoint there or name another."
+            f"models.{name}.source: the folder {folder} does not exist on this node. "
+            "Put the checkpoint there, or set another source."
         )
     return folder

@@ -1,7 +1,7 @@
-"""A checkpoint in a Hugging Face repository.
+"""Fetches a checkpoint from a Hugging Face repository.
 
-Not by huggingface_hub's snapshot_download: since 2.x it downloads to a name of its own and deletes that on failure
-(huggingface_hub pull 4228), so an interrupted 10 GB file starts from nothing; and its progress comes in steps of 10 MB.
+huggingface_hub's snapshot_download is not used, for two reasons. Since 2.x it writes to a temporary file and deletes it on failure
+(huggingface_hub pull 4228), so an interrupted download of 10 GB starts again from zero. And it reports progress in steps of 10 MB.
 """
 
 import os
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 DEFAULT_REPOSITORY: Final = "ACE-Step/acestep-v15-xl-turbo-diffusers"
 DEFAULT_REVISION: Final = "200ba991ae448051e14b0183157e35c2d27c9fb0"
-"""The released checkpoint that `auto` means on a GPU, pinned to the commit that its users pin."""
+"""The released checkpoint that `source: auto` selects on a GPU, pinned to a commit so that its files never change."""
 
 
 def planned(name: str, repository: str, revision: str | None, cache: Path, online: bool) -> Plan:
-    """Where `repository` at `revision` (when None, the pinned one or `main`) is or will be.
+    """Returns the plan for fetching `repository` at `revision`. None means DEFAULT_REVISION or `main`.
 
     Raises:
         UnknownRepository, UnknownRevision, HubTokenRefused, HubUnreachable, MissingFile, WrongLayout.
@@ -46,7 +46,7 @@ def _remote(name: str, repository: str, revision: str, online: bool) -> Remote:
 
 
 def _repository_info(name: str, repository: str, revision: str) -> "ModelInfo":
-    """What the hub says of the repository. The messages never quote its answers: they could hold a token."""
+    """Returns the hub's description of the repository. Error messages never quote its answers, which could contain a token."""
     import httpx2
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (
@@ -62,30 +62,30 @@ def _repository_info(name: str, repository: str, revision: str) -> "ModelInfo":
         return HfApi(endpoint=_endpoint()).model_info(repository, revision=revision, files_metadata=True, timeout=15)
     except HFValidationError as error:
         raise errors.UnknownRepository(
-            f"{setting}: {repository!r} is neither a repository id (owner/name) nor an absolute folder."
+            f"{setting}: {repository!r} is neither a repository id (owner/name) nor the absolute path of a folder."
         ) from error
     except GatedRepoError as error:
         raise _gated(name, repository) from error
     except RevisionNotFoundError as error:
         raise errors.UnknownRevision(
-            f"models.{name}.revision: {repository} has no revision {revision!r}. Give a commit, tag or branch that it has."
+            f"models.{name}.revision: {repository} has no revision {revision!r}. Set it to one of its commits, tags or branches."
         ) from error
     except RepositoryNotFoundError as error:
         raise errors.UnknownRepository(
-            f"{setting}: {_host()} knows no repository {repository}, or it is private: check the name, or set HF_TOKEN."
+            f"{setting}: {_host()} has no repository {repository}, or it is private. Check the name, or set HF_TOKEN."
         ) from error
     except HfHubHTTPError as error:
         if error.response.status_code == 401:
             raise _token_refused() from error
         raise errors.HubUnreachable(
-            f"{_host()} cannot serve {repository} just now: it answered {_answer(error.response)}. It is not in the cache. "
-            "Sophia asks again later; if this stays, look at the hub's status page, or fetch the checkpoint elsewhere and name "
-            "its folder as the source."
+            f"{_host()} cannot serve {repository} at the moment: it answered {_answer(error.response)}. The checkpoint is not in "
+            "the cache. Sophia tries again later. If the error persists, check the hub's status page, or copy the checkpoint to a "
+            "folder and set source to it."
         ) from error
     except httpx2.TransportError as error:
         raise errors.HubUnreachable(
             f"{_host()} did not answer ({type(error).__name__}) and {repository} is not in the cache. Check this node's "
-            "network and HF_ENDPOINT, or copy the checkpoint to a folder and name that as the source."
+            "network and HF_ENDPOINT, or copy the checkpoint to a folder and set source to it."
         ) from error
 
 
@@ -97,19 +97,19 @@ def _gated(name: str, repository: str) -> errors.UnknownRepository:
 
 def _token_refused() -> errors.HubTokenRefused:
     return errors.HubTokenRefused(
-        f"{_host()} refuses this node's token (HF_TOKEN, or the one that `hf auth login` saved): it has expired, was revoked or is "
-        "mistyped. Make a new one, or remove it: public repositories need none."
+        f"{_host()} rejects this node's token (HF_TOKEN, or the one that `hf auth login` saved): it has expired, was revoked or is "
+        "mistyped. Create a new token, or remove it if the repository is public."
     )
 
 
 def _answer(response: "httpx2.Response") -> str:
-    """Such as `429, and asks to wait 30 s`."""
+    """Returns the status and the requested delay for a message: `429 and asked to wait 30 s`."""
     wait = response.headers.get("Retry-After", "")
-    return f"{response.status_code}, and asks to wait {wait} s" if wait.isdecimal() else str(response.status_code)
+    return f"{response.status_code} and asked to wait {wait} s" if wait.isdecimal() else str(response.status_code)
 
 
 def _endpoint() -> str | None:
-    """Read at each call, not at import as huggingface_hub does, so that a running process can be pointed elsewhere."""
+    """Returns HF_ENDPOINT. huggingface_hub reads it only at import; here a change takes effect in a running process."""
     return os.environ.get("HF_ENDPOINT")
 
 
@@ -118,7 +118,7 @@ def _host() -> str:
 
 
 def _wanted_files(repository: str, info: "ModelInfo") -> dict[str, RemoteFile]:
-    """What the pipeline reads. The hub knows the hashes of files in its large storage, which are the weights."""
+    """Returns the files that the pipeline reads. The hub lists hashes only for files in its large storage, such as the weights."""
     listed = info.siblings or []
     if "model_index.json" not in {file.rfilename for file in listed}:
         raise wrong_layout(repository, {file.rfilename for file in listed})
@@ -130,27 +130,32 @@ def _wanted_files(repository: str, info: "ModelInfo") -> dict[str, RemoteFile]:
 
 
 def _read(model: str, repository: str, commit: str, name: str, start: int) -> Iterator[bytes]:
-    """Raises Interrupted, or UnknownRepository or HubTokenRefused: those two no further try can cure."""
+    """Yields the content of a file from byte `start`.
+
+    Raises:
+        Interrupted: the connection failed or the hub answered with an error. Another attempt may succeed.
+        UnknownRepository, HubTokenRefused: another attempt cannot succeed.
+    """
     import httpx2
     from huggingface_hub import get_session, get_token, hf_hub_url
 
     url = hf_hub_url(repository, name, revision=commit, endpoint=_endpoint())
     token = get_token()
     headers = {"Accept-Encoding": "identity", "Range": f"bytes={start}-"}
-    if token:  # httpx2 drops it when the hub redirects to its storage, on another host
+    if token:  # httpx2 does not send it to other hosts, such as the storage that the hub redirects to
         headers["Authorization"] = f"Bearer {token}"
     try:
         with get_session().stream("GET", url, headers=headers, timeout=30, follow_redirects=True) as answer:
             if answer.headers.get("X-Error-Code") == "GatedRepo":
                 raise _gated(model, repository)
-            if answer.status_code == 401 and not answer.history:  # the hub itself, not the storage that it redirects to
+            if answer.status_code == 401 and not answer.history:  # the answer comes from the hub, not from its storage
                 raise _token_refused() if token else _gated(model, repository)
             answer.raise_for_status()
-            known = start if answer.status_code == 200 else 0  # a server that does not know ranges begins again
+            skipped = start if answer.status_code == 200 else 0  # a server without range support sends the whole file
             for piece in answer.iter_bytes():
-                yield piece[known:]
-                known = max(known - len(piece), 0)
+                yield piece[skipped:]
+                skipped = max(skipped - len(piece), 0)
     except httpx2.HTTPStatusError as error:
-        raise Interrupted(f"{_host()} answers {_answer(error.response)}") from error
+        raise Interrupted(f"{_host()} answered {_answer(error.response)}") from error
     except httpx2.HTTPError as error:
         raise Interrupted from error

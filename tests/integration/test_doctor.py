@@ -86,7 +86,7 @@ def test_nothing_is_fetched_to_see_whether_it_could_be(
         ),
         ("audio store", "configuration_error", "artifacts_url", {"artifacts_url": "file:///dev/null/audio"}),
         ("m, device", "device_unavailable", "set device: cpu", {"model": {"device": "cuda"}}),
-        ("m, checkpoint", "missing_file", "there is no folder /nowhere", {"model": {"source": "/nowhere"}}),
+        ("m, checkpoint", "missing_file", "the folder /nowhere does not exist", {"model": {"source": "/nowhere"}}),
         ("m, checkpoint", "unknown_repository", "neither a repository id", {"model": {"source": "a/b/c"}}),
     ],
 )

@@ -180,23 +180,39 @@ class Case:
 
 
 CASES = [
-    Case("a weight file is missing", _without_a_file, errors.MissingFile, "load", "fetch or copy the checkpoint again"),
+    Case("a weight file is missing", _without_a_file, errors.MissingFile, "load", "Fetch or copy the checkpoint again"),
     Case("the folder is missing", _without_a_folder, errors.MissingFile, "download", "Put the checkpoint there"),
     Case("a weight file is cut short", _cut_short, errors.CorruptFile, "load", r"truncated or corrupt \(100000 bytes"),
     Case("a weight file's header is garbage", _garbage_for_a_header, errors.CorruptFile, "load", "delete it and fetch"),
     Case("a tensor is missing", _without_a_tensor, errors.CorruptFile, "load", "lack tensors"),
-    Case("a file is changed on the way", _changed_on_the_way, errors.CorruptFile, "download", "expected [0-9a-f]{64}"),
+    Case(
+        "a file is changed on the way",
+        _changed_on_the_way,
+        errors.CorruptFile,
+        "download",
+        "expected .* sha256 [0-9a-f]{64}",
+    ),
     Case("another model's class", _another_component, errors.WrongClass, "load", "Set another source"),
     Case("ACE-Step's original layout", _original_layout, errors.WrongLayout, "load", "convert_ace_step_to_diffusers"),
-    Case("the hub does not know it", _unknown_repository, errors.UnknownRepository, "download", "check the name"),
-    Case("no such revision", _unknown_revision, errors.UnknownRevision, "download", "Give a commit, tag or branch"),
+    Case("the hub does not know it", _unknown_repository, errors.UnknownRepository, "download", "Check the name"),
     Case(
-        "the hub refuses the token", _refused_token, errors.HubTokenRefused, "download", "Make a new one, or remove it"
+        "no such revision",
+        _unknown_revision,
+        errors.UnknownRevision,
+        "download",
+        "Set it to one of its commits, tags or branches",
+    ),
+    Case(
+        "the hub refuses the token",
+        _refused_token,
+        errors.HubTokenRefused,
+        "download",
+        "Create a new token, or remove it",
     ),
     Case("no network, nothing cached", _no_network, errors.HubUnreachable, "download", "Check this node's network"),
     Case("offline, nothing cached", _offline, errors.HubUnreachable, "download", "sophia weights pull m"),
-    Case("the disk is too small", _disk_too_small, errors.DiskFull, "download", "needs 7.0 MB more .* Make room"),
-    Case("the disk fills up", _disk_full_while_writing, errors.DiskFull, "download", "Make room"),
+    Case("the disk is too small", _disk_too_small, errors.DiskFull, "download", "needs 7.0 MB more .* Free disk space"),
+    Case("the disk fills up", _disk_full_while_writing, errors.DiskFull, "download", "Free disk space"),
     Case("cuda asked for, no GPU", _no_gpu, errors.DeviceUnavailable, "preflight", "or set device: cpu"),
     Case("weights of NaN", _not_a_number, errors.SelfTestFailed, "warm_up", "NaN or infinite samples"),
     Case(
@@ -211,7 +227,7 @@ def test_a_worker_tells_why_its_model_cannot_be_loaded(
     case: Case, scene: Scene, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The worker raises LoadError, its row says code, phase and what to do, and its log has the traceback."""
-    monkeypatch.setattr(weights.cache, "PATIENCE", 1)
+    monkeypatch.setattr(weights.cache, "MAX_FAILURES", 1)
     engine = AceStepEngine("m", case.broken(scene), scene.cache)
     store = Store(f"sqlite:///{tmp_path / 'jobs.db'}")
     store.migrate()

@@ -20,7 +20,7 @@ def test_a_local_folder_is_used_where_it_is(copy: Path, tmp_path: Path) -> None:
 
 def test_a_local_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     """A folder that does not exist is an error that names the setting and the folder."""
-    with pytest.raises(errors.MissingFile, match=r"models\.m\.source: there is no folder .*/nowhere"):
+    with pytest.raises(errors.MissingFile, match=r"models\.m\.source: the folder .*/nowhere does not exist"):
         weights.resolve("m", ModelArgs(source=str(tmp_path / "nowhere")), tmp_path, lambda *report: None)
 
 

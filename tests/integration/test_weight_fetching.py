@@ -172,7 +172,7 @@ def test_a_branch_in_the_cache_survives_a_refused_token(
 
 def test_a_hub_that_stops_sending_keeps_what_came(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When connections bring nothing any more, the error says how much is kept for the next start."""
-    monkeypatch.setattr(weights.cache, "PATIENCE", 1)
+    monkeypatch.setattr(weights.cache, "MAX_FAILURES", 1)
     hub.cuts = {LARGEST: [1_000_000, 0, 0]}
 
     with pytest.raises(errors.HubUnreachable, match=r"3\.\d MB of 7\.0 MB are kept"):

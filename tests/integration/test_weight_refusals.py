@@ -37,7 +37,7 @@ def test_a_refused_token_is_named_as_the_cause(hub: Hub, tmp_path: Path, monkeyp
     monkeypatch.setenv("HF_TOKEN", "hf_expired")
     hub.revoked = "hf_expired"
 
-    with pytest.raises(errors.HubTokenRefused, match="refuses this node's token") as caught:
+    with pytest.raises(errors.HubTokenRefused, match="rejects this node's token") as caught:
         weights.resolve("m", REMOTE, tmp_path, lambda *report: None)
 
     assert "hf_expired" not in caught.value.message
@@ -49,7 +49,7 @@ def test_a_hub_that_cannot_serve_is_told_by_its_answer(status: int, hub: Hub, tm
     """A hub that answers 429 or 5xx is a cause that passes, told with the status and the wait that it asks for."""
     hub.refusals = [status] * 20
 
-    with pytest.raises(errors.HubUnreachable, match=rf"it answered {status}, and asks to wait 30 s") as caught:
+    with pytest.raises(errors.HubUnreachable, match=rf"it answered {status} and asked to wait 30 s") as caught:
         weights.resolve("m", REMOTE, tmp_path, lambda *report: None)
 
     assert caught.value.cause == "transient"
