@@ -1,0 +1,112 @@
+"""Songs of the embedded checkpoint, fetched over HTTP and listened to."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import soundfile
+
+from serve_app.config import ModelArgs
+from serve_app.engine.ace_step.engine import AceStepEngine
+from serve_app.music import SAMPLE_RATE
+from tests.support.listening import best_key, centroid_hz, chromagram, scale_notes, scale_share, treble_share
+from tests.support.running import Service, running
+
+Song = npt.NDArray[np.float32]
+
+EMBEDDED = ModelArgs(source="embedded", device="cpu")
+DURATION_S = 5
+FAR = {"C major": "F# major", "G major": "C# major", "A minor": "D# minor", "F# minor": "C minor"}
+"""Keys, and for each the one whose scale shares two notes with it."""
+
+
+@pytest.fixture(scope="module")
+def musical(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service with the embedded checkpoint."""
+    engine = AceStepEngine("ace-step", EMBEDDED, cache)
+    engine.load(lambda phase, fraction, detail: None)
+    with running(tmp_path_factory.mktemp("music"), {"ace-step": EMBEDDED}, engine) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def pianos(musical: Service) -> dict[str, Song]:
+    """A song in each key of FAR, which differ in nothing else that was asked for."""
+    return {key: _samples(_file(musical, "solo piano, calm", keyscale=key)) for key in FAR}
+
+
+def test_a_song_is_heard_for_as_long_as_was_asked(pianos: dict[str, Song]) -> None:
+    """A song has the asked duration, and each second of it is loud enough to be heard."""
+    song = pianos["C major"]
+
+    assert song.shape == (2, DURATION_S * SAMPLE_RATE)
+    seconds = song.reshape(2, DURATION_S, SAMPLE_RATE)
+    assert np.sqrt(np.square(seconds).mean((0, 2))).min() > 0.005
+
+
+def test_songs_are_in_the_key_that_was_asked_for(pianos: dict[str, Song]) -> None:
+    """More than .85 of the energy is on the notes of the asked key's scale, and less than .45 on those of a distant key's."""
+    asked = [scale_share(song, key) for key, song in pianos.items()]
+    far = [scale_share(song, FAR[key]) for key, song in pianos.items()]
+
+    assert np.mean(asked) > 0.85, asked
+    assert np.mean(far) < 0.45, far
+
+
+def test_the_key_that_is_heard_is_the_asked_one_or_near_it(pianos: dict[str, Song]) -> None:
+    """The key that fits best shares six or seven notes with the asked one, in all songs but one at most."""
+    heard = {key: best_key(song) for key, song in pianos.items()}
+    shared = [len({*scale_notes(asked)} & {*scale_notes(found)}) for asked, found in heard.items()]
+
+    assert sum(notes >= 6 for notes in shared) >= len(FAR) - 1, heard
+
+
+def test_the_seed_decides_what_is_played(musical: Service) -> None:
+    """The same request and seed give the same file, and another seed gives other notes in the same key."""
+    first = _file(musical, "solo organ, calm", keyscale="D major", seed=3)
+    again = _file(musical, "solo organ, calm", keyscale="D major", seed=3)
+    other = _file(musical, "solo organ, calm", keyscale="D major", seed=4)
+
+    assert again == first
+    assert scale_share(_samples(other), "D major") > 0.8
+    melodies = [np.sqrt(chromagram(_samples(file))).ravel() for file in (first, other)]
+    assert np.corrcoef(melodies)[0, 1] < 0.9
+
+
+@pytest.mark.parametrize("instrument", ["piano", "flute"])
+def test_drums_are_heard_when_they_are_asked_for(musical: Service, instrument: str) -> None:
+    """A song with drums has more than five times the share of treble that the same instrument has alone."""
+    alone = _samples(_file(musical, f"solo {instrument}, calm"))
+    accompanied = _samples(_file(musical, f"{instrument} with drums, calm"))
+
+    assert treble_share(accompanied) > 5 * treble_share(alone)
+
+
+@pytest.mark.parametrize(("bright", "dark"), [("music box", "piano"), ("music box", "strings"), ("organ", "flute")])
+def test_an_instrument_has_its_brightness(musical: Service, bright: str, dark: str) -> None:
+    """An instrument with stronger overtones or higher notes has the higher spectral centroid, over two songs each."""
+    centroids = {
+        name: np.mean([centroid_hz(_samples(_file(musical, f"solo {name}, calm", seed=seed))) for seed in (1, 2)])
+        for name in (bright, dark)
+    }
+
+    assert centroids[bright] > 1.05 * centroids[dark], centroids
+
+
+def _file(service: Service, prompt: str, **fields: Any) -> bytes:
+    """The FLAC file of a song: in C major and with seed 1, unless `fields` say otherwise."""
+    request = {"prompt": prompt, "keyscale": "C major", "seed": 1, "duration": DURATION_S, "format": "flac"} | fields
+    answer = service.client.post("/v1/music", json=request)
+    assert answer.status_code == 200, answer.text
+    return answer.content
+
+
+def _samples(file: bytes) -> Song:
+    """The song in an audio file: (2, samples)."""
+    samples, _rate = soundfile.read(io.BytesIO(file), dtype="float32")
+    song: Song = samples.T
+    return song
