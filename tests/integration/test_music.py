@@ -20,8 +20,8 @@ Song = npt.NDArray[np.float32]
 
 EMBEDDED = ModelArgs(source="embedded", device="cpu")
 DURATION_S = 5
-FAR = {"C major": "F# major", "G major": "C# major", "A minor": "D# minor", "F# minor": "C minor"}
-"""Keys, and for each the one whose scale shares two notes with it."""
+FAR = {"C major": "F# major", "F# major": "C major", "A minor": "D# minor", "D# minor": "A minor"}
+"""Keys, and for each the one whose scale shares two notes with it. Music that ignores the key fits two of them at most."""
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +58,11 @@ def test_songs_are_in_the_key_that_was_asked_for(pianos: dict[str, Song]) -> Non
 
 
 def test_the_key_that_is_heard_is_the_asked_one_or_near_it(pianos: dict[str, Song]) -> None:
-    """The key that fits best shares six or seven notes with the asked one, in all songs but one at most."""
+    """The key that fits best shares five or more of seven notes with the asked one, in all songs but one at most."""
     heard = {key: best_key(song) for key, song in pianos.items()}
     shared = [len({*scale_notes(asked)} & {*scale_notes(found)}) for asked, found in heard.items()]
 
-    assert sum(notes >= 6 for notes in shared) >= len(FAR) - 1, heard
+    assert sum(notes >= 5 for notes in shared) >= len(FAR) - 1, heard
 
 
 def test_the_seed_decides_what_is_played(musical: Service) -> None:
@@ -74,7 +74,7 @@ def test_the_seed_decides_what_is_played(musical: Service) -> None:
     assert again == first
     assert scale_share(_samples(other), "D major") > 0.8
     melodies = [np.sqrt(chromagram(_samples(file))).ravel() for file in (first, other)]
-    assert np.corrcoef(melodies)[0, 1] < 0.9
+    assert np.corrcoef(melodies)[0, 1] < 0.6
 
 
 @pytest.mark.parametrize("instrument", ["piano", "flute"])
@@ -94,7 +94,7 @@ def test_an_instrument_has_its_brightness(musical: Service, bright: str, dark: s
         for name in (bright, dark)
     }
 
-    assert centroids[bright] > 1.05 * centroids[dark], centroids
+    assert centroids[bright] > 1.03 * centroids[dark], centroids
 
 
 def _file(service: Service, prompt: str, **fields: Any) -> bytes:

@@ -33,7 +33,7 @@ def draw(song: Samples, key: str, picture: Path) -> None:
     energies = chromagram(song)
     levels = 10 * np.log10(energies / energies.max() + 1e-12)
     seconds = energies.shape[1] * CHROMAGRAM_HOP / SAMPLE_RATE
-    figure, axes = plt.subplots(figsize=(9, 3.2))
+    figure, axes = plt.subplots(figsize=(9, 3.2), layout="constrained")
     image = axes.imshow(
         levels,
         aspect="auto",
@@ -51,7 +51,6 @@ def draw(song: Samples, key: str, picture: Path) -> None:
         axes.get_yticklabels()[note].set(color=_IN_KEY, fontweight="bold")
     axes.set_xlabel("time [s]")
     axes.set_title(f"Notes of {key} in blue: {scale_share(song, key):.0%} of the energy", fontsize=10)
-    figure.tight_layout()
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, dpi=110, metadata={"Software": ""})
     plt.close(figure)
