@@ -1,8 +1,7 @@
-"""Draws the notes of a song that Sophia made: `python -m tests.support.song_picture SONG.flac [PICTURE.png]`.
+"""Draws the notes of a song that Sophia made: `python -m tests.support.song_picture SONG.flac [PICTURE.png] [--key KEY]`.
 
-The picture shows how loud each pitch class is over time. The notes of the song's key are marked: the key that the file's tags
-name, or the one that fits best if they name none. Without a second argument it is written to docs/pictures/quickstart.png,
-which shows the song of README.md's first example.
+The picture shows how loud each pitch class is over time, with the notes of a key marked. Without a second argument it is
+written to docs/pictures/quickstart.png, for the song of README.md's first example.
 """
 
 import argparse
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Final
 
 import matplotlib
-import mutagen
 import numpy as np
 import soundfile
 
@@ -63,10 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "picture", type=Path, nargs="?", default=QUICKSTART, help="the PNG to write (default: %(default)s)"
     )
+    parser.add_argument("--key", help="the key to mark, such as 'C major' (default: the one that fits best)")
     chosen = parser.parse_args(arguments)
     samples, _rate = soundfile.read(chosen.song, always_2d=True)
-    [asked] = mutagen.File(chosen.song).get("initialkey", [""])
-    key = asked or best_key(samples.T)
+    key = chosen.key or best_key(samples.T)
     draw(samples.T, key, chosen.picture)
     print(f"{chosen.picture}: {key}, {chosen.picture.stat().st_size / 1000:.0f} kB")
 
