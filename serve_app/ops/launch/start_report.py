@@ -25,7 +25,7 @@ _CLIENT: Final = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 _SONG: Final = (
     "-H 'content-type: application/json' "
-    """-d '{"prompt":"warm lo-fi piano","duration":10,"seed":7,"format":"flac"}' -o song.flac"""
+    """-d '{"prompt":"warm piano, calm","keyscale":"C major","duration":10,"seed":7,"format":"flac"}' -o song.flac"""
 )
 
 
