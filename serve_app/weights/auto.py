@@ -61,9 +61,9 @@ def _gpus_of_cluster() -> float | None:
 
 
 def settled(name: str, model: ModelArgs, look: Callable[[], Hardware]) -> tuple[ModelArgs, str]:
-    """Model `name` without any `auto` in source and device, and why in a sentence, empty where `source` was given.
+    """Returns the settings of model `name` with `auto` resolved in source and device, and a sentence that gives the reason.
 
-    `look` is called only when the hardware matters.
+    The sentence is empty if the source was not `auto`. `look` returns the hardware; it is called only if that matters.
     """
     if model.device != "auto":
         device = model.device
@@ -79,7 +79,7 @@ def settled(name: str, model: ModelArgs, look: Callable[[], Hardware]) -> tuple[
         return model.model_copy(update={"device": device}), ""
     if device == "cuda":
         real = {"source": DEFAULT_REPOSITORY, "revision": model.revision or DEFAULT_REVISION}
-        return model.model_copy(update={"device": device, **real}), f"{name} plays {DEFAULT_REPOSITORY}: {why}"
+        return model.model_copy(update={"device": device, **real}), f"{name} uses {DEFAULT_REPOSITORY}, because {why}"
     return model.model_copy(update={"device": device, "source": EMBEDDED}), (
         f"{name} uses the embedded checkpoint, {NOTES[EMBEDDED]}, because {why}. For real songs, use a GPU, or set "
         f"models.{name}.source (and device: cpu, which is slow) in the configuration"

@@ -35,17 +35,20 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Remote:
-    """A checkpoint on another machine, as it is now."""
+    """One commit of a checkpoint, and how to read its files. Usually it is on another machine."""
 
     title: str
-    """What messages call it."""
+    """Its name in messages."""
     commit: str
-    """Names this state of it, as a folder's name: the same name, the same bytes."""
+    """Names the folder in the cache. The files of a commit never change."""
     files: Mapping[str, RemoteFile]
     read: Callable[[str, int], Iterator[bytes]]
-    """(file, first byte) -> the rest of the file, piece by piece. Raises Interrupted, or a LoadError that no further try cures."""
+    """Takes a file's name and a start byte, and yields the rest of the file.
+
+    Raises Interrupted, or a LoadError if another attempt cannot succeed.
+    """
     verb: str = "downloading"
-    """What progress calls the reading."""
+    """The verb in progress messages."""
 
 
 class Interrupted(Exception):
@@ -249,7 +252,7 @@ def _complete(remote: Remote, name: str, partial: Path, progress: Progress) -> s
                 if failures == MAX_FAILURES:
                     raise
             else:
-                if out.tell() == before:  # the source has no more bytes; the size tells the caller
+                if out.tell() == before:  # the source has no more bytes; the caller checks the size
                     break
             failures = 0 if out.tell() > before else failures + 1
             if out.tell() < remote.files[name].size:

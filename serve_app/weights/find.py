@@ -1,7 +1,7 @@
-"""Where a model's checkpoint comes from: found or fetched, and checked before anything touches a device.
+"""Finds or fetches the checkpoint of a model.
 
-A checkpoint is a folder in the diffusers layout of AceStepPipeline. It comes from a Hugging Face repository, from an object
-store or a local folder; or it is the embedded one, which this package holds, or the random one, which is built here.
+A checkpoint is a folder in the diffusers layout of AceStepPipeline. It comes from a Hugging Face repository, an object store or a
+local folder. The embedded checkpoint is part of this package, and the random one is built when it is needed.
 """
 
 import contextlib
@@ -18,11 +18,11 @@ from serve_app.weights.progress import Report
 
 
 def resolve(name: str, args: ModelArgs, cache: Path, report: Report, online: bool | None = None) -> Path:
-    """The folder that holds the checkpoint of the model called `name`; fetches, unpacks or builds it when it is not there yet.
+    """Returns the folder with the checkpoint of model `name`. Fetches, unpacks or builds the checkpoint if it does not exist yet.
 
-    `report` hears of it as phase "download". `online=False` fetches nothing: what is not here is HubUnreachable. When it is
-    not given, huggingface_hub's own variable HF_HUB_OFFLINE decides, for every kind of source. `auto` and `simulated` are
-    settled by the caller and never come here.
+    Reports the phase "download". If `online` is false, nothing is fetched, and a checkpoint that is not cached is HubUnreachable.
+    If it is None, huggingface_hub's variable HF_HUB_OFFLINE decides, for every kind of source. The caller must have resolved the
+    sources `auto` and `simulated`.
 
     Raises:
         MissingFile: the local folder does not exist.
@@ -39,10 +39,10 @@ def resolve(name: str, args: ModelArgs, cache: Path, report: Report, online: boo
 
 
 def missing_bytes(name: str, args: ModelArgs, cache: Path) -> int:
-    """How much `resolve` would fetch, asked from where it would; nothing for what is here or comes with Sophia.
+    """Returns how many bytes `resolve` would fetch. It asks the hub or the bucket; built-in and local checkpoints need no bytes.
 
     Raises:
-        LoadError: as `resolve`.
+        LoadError: as `resolve` does.
     """
     if not has_commit(args.source):
         return 0
@@ -50,12 +50,12 @@ def missing_bytes(name: str, args: ModelArgs, cache: Path) -> int:
 
 
 def is_local(source: str) -> bool:
-    """Whether a model's source is a folder, which is used in place."""
+    """Whether `source` is a local folder, which is used where it is."""
     return source.startswith(("/", "~"))
 
 
 def has_commit(source: str) -> bool:
-    """Whether a checkpoint of this source is fetched from elsewhere, into a folder named after its commit."""
+    """Whether a checkpoint of this source is fetched into the cache, where its folder is named after its commit."""
     return source not in BUILT_IN and not is_local(source)
 
 

@@ -1,4 +1,4 @@
-"""The list of a checkpoint's files with their sizes and hashes, kept beside them: what makes a copy a whole one."""
+"""The manifest of a checkpoint: its files with their sizes and hashes. A folder that has one is a complete copy."""
 
 import hashlib
 import json
@@ -16,55 +16,55 @@ _BLOCK_BYTES: Final = 1 << 20
 
 
 def write(folder: Path, source: str, commit: str, hashes: Mapping[str, str]) -> None:
-    """Vouches for the files in `folder` whose SHA-256 (hex) `hashes` has. Written last, so that it means: all is here."""
+    """Writes the manifest of the files in `folder`. `hashes` maps each name to its SHA-256 (hex). Call it last."""
     write_listed(folder, source, commit, {name: (folder / name).stat().st_size for name in hashes}, hashes)
 
 
 def write_listed(folder: Path, source: str, commit: str, sizes: Mapping[str, int], hashes: Mapping[str, str]) -> None:
-    """A manifest in `folder` of files that may lie elsewhere: their sizes in bytes and SHA-256 (hex) by name."""
+    """Writes a manifest to `folder` for files that may be elsewhere. `sizes` are in bytes, `hashes` SHA-256 (hex), both by name."""
     files = {name: {"size": sizes[name], "sha256": sha256} for name, sha256 in sorted(hashes.items())}
     write_whole(folder / NAME, json.dumps({"source": source, "commit": commit, "files": files}, indent=1))
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether the manifest is here and every file of it has its size: milliseconds, as nothing is read."""
+    """Whether `folder` has a manifest and all its files have the right size. Reads no file, so it takes milliseconds."""
     if not (folder / NAME).exists():
         return False
-    return all(has(folder / name, said["size"]) for name, said in _files(read_json(folder / NAME)).items())
+    return all(has(folder / name, entry["size"]) for name, entry in _files(read_json(folder / NAME)).items())
 
 
 def known_hashes(content: bytes) -> dict[str, str]:
-    """File -> SHA-256 (hex) of a manifest that lies somewhere else; nothing when it is not a manifest."""
+    """Returns the SHA-256 (hex) of each file in a manifest with this content; an empty dict if it is not a manifest."""
     try:
-        return {name: str(said["sha256"]) for name, said in _files(json.loads(content)).items()}
+        return {name: str(entry["sha256"]) for name, entry in _files(json.loads(content)).items()}
     except (ValueError, TypeError, KeyError, AttributeError):
         return {}
 
 
 def check_hashes(folder: Path, report: Report) -> int:
-    """Reads every file of the checkpoint and compares its hash, told to `report` as phase "verify". The bytes read.
+    """Compares the hash of every file with the manifest, and returns the number of bytes read. Reports the phase "verify".
 
     Raises:
-        MissingFile: there is no manifest, or a file of it is gone.
-        CorruptFile: naming the file, the hash that it should have and the one that it has.
+        MissingFile: the manifest or one of its files is missing.
+        CorruptFile: a file has another hash. The message names the file and both hashes.
     """
     if not (folder / NAME).exists():
         raise errors.MissingFile(
             f"{folder} has no {NAME}, so there are no hashes to compare with. 'sophia weights pull' writes one."
         )
     files = _files(read_json(folder / NAME))
-    progress = Progress(report, "verify", "checking", 0, sum(said["size"] for said in files.values()))
-    for name, said in files.items():
+    progress = Progress(report, "verify", "checking", 0, sum(entry["size"] for entry in files.values()))
+    for name, entry in files.items():
         found = digest(need(folder / name), progress).hexdigest()
-        if found != said["sha256"]:
+        if found != entry["sha256"]:
             raise errors.CorruptFile(
-                f"{folder / name} has sha256 {found} where its manifest says {said['sha256']}: {AGAIN}"
+                f"{folder / name} has sha256 {found} but its manifest has {entry['sha256']}: {AGAIN}"
             )
     return progress.total
 
 
 def digest(file: Path, progress: Progress | None = None) -> "hashlib._Hash":
-    """The SHA-256 of a file so far, to which more may be added; of nothing when there is no file."""
+    """Returns the SHA-256 of a file, of no bytes if it does not exist. The caller may update it with more bytes."""
     found = hashlib.sha256()
     if file.exists():
         with file.open("rb") as stream:
@@ -76,12 +76,12 @@ def digest(file: Path, progress: Progress | None = None) -> "hashlib._Hash":
 
 
 def has(file: Path, size: int) -> bool:
-    """Whether there is a file of `size` bytes."""
+    """Whether `file` exists and has `size` bytes."""
     return file.is_file() and file.stat().st_size == size
 
 
 def write_whole(file: Path, text: str) -> None:
-    """A small file, there whole or not at all, even if others write it at the same time, from other containers, too."""
+    """Writes a small file atomically. Several processes, also in different containers, may write it at the same time."""
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_name(f"{file.name}.{secrets.token_hex(8)}")
     try:

@@ -352,7 +352,7 @@ def test_a_flipped_bit_is_found_by_the_full_check(scene: Scene) -> None:
     content[200_000] ^= 1
     file.write_bytes(content)
 
-    with pytest.raises(errors.CorruptFile, match=f"{WEIGHTS} has sha256 [0-9a-f]+ where its manifest says") as caught:
+    with pytest.raises(errors.CorruptFile, match=f"{WEIGHTS} has sha256 [0-9a-f]+ but its manifest has") as caught:
         weights.check_hashes(scene.folder / "copy", lambda *report: None)
 
     assert weights.verify(scene.folder / "copy", ModelArgs(source="random")).bytes

@@ -36,7 +36,7 @@ def test_on_a_head_without_a_gpu_the_command_line_asks_the_cluster(
     assert main(["--config", str(config), "weights", "pull", "m"]) == 1
 
     said = capsys.readouterr().err
-    assert f"m plays {DEFAULT_REPOSITORY}: the Ray cluster that this machine can reach has a GPU" in said
+    assert f"m uses {DEFAULT_REPOSITORY}, because the Ray cluster that this machine can reach has a GPU" in said
     assert f"{DEFAULT_REPOSITORY} at " in said  # offline, so it cannot be fetched, and is named
     assert not list(tmp_path.glob("weights/**/*.safetensors"))
     args = AppArgs.model_validate({"data_dir": tmp_path, "models": {"m": {}}})

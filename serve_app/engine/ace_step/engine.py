@@ -250,5 +250,5 @@ class AceStepEngine:
 
 
 def _revision(args: ModelArgs, folder: Path) -> str | None:
-    """The commit that was fetched: a repository's checkpoint lies in a folder of its commit's name."""
+    """Returns the commit of a fetched checkpoint, after which the cache names its folder; None for other checkpoints."""
     return folder.name if weights.has_commit(args.source) else None
