@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from miniature import dataset, stage
+from miniature import vae as autoencoder_training
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -29,6 +30,19 @@ def data(
     with stage.Session(hours) as session:
         finished = dataset.build(work / "data", clips=clips, seed=seed, processes=processes, session=session)
     typer.echo("finished" if finished else "interrupted: run the command again to go on")
+
+
+@app.command()
+def vae(
+    *,
+    work: Annotated[Path, typer.Option(help="The folder of all stages' states.")] = stage.WORK_FOLDER,
+    hours: Annotated[float, typer.Option(help="The time that this call may take.")] = 0.5,
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+) -> None:
+    """Trains the autoencoder's encoder and decoder."""
+    stage.be_idle(threads)
+    with stage.Session(hours) as session:
+        autoencoder_training.train(work, autoencoder_training.Data.of(dataset.load(work / "data")), session)
 
 
 if __name__ == "__main__":
