@@ -5,8 +5,23 @@ from typing import Annotated
 
 import typer
 
-from miniature import dataset, stage
-from miniature import vae as autoencoder_training
+from miniature import dataset, listening, stage
+from miniature.captions import text_pair
+from miniature.clips import render_clip
+from miniature.export import export as save_variant
+from miniature.export import play
+from miniature.start import start_folder
+from miniature.tasks import HELD_OUT
+from miniature.transformer import VARIANTS, Material, Plan, state_file
+from miniature.transformer import train as train_transformer
+from miniature.vae import Data as Audio
+from miniature.vae import train as train_vae
+
+Work = Annotated[Path, typer.Option(help="The folder of all stages' states.")]
+Hours = Annotated[float, typer.Option(help="The time that this call may take.")]
+Checkpoint = Annotated[
+    Path | None, typer.Option(help="A saved pipeline to start from; the packaged checkpoint if none is named.")
+]
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -19,11 +34,11 @@ def stages() -> None:
 @app.command()
 def data(
     *,
-    work: Annotated[Path, typer.Option(help="The folder of all stages' states.")] = stage.WORK_FOLDER,
+    work: Work = stage.WORK_FOLDER,
     clips: Annotated[int, typer.Option(help="How many clips, with the held-out ones.")] = 8000,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal data.")] = 0,
     processes: Annotated[int, typer.Option(min=1)] = 1,
-    hours: Annotated[float, typer.Option(help="The time that this call may take.")] = 1.0,
+    hours: Hours = 1.0,
 ) -> None:
     """Composes clips of 10.24 s and analyses them to latents."""
     stage.be_idle(1)
@@ -33,16 +48,78 @@ def data(
 
 
 @app.command()
+def measures(
+    *,
+    work: Work = stage.WORK_FOLDER,
+    fit: Annotated[bool, typer.Option("--fit", help="Fit the probes on the data first, and write them.")] = False,
+) -> None:
+    """Shows how well the measures hear the facts of held-out clips, beside chance."""
+    known = dataset.load(work / "data")
+    if fit:
+        listening.fit(known).save(listening.PROBES_FILE)
+    facts = known.facts[-HELD_OUT:]
+    songs = [render_clip(clip) for clip in facts]
+    typer.echo(f"{'':18}{'clips':>8}{'chance':>8}")
+    for name, (right, chance) in listening.agreements(songs, facts).items():
+        typer.echo(f"{name:18}{right:8.2f}{chance:8.2f}")
+
+
+@app.command()
 def vae(
     *,
-    work: Annotated[Path, typer.Option(help="The folder of all stages' states.")] = stage.WORK_FOLDER,
-    hours: Annotated[float, typer.Option(help="The time that this call may take.")] = 0.5,
+    work: Work = stage.WORK_FOLDER,
+    hours: Hours = 0.5,
     threads: Annotated[int, typer.Option(min=1)] = 1,
 ) -> None:
     """Trains the autoencoder's encoder and decoder."""
     stage.be_idle(threads)
     with stage.Session(hours) as session:
-        autoencoder_training.train(work, autoencoder_training.Data.of(dataset.load(work / "data")), session)
+        train_vae(work, Audio.of(dataset.load(work / "data")), session)
+
+
+@app.command()
+def transformer(
+    *,
+    variant: Annotated[str, typer.Option(help="turbo or base.")] = "turbo",
+    work: Work = stage.WORK_FOLDER,
+    checkpoint: Checkpoint = None,
+    from_scratch: Annotated[bool, typer.Option("--from-scratch", help="Begin with random weights.")] = False,
+    hours: Hours = 1.0,
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+    rate: Annotated[float, typer.Option(help="Scales the learning rates.")] = 1.0,
+) -> None:
+    """Trains text encoder, condition encoder and transformer together."""
+    if variant not in VARIANTS:
+        raise typer.BadParameter(f"variant is {variant!r}: it must be one of {', '.join(VARIANTS)}")
+    known = dataset.load(work / "data")
+    plan = Plan(
+        variant,
+        work,
+        start_folder(checkpoint, work),
+        from_scratch=from_scratch,
+        rate=rate,
+    )
+    stage.be_idle(threads)
+    with stage.Session(hours) as session:
+        train_transformer(plan, Material(known, text_pair, None), session)
+
+
+@app.command()
+def export(
+    output: Annotated[Path, typer.Argument(help="The folder in which each variant gets a folder.")],
+    *,
+    work: Work = stage.WORK_FOLDER,
+    checkpoint: Checkpoint = None,
+) -> None:
+    """Saves a pipeline of each trained variant, and plays ten seconds with it as a check."""
+    start = start_folder(checkpoint, work)
+    trained = [variant for variant in VARIANTS if state_file(work, variant).exists()]
+    if not trained:
+        raise typer.BadParameter(f"work is {str(work)!r}, which has no trained variant: train `transformer` first")
+    for variant in trained:
+        folder = save_variant(work, output, start, variant)
+        play(folder)
+        typer.echo(f"{folder}: saved, and plays")
 
 
 if __name__ == "__main__":

@@ -51,7 +51,8 @@ def band_energies(mid: np.ndarray, frames: int) -> np.ndarray:
     hop = SAMPLES // 2
     padded = np.pad(mid, (hop // 2, hop // 2 + SAMPLES))
     windows = np.lib.stride_tricks.sliding_window_view(padded, SAMPLES)[::hop][: 2 * frames]
-    power = np.abs(np.fft.rfft(windows * np.hanning(SAMPLES).astype(np.float32))) ** 2
+    spectrum = np.fft.rfft(windows * np.hanning(SAMPLES).astype(np.float32))
+    power = spectrum.real**2 + spectrum.imag**2
     bands: np.ndarray = power @ _bands() / SAMPLES
     return bands.reshape(frames, 2 * (len(BAND_EDGES_HZ) - 1))
 

@@ -161,7 +161,7 @@ def _style(random: np.random.Generator) -> Style:
     piece_s = int(random.choice(CUT_PIECES_S))
     if ending:
         # Ten seconds are what most clients ask for.
-        piece_s = 10 if random.random() < 0.4 else int(random.choice(WHOLE_PIECES_S))
+        piece_s = 10 if random.random() < 0.6 else int(random.choice(WHOLE_PIECES_S))
     bars = int((piece_s - CLIP_S) * bpm / 60 / BEATS_A_BAR)
     progressions = PROGRESSIONS[mode]
     return Style(

@@ -14,6 +14,7 @@ from diffusers.pipelines.ace_step.pipeline_ace_step import DEFAULT_DIT_INSTRUCTI
 
 from miniature.mixing import Latents, mixed, silence
 
+LATENTS_A_SECOND = 25
 HELD_OUT = 100  # the last clips of a data set: never trained on
 
 Coder = Callable[[Latents], Latents]
@@ -39,7 +40,8 @@ SOURCE_NOISE = 0.05  # the VAE's encoder gives a source's latents only nearly
 class Clips(Protocol):
     """What examples need of a data set: float16 latents (clips, frames, 64) of mixes and stems, and each clip's facts.
 
-    A stem that a clip lacks is silence. Facts have `instrument`, and `ending`: the clip's end is its piece's.
+    A stem that a clip lacks is silence. Facts have `instrument`, and `ending`: the piece is
+    `piece_s` seconds long and ends in the clip.
     """
 
     @property
@@ -138,8 +140,10 @@ class Examples:
 
     def _start(self, facts: Any, random: np.random.Generator, frames: int) -> int:
         longest = self._clips.mix.shape[1] - frames
-        # A piece's end stays in the example, so that what the text says of its duration stays true.
-        return longest if facts.ending else int(random.integers(longest + 1))
+        if facts.ending:
+            # The example ends with the piece, as the pipeline's song does, and the text's duration stays true.
+            return int(np.clip(facts.piece_s * LATENTS_A_SECOND - frames, 0, longest))
+        return int(random.integers(longest + 1))
 
     def _reference(self, instrument: str, clip: int, random: np.random.Generator) -> Latents:
         others = self._by_instrument[instrument]

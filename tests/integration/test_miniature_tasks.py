@@ -109,11 +109,13 @@ def test_references_replace_the_instruments_name(examples: Examples, clips: Nois
         assert any(near(example.reference, flute[start : start + 33]) for flute in flutes for start in starts)
 
 
-def test_an_ending_stays_in_its_crop(examples: Examples, clips: NoiseClips) -> None:
-    """A crop of a clip that ends its piece has the clip's last frames."""
+def test_a_crop_of_an_ending_ends_with_its_piece(examples: Examples, clips: NoiseClips) -> None:
+    """A crop of a clip in which a piece of nine seconds ends has the frames before its end; a longer one has its end."""
     for seed in range(5):
         example = examples.of(1, "text2music", np.random.default_rng(seed), 100)
-        assert np.array_equal(example.target, clips.mix[1, -100:].astype(np.float32))
+        assert np.array_equal(example.target, clips.mix[1, 125:225].astype(np.float32))
+    longer = examples.of(1, "text2music", np.random.default_rng(0), 250)
+    assert np.array_equal(longer.target, clips.mix[1, :250].astype(np.float32))
 
 
 def test_held_out_clips_are_not_drawn() -> None:

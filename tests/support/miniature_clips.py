@@ -18,6 +18,7 @@ class Facts:
 
     instrument: str
     ending: bool
+    piece_s: int = 9
 
 
 @dataclass(frozen=True)

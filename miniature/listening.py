@@ -1,0 +1,170 @@
+"""Listens to songs: a summary of all measures, and how well it agrees with what was asked for.
+
+Instrument, drums, bass and voice are told by linear probes on statistics of a song's latents. They were fitted on clips of
+the synthesizer by `python -m miniature measures --fit` and are kept in `probes.npz`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from miniature.dataset import Dataset
+from miniature.latents import SAMPLE_RATE, SAMPLES, analyse
+from miniature.measures import Key, ends, heard_bpm, heard_key, in_scale, pitch_classes, played_samples, tempo_is
+from miniature.mixing import LINEAR, Latents
+from miniature.pieces import FINAL_SILENCE_S, INSTRUMENTS, Facts
+from miniature.synthesizer import LOUDNESS
+from miniature.tasks import HELD_OUT
+
+PROBES_FILE = Path(__file__).with_name("probes.npz")
+ADDED = ("drums", "bass", "voice")
+RIDGE = 10.0
+QUANTILES = (0.1, 0.5, 0.9, 0.98)
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Linear probes: `mean` and `scale` (features,), and `weights` (features + 1, outputs), the last row constant.
+
+    The outputs are the instruments, then ADDED; each is about 1 where it is heard and 0 where not.
+    """
+
+    mean: np.ndarray
+    scale: np.ndarray
+    weights: np.ndarray
+
+    def outputs(self, statistics: np.ndarray) -> np.ndarray:
+        """(songs, outputs) of (songs, features)."""
+        outputs: np.ndarray = _with_constant((statistics - self.mean) / self.scale) @ self.weights
+        return outputs
+
+    def save(self, file: Path) -> None:
+        """Writes the probes."""
+        np.savez(file, mean=self.mean, scale=self.scale, weights=self.weights)
+
+    @classmethod
+    def load(cls, file: Path) -> "Probes":
+        """Reads what `save` wrote."""
+        with np.load(file) as saved:
+            return cls(saved["mean"], saved["scale"], saved["weights"])
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What is heard in a song."""
+
+    instrument: str
+    drums: bool
+    bass: bool
+    voice: bool
+    pitch_classes: np.ndarray
+    key: Key
+    bpm: float
+    ending: bool
+
+
+def listen(audio: np.ndarray) -> Heard:
+    """What is heard in a song (2, samples) at 48 kHz, of any loudness. Raises ValueError for silence."""
+    statistics = _statistics(analyse(_normalised(audio)))
+    outputs = _probes().outputs(statistics[None])[0]
+    instrument = INSTRUMENTS[int(outputs[: len(INSTRUMENTS)].argmax())]
+    drums, bass, voice = (bool(output > 0.5) for output in outputs[len(INSTRUMENTS) :])
+    classes = pitch_classes(audio)
+    return Heard(instrument, drums, bass, voice, classes, heard_key(classes), heard_bpm(audio), ends(audio))
+
+
+AGREEMENTS: Mapping[str, Callable[[Heard, Facts], bool]] = {
+    "key": lambda heard, facts: heard.key == _key(facts),
+    "key or relative": lambda heard, facts: heard.key in (_key(facts), _key(facts).relative),
+    "tempo": lambda heard, facts: tempo_is(heard.bpm, facts.bpm),
+    "instrument": lambda heard, facts: heard.instrument == facts.instrument,
+    "drums": lambda heard, facts: heard.drums == facts.drums,
+    "bass": lambda heard, facts: heard.bass == facts.bass,
+    "voice": lambda heard, facts: heard.voice == facts.voice,
+    "ending": lambda heard, facts: heard.ending == facts.ending,
+}
+"""Whether a song is as asked for, by the name of what was asked for."""
+
+
+def agreements(songs: Sequence[np.ndarray], facts: Sequence[Facts]) -> dict[str, tuple[float, float]]:
+    """How often songs are as asked for, and how often by chance.
+
+    Each figure is a share of the songs, or for "energy in scale" of their energy. Chance is the agreement with what was
+    asked of the other songs; `songs` and `facts` need at least two.
+    """
+    all_heard = [listen(song) for song in songs]
+    energies = [[in_scale(heard.pitch_classes, _key(asked)) for asked in facts] for heard in all_heard]
+    table = {"energy in scale": _with_chance(np.array(energies))}
+    for name, agrees in AGREEMENTS.items():
+        pairs = [[float(agrees(heard, asked)) for asked in facts] for heard in all_heard]
+        table[name] = _with_chance(np.array(pairs))
+    return table
+
+
+def fit(data: Dataset) -> Probes:
+    """Probes fitted on the clips of a data set that are not held out."""
+    facts = data.facts[:-HELD_OUT]
+    statistics = np.stack([_statistics(_played(data.mix[clip], known)) for clip, known in enumerate(facts)])
+    wanted = np.array([_wanted(known) for known in facts])
+    mean = statistics.mean(0)
+    scale = statistics.std(0) + 1e-6
+    inputs = _with_constant((statistics - mean) / scale)
+    weights = np.linalg.solve(inputs.T @ inputs + RIDGE * np.eye(inputs.shape[1]), inputs.T @ wanted)
+    return Probes(mean.astype(np.float32), scale.astype(np.float32), weights.astype(np.float32))
+
+
+def _key(facts: Facts) -> Key:
+    return Key(facts.key, facts.mode)
+
+
+def _with_chance(pairs: np.ndarray) -> tuple[float, float]:
+    """The mean of the diagonal and of the rest of a square matrix, songs by facts."""
+    count = len(pairs)
+    right = float(np.trace(pairs))
+    return right / count, (float(pairs.sum()) - right) / (count * (count - 1))
+
+
+def _wanted(facts: Facts) -> list[float]:
+    instruments = [float(facts.instrument == name) for name in INSTRUMENTS]
+    return [*instruments, *(float(getattr(facts, name)) for name in ADDED)]
+
+
+def _played(latents: np.ndarray, facts: Facts) -> Latents:
+    """A clip's latents without the silence after its end."""
+    frames = int((facts.piece_s - FINAL_SILENCE_S) * SAMPLE_RATE / SAMPLES)
+    played: Latents = latents[:frames].astype(np.float32)
+    return played
+
+
+def _normalised(audio: np.ndarray) -> np.ndarray:
+    """A song without the silence after its end, as loud as clips are."""
+    played = audio[:, : played_samples(audio)]
+    loudness = float(np.sqrt((played**2).mean()))
+    if loudness < 1e-6:
+        raise ValueError("the song is silent, so nothing can be heard in it")
+    scaled: np.ndarray = played * (LOUDNESS / loudness)
+    return scaled
+
+
+def _statistics(latents: Latents) -> np.ndarray:
+    """What tells timbres apart, whatever is played: levels of bands over time, and how much they rise."""
+    bands = latents[:, LINEAR:]
+    # The waveform's numbers have a random sign, so their energies over two latents are taken.
+    pairs = latents[: len(latents) // 2 * 2, :LINEAR].reshape(-1, 2, LINEAR)
+    fine = np.log((pairs**2).sum(1) + 0.01)
+    low = np.log((latents[:, :LINEAR] ** 2).sum(1, keepdims=True) + 0.05)
+    rises = np.maximum(0, np.diff(np.concatenate([low, bands], 1), axis=0))
+    spreads = [moment for values in (bands, fine, rises) for moment in (values.mean(0), values.std(0))]
+    return np.concatenate([*spreads, *np.quantile(bands, QUANTILES, axis=0)])
+
+
+def _with_constant(inputs: np.ndarray) -> np.ndarray:
+    return np.concatenate([inputs, np.ones((len(inputs), 1))], 1)
+
+
+@cache
+def _probes() -> Probes:
+    return Probes.load(PROBES_FILE)
