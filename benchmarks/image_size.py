@@ -10,6 +10,7 @@
 Sizes are as installed, uncompressed: what a node's disk holds. Over the network the CUDA part is 42 % smaller.
 """
 
+import argparse
 import tomllib
 from collections.abc import Iterator
 from importlib.metadata import Distribution, distribution
@@ -56,6 +57,7 @@ REST_BYTES: Final = 250_000_000
 
 def main() -> None:
     """Print the table."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None).parse_args()
     print("| part | MB installed |\n|---|---|")
     for part, size in parts():
         print(f"| {part} | {size / 1e6:,.0f} |")

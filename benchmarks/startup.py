@@ -11,6 +11,7 @@ tensors are touched, one byte a page, right before each copy: what is left of th
 device already, in its number format, are not copied; they are touched all the same, or else nothing would have read them.
 """
 
+import argparse
 import json
 import os
 import subprocess
@@ -160,19 +161,32 @@ def _shown(seconds: float | None) -> str:
 
 
 @contextmanager
-def _checkpoint(words: list[str]) -> Iterator[Path]:
+def _checkpoint(given: argparse.Namespace) -> Iterator[Path]:
     from serve_app import weights
     from serve_app.config import ModelArgs
     from tests.support.checkpoints import full_size
 
-    if words and words != ["--full-size"]:
-        yield Path(words[0])
+    if given.checkpoint:
+        yield given.checkpoint
         return
     with tempfile.TemporaryDirectory() as scratch:
         small = weights.resolve("m", ModelArgs(source="random"), Path(scratch), lambda *_: None)
-        yield (full_size if words else large)(small, Path(scratch) / "large")
+        yield (full_size if given.full_size else large)(small, Path(scratch) / "large")
+
+
+def main() -> None:
+    """Measure the checkpoint that the command line names, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "checkpoint", type=Path, nargs="?", help="the folder of a checkpoint (default: a small random one)"
+    )
+    which.add_argument(
+        "--full-size", action="store_true", help="make one of the released model's shapes: 6.3 GB of disk"
+    )
+    with _checkpoint(parser.parse_args()) as chosen:
+        print(table(measure(chosen)))
 
 
 if __name__ == "__main__":
-    with _checkpoint(sys.argv[1:]) as chosen:
-        print(table(measure(chosen)))
+    main()
