@@ -8,6 +8,9 @@ import typer
 from miniature import dataset, listening, stage
 from miniature.captions import text_pair
 from miniature.clips import render_clip
+from miniature.codes import coder
+from miniature.codes import train as train_codes
+from miniature.codes import trained as trained_codes
 from miniature.export import export as save_variant
 from miniature.export import play
 from miniature.start import start_folder
@@ -22,6 +25,8 @@ Hours = Annotated[float, typer.Option(help="The time that this call may take.")]
 Checkpoint = Annotated[
     Path | None, typer.Option(help="A saved pipeline to start from; the packaged checkpoint if none is named.")
 ]
+FromScratch = Annotated[bool, typer.Option("--from-scratch", help="Begin with random weights.")]
+Threads = Annotated[int, typer.Option(min=1)]
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -68,13 +73,32 @@ def measures(
 def vae(
     *,
     work: Work = stage.WORK_FOLDER,
+    checkpoint: Checkpoint = None,
+    from_scratch: FromScratch = False,
     hours: Hours = 0.5,
-    threads: Annotated[int, typer.Option(min=1)] = 1,
+    threads: Threads = 1,
 ) -> None:
     """Trains the autoencoder's encoder and decoder."""
+    start = None if from_scratch else start_folder(checkpoint, work)
     stage.be_idle(threads)
     with stage.Session(hours) as session:
-        train_vae(work, Audio.of(dataset.load(work / "data")), session)
+        train_vae(work, Audio.of(dataset.load(work / "data")), session, start)
+
+
+@app.command()
+def codes(
+    *,
+    work: Work = stage.WORK_FOLDER,
+    checkpoint: Checkpoint = None,
+    from_scratch: FromScratch = False,
+    hours: Hours = 0.5,
+    threads: Threads = 1,
+) -> None:
+    """Trains the audio tokenizer and detokenizer."""
+    start = None if from_scratch else start_folder(checkpoint, work)
+    stage.be_idle(threads)
+    with stage.Session(hours) as session:
+        train_codes(work, dataset.load(work / "data"), session, start)
 
 
 @app.command()
@@ -83,9 +107,9 @@ def transformer(
     variant: Annotated[str, typer.Option(help="turbo or base.")] = "turbo",
     work: Work = stage.WORK_FOLDER,
     checkpoint: Checkpoint = None,
-    from_scratch: Annotated[bool, typer.Option("--from-scratch", help="Begin with random weights.")] = False,
+    from_scratch: FromScratch = False,
     hours: Hours = 1.0,
-    threads: Annotated[int, typer.Option(min=1)] = 1,
+    threads: Threads = 1,
     rate: Annotated[float, typer.Option(help="Scales the learning rates.")] = 1.0,
 ) -> None:
     """Trains text encoder, condition encoder and transformer together."""
@@ -101,7 +125,9 @@ def transformer(
     )
     stage.be_idle(threads)
     with stage.Session(hours) as session:
-        train_transformer(plan, Material(known, text_pair, None), session)
+        known_codes = trained_codes(work)
+        code = coder(known_codes) if known_codes else None
+        train_transformer(plan, Material(known, text_pair, code), session)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from diffusers import AutoencoderOobleck
 from torch import Tensor, nn
 
-from miniature.encoder import LATENTS, STRIDES, NarrowEncoder, widen
+from miniature.encoder import LATENTS, STRIDES, NarrowEncoder, narrow_from, widen
 from miniature.latents import SAMPLE_RATE, analyse
 from miniature.mdct_start import start_decoder
 from miniature.mixing import LINEAR
@@ -43,6 +44,18 @@ class Networks(nn.Module):
             self.encoder = NarrowEncoder()
             self.decoder: Any = new_autoencoder().decoder
             start_decoder(self.decoder)
+
+    @classmethod
+    def load(cls, checkpoint: Path) -> "Networks | None":
+        """The networks of a saved pipeline's folder, or None if its autoencoder has another shape."""
+        networks = cls()
+        saved = AutoencoderOobleck.from_pretrained(checkpoint / "vae", dtype=torch.float32)
+        shape = new_autoencoder().config
+        if any(saved.config[name] != shape[name] for name in shape if not name.startswith("_")):
+            return None
+        networks.encoder = narrow_from(saved.encoder)
+        networks.decoder.load_state_dict(saved.decoder.state_dict())
+        return networks
 
     def autoencoder(self) -> Any:
         """Both in diffusers' class."""

@@ -105,6 +105,16 @@ def widen(narrow: NarrowEncoder, wide: Any) -> None:
         parameter[tuple(slice(size) for size in source.shape)] = source
 
 
+@torch.no_grad()
+def narrow_from(wide: Any) -> NarrowEncoder:
+    """What `widen` made wide: its learnt layers. The others are exact, and not rounded as in a packed checkpoint."""
+    narrow = NarrowEncoder()
+    for name, parameter in narrow.named_parameters():
+        if name.startswith("block.2."):
+            parameter.copy_(wide.get_parameter(name)[tuple(slice(size) for size in parameter.shape)])
+    return narrow
+
+
 def _start(encoder: Any) -> None:
     mid = torch.zeros(1, 2, 7)
     mid[:, :, 3] = 0.5

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from diffusers import AceStepPipeline
 
+from miniature import codes, vae
 from miniature.compact import fold_second_time, round_weights
 from miniature.conditioning import Networks
 from miniature.transformer import averaged, state_file
@@ -29,10 +30,23 @@ def export(work: Path, output: Path, checkpoint: Path, variant: str) -> Path:
         text_encoder=networks.text_encoder,
         condition_encoder=networks.condition_encoder,
         transformer=networks.transformer,
+        **_other_parts(work),
     )
     folder = output / variant
     pipeline.save_pretrained(folder)
     return folder
+
+
+def _other_parts(work: Path) -> dict[str, Any]:
+    """The autoencoder and the audio codes, if they have been trained."""
+    parts = {}
+    autoencoder = vae.trained(work)
+    if autoencoder is not None:
+        parts["vae"] = autoencoder
+    networks = codes.trained(work)
+    if networks is not None:
+        parts["audio_tokenizer"], parts["audio_token_detokenizer"] = codes.for_pipeline(networks)
+    return parts
 
 
 def play(folder: Path) -> Any:

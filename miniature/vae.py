@@ -1,7 +1,6 @@
 """Trains the autoencoder. Encoder and decoder learn apart: both go by the latents that miniature.latents analyses."""
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from miniature import stage
+from miniature import loop, stage
 from miniature.autoencoder import Clip, Networks, round_trip
 from miniature.dataset import Dataset, render
 from miniature.encoder import LATENTS, STRIDES, NarrowEncoder
 from miniature.latents import SAMPLES
 from miniature.mixing import LINEAR
-from miniature.optimizers import rate_at
 from miniature.spectra import decoder_loss
 from miniature.tasks import HELD_OUT
 
@@ -31,7 +29,6 @@ ENCODER_MARGIN = 8  # frames at a crop's edges that hear what lies outside
 DECODER_MARGIN = 4
 LATENT_NOISE = 0.15
 """The decoder learns from latents with up to so much noise: those that it will get are a transformer's."""
-REPORT_EVERY = 50
 FIRST_CLIPS = 8
 POOLED_CLIPS = 64
 STEPS_PER_CLIP = 4
@@ -91,9 +88,9 @@ def _cut(tensors: Sequence[Tensor], starts: Sequence[int], rate: int) -> Tensor:
 class Training:
     """The networks, their optimizers and average, and where in the data they are."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, start: Networks | None = None) -> None:
         self._file = file
-        self.networks = Networks()
+        self.networks = start or Networks()
         self._average = {name: value.clone() for name, value in self.networks.state_dict().items()}
         self._learning = {"encoder": self.networks.encoder.learn(), "decoder": list(self.networks.decoder.parameters())}
         self._optimizers = {
@@ -133,7 +130,7 @@ class Training:
         }
         stage.save_state(state, self._file)
 
-    def step(self, crops: Crops, random: np.random.Generator, rate: float) -> tuple[float, float]:
+    def step(self, crops: Crops, random: np.random.Generator, rate: float) -> Mapping[str, float]:
         """One step of both parts, with the full learning rates times `rate`; returns the losses."""
         encoder_error = self.encoder_loss(crops)
         decoder_error = self._decoder_loss(crops, random)
@@ -149,7 +146,10 @@ class Training:
         for name, value in self.networks.state_dict().items():
             self._average[name].lerp_(value, 1 - AVERAGE_KEPT)
         self.steps += 1
-        return float(encoder_error.detach().sqrt()), float(decoder_error.detach())
+        return {
+            "encoder's error": float(encoder_error.detach().sqrt()),
+            "decoder's loss": float(decoder_error.detach()),
+        }
 
     def encoder_loss(self, crops: Crops) -> Tensor:
         """The mean squared error of the energies' latents; the others are exact."""
@@ -187,34 +187,25 @@ def state_file(work: Path) -> Path:
     return work / "vae.pt"
 
 
-def train(work: Path, data: Data, session: stage.Session) -> int:
-    """Trains for the session's time, going on from a saved state; saves the state and returns the step reached."""
-    training = Training(state_file(work))
+def train(work: Path, data: Data, session: stage.Session, checkpoint: Path | None = None) -> int:
+    """Trains for the session's time; saves the state and returns the step reached.
+
+    It goes on from a saved state; else from the autoencoder of the pipeline in `checkpoint`, if that has the shape; else anew.
+    """
+    training = Training(state_file(work), Networks.load(checkpoint) if checkpoint else None)
     if training.resume():
         print(f"going on from step {training.steps} of {state_file(work)}", flush=True)
     pool = Pool(data.render, training.networks.encoder, data.clips, training.position)
-    first = training.steps
-    losses: list[tuple[float, float]] = []
-    since = time.monotonic()
-    while session.running:
+
+    def step(rate: float) -> Mapping[str, float]:
         random = np.random.default_rng([11, training.steps])
-        losses.append(training.step(pool.draw(random), random, rate_at(training.steps - first, session.share)))
+        losses = training.step(pool.draw(random), random, rate)
         if training.steps % STEPS_PER_CLIP == 0:
             pool.go_on()
         training.position = pool.position
-        session.save_now_and_then(training.save)
-        if training.steps % REPORT_EVERY == 0:
-            encoder, decoder = np.mean(losses, 0)
-            speed = len(losses) / (time.monotonic() - since)
-            print(
-                f"step {training.steps}  encoder's error {encoder:.4f}  decoder's loss {decoder:.4f}"
-                f"  {speed:.2f} steps/s  {max(0.0, session.left_s) / 60:.1f} min left",
-                flush=True,
-            )
-            losses = []
-            since = time.monotonic()
-    training.save()
-    print(f"saved step {training.steps}", flush=True)
+        return losses
+
+    loop.run(training, step, session)
     print(round_trip(training.average, data.held_out).line(), flush=True)
     return training.steps
 

@@ -85,6 +85,24 @@ def test_diffusers_encoder_is_the_same_function(music: np.ndarray, tmp_path: Pat
     assert encoded.std.max() < 1e-3
 
 
+@torch.no_grad()
+def test_training_goes_on_from_a_checkpoints_autoencoder(tmp_path: Path) -> None:
+    """A saved autoencoder gives its learnt weights back; one of another shape gives None, so that training starts anew."""
+    networks = Networks()
+    for parameter in [*networks.encoder.learn(), *networks.decoder.parameters()]:
+        parameter += 0.01
+    networks.autoencoder().save_pretrained(tmp_path / "same" / "vae")
+    other = AutoencoderOobleck(encoder_hidden_size=2, downsampling_ratios=[32, 10, 6], channel_multiples=[4, 3, 6])
+    other.save_pretrained(tmp_path / "other" / "vae")
+
+    loaded = Networks.load(tmp_path / "same")
+
+    assert loaded is not None
+    for name, value in networks.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name], value, msg=name)
+    assert Networks.load(tmp_path / "other") is None
+
+
 def test_a_narrower_encoder_is_refused() -> None:
     """An encoder without room for the channels is refused with the layer's name and both shapes."""
     narrow = AutoencoderOobleck(
