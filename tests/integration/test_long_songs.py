@@ -27,7 +27,7 @@ from serve_app.engine.ace_step.engine import AceStepEngine
 from serve_app.store import Store
 from serve_app.worker.worker import Worker, WorkerOptions
 
-args = AppArgs(data_dir=Path(sys.argv[1]), models={"m": ModelArgs(source="embedded", device="cpu")}, encoding={"processes": 2})
+args = AppArgs(data_dir=Path(sys.argv[1]), models={"m": ModelArgs(source="random", device="cpu")}, encoding={"processes": 2})
 store = Store(args.resolved_database_url)
 engine = AceStepEngine("m", args.models["m"], Path(sys.argv[2]))
 options = WorkerOptions(encoding=args.encoding)
