@@ -26,6 +26,7 @@ from miniature.tasks import HELD_OUT
 
 NUMBERS = 64  # of a latent
 SAVE_EVERY = 100  # clips
+CHECKED = 20  # the clips that are composed again to see whether a data set is this version's
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def render(clip: Clip) -> Audio:
 def load(folder: Path) -> Dataset:
     """The data set of a folder, with its latents mapped into memory.
 
-    Raises FileNotFoundError if the folder has none, or only a part of it.
+    Raises FileNotFoundError if the folder has none, or only a part of it; ValueError if its clips were composed otherwise.
     """
     plan = _read(folder / "plan.json")
     done = _done(folder)
@@ -91,14 +92,15 @@ def load(folder: Path) -> Dataset:
     latents = np.load(folder / "stems.npy", mmap_mode="r")
     rows = np.load(folder / "rows.npy")
     stems = {track: Stem(latents, rows[:, index]) for index, track in enumerate(TRACKS)}
-    facts = [_facts(saved) for saved in json.loads((folder / "facts.json").read_text())]
+    facts = _saved_facts(folder)
     return Dataset(np.load(folder / "mix.npy", mmap_mode="r"), stems, facts)
 
 
 def build(folder: Path, *, clips: int, seed: int, processes: int, session: Session) -> bool:
     """Makes the data set, or goes on with it; returns whether it is finished.
 
-    Raises ValueError if the folder has a data set of another size or seed, or if `clips` are only the held-out ones.
+    Raises ValueError if the folder has a data set of another size or seed, or composed otherwise, or if `clips` are only the
+    held-out ones.
     """
     facts = _begin(folder, clips, seed)
     mixes = np.load(folder / "mix.npy", mmap_mode="r+")
@@ -145,7 +147,7 @@ def _begin(folder: Path, clips: int, seed: int) -> list[Facts]:
         _empty(folder / "mix.npy", clips)
         _empty(folder / "stems.npy", int(rows.max()) + 1)
         _write(folder / "plan.json", plan)
-    return [_facts(known) for known in json.loads((folder / "facts.json").read_text())]
+    return _saved_facts(folder)
 
 
 def chosen_clips(clips: int, seed: int) -> Iterator[Facts]:
@@ -199,6 +201,17 @@ def _analysed(facts: Facts) -> dict[str, Latents]:
 
 def _empty(file: Path, count: int) -> None:
     np.lib.format.open_memmap(file, mode="w+", dtype=np.float16, shape=(count, CLIP_FRAMES, NUMBERS)).flush()
+
+
+def _saved_facts(folder: Path) -> list[Facts]:
+    """The clips' facts. Raises ValueError if their seeds give other pieces now: latents and audio would not match."""
+    facts = [_facts(saved) for saved in json.loads((folder / "facts.json").read_text())]
+    for known in facts[-CHECKED:]:
+        if compose(known.seed).facts != known:
+            raise ValueError(
+                f"{folder} was made by another version: seed {known.seed} gives another piece now. Delete it"
+            )
+    return facts
 
 
 def _facts(saved: dict[str, Any]) -> Facts:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from miniature.mixing import ENERGY_FLOOR, Latents
+from miniature.mixing import ENERGY_FLOOR, Latents, energy_scale
 
 SAMPLE_RATE = 48000
 SAMPLES = 1920
@@ -31,8 +31,7 @@ def analyse(audio: np.ndarray) -> Latents:
     frames = len(mid) // SAMPLES
     with np.load(_basis_file()) as basis:
         projection = basis["P"]
-        mean = basis["em"]
-        scale = basis["es"]
+    mean, scale = energy_scale()
     waveform = low_spectrum(mid, frames) @ projection
     energies = (np.log10(band_energies(mid, frames) + ENERGY_FLOOR) - mean) / scale
     return np.concatenate([waveform, energies], 1).astype(np.float32)

@@ -25,7 +25,7 @@ SLOWEST_BPM = 55
 FASTEST_BPM = 170
 # The tempo's score: the onsets' similarity at these multiples of the beat, weighted.
 COMB = ((0.5, 0.5), (1, 1.0), (2, 0.7), (4, 0.5))
-SILENT_DB = -40.0
+SILENT_DB = -34.0  # a decoder makes a little noise of silence, most at a song's end
 ENDING_S = 0.3
 BLOCK = 2400  # samples: 50 ms
 
@@ -103,7 +103,7 @@ def ends(audio: np.ndarray) -> bool:
 
 
 def played_samples(audio: np.ndarray) -> int:
-    """The samples before the silence at a song's end: what is 40 dB below the loudest 50 ms is silence."""
+    """The samples before the silence at a song's end: what is 34 dB below the loudest 50 ms is silence."""
     blocks = np.pad(_mid(audio), (0, -audio.shape[1] % BLOCK)).reshape(-1, BLOCK)
     power = (blocks**2).mean(1)
     loud = np.flatnonzero(power >= power.max() * 10 ** (SILENT_DB / 10))

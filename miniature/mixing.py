@@ -23,20 +23,20 @@ def silence(frames: int) -> Latents:
 
 def mixed(stems: Sequence[Latents]) -> Latents:
     """The latents of the stems' sum, nearly. `stems`: one or more of (frames, 64)."""
-    mean, scale = _energy_scale()
+    mean, scale = energy_scale()
     linear = sum(stem[:, :LINEAR] for stem in stems)
     energies = sum(np.maximum(10 ** (stem[:, LINEAR:] * scale + mean) - ENERGY_FLOOR, 0) for stem in stems)
     return _encoded(np.asarray(linear), np.asarray(energies))
 
 
 def _encoded(linear: np.ndarray, energies: np.ndarray) -> Latents:
-    mean, scale = _energy_scale()
+    mean, scale = energy_scale()
     logarithms = (np.log10(energies + ENERGY_FLOOR) - mean) / scale
     return np.concatenate([linear, logarithms], 1).astype(np.float32)
 
 
 @cache
-def _energy_scale() -> tuple[np.ndarray, np.ndarray]:
+def energy_scale() -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of the logarithms, (10,) each."""
     with np.load(Path(__file__).with_name("latent_basis.npz")) as basis:
         return basis["em"], basis["es"]

@@ -1,5 +1,7 @@
 """The toy model's training data: latents, pieces, their texts, and a data set in a folder."""
 
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -222,6 +224,17 @@ def test_an_interrupted_data_set_is_finished_later(tmp_path: Path, monkeypatch: 
         assert np.array_equal(drums, silence(10).astype(np.float16)) != clip.facts.drums
     with pytest.raises(ValueError, match="choose another folder"):
         dataset.build(folder, clips=clips + 1, seed=5, processes=1, session=session)
+
+
+def test_data_of_another_version_is_refused(tmp_path: Path) -> None:
+    """Facts that their seeds no longer give are refused with the folder and a seed, when data is built further."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    changed = asdict(replace(compose(7).facts, bpm=61))
+    (folder / "plan.json").write_text(json.dumps({"clips": 101, "seed": 0}))
+    (folder / "facts.json").write_text(json.dumps([changed]))
+    with pytest.raises(ValueError, match=r"another version: seed 7 .*Delete it"):
+        dataset.build(folder, clips=101, seed=0, processes=1, session=Session(1.0))
 
 
 def test_a_folder_without_data_is_refused(tmp_path: Path) -> None:
