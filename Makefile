@@ -9,7 +9,7 @@ NO_PROXY := 127.0.0.1,localhost$(addprefix $(comma),$(or $(NO_PROXY),$(no_proxy)
 no_proxy := $(NO_PROXY)
 export NO_PROXY no_proxy
 
-.PHONY: serve deploy status test unit faults long startup chaos autoscale bench fleet manifests check format lock clean
+.PHONY: serve deploy status test unit faults long startup chaos autoscale bench fleet miniature-check manifests check format lock clean
 
 # Runs `serve run` with its output in a log file, on a port that no other program uses: Serve would share it.
 serve: .venv/installed
@@ -58,6 +58,10 @@ bench: .venv/installed
 # Simulates the autoscaling policy beside others, then writes the tables and the picture of docs/FLEET.md.
 fleet: .venv/installed
 	$(BIN)/python -m benchmarks.fleet
+
+# Asks for 100 songs of the packaged model, and prints how often they are in the key, at the tempo … that was asked for.
+miniature-check: .venv/installed
+	$(BIN)/python -m miniature evaluate
 
 manifests: .venv/installed .venv-skypilot/installed
 	$(BIN)/pytest -m manifests

@@ -1,8 +1,11 @@
 """Makes the miniature, the small ACE-Step that is packaged with Sophia: `python -m miniature --help`."""
 
+import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
+import httpx
 import typer
 
 from miniature import dataset, listening, stage
@@ -11,6 +14,8 @@ from miniature.clips import render_clip
 from miniature.codes import coder
 from miniature.codes import train as train_codes
 from miniature.codes import trained as trained_codes
+from miniature.evaluate import evaluate as evaluate_songs
+from miniature.evaluate import own_service
 from miniature.export import export as save_variant
 from miniature.export import play
 from miniature.start import start_folder
@@ -146,6 +151,22 @@ def export(
         folder = save_variant(work, output, start, variant)
         play(folder)
         typer.echo(f"{folder}: saved, and plays")
+
+
+@app.command()
+def evaluate(
+    *,
+    url: Annotated[
+        str | None, typer.Option(help="A running Sophia; without it, the command starts one for this time.")
+    ] = None,
+    source: Annotated[str, typer.Option(help="The model of a service started here.")] = "embedded",
+    songs: Annotated[int, typer.Option(min=2, max=HELD_OUT, help="How many of the held-out captions.")] = HELD_OUT,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Asks a service for songs of held-out captions, and shows how often they are as asked for."""
+    with nullcontext(url) if url else own_service(source) as address, httpx.Client(base_url=address) as client:
+        evaluation = evaluate_songs(client, dataset.held_out_clips()[:songs])
+    typer.echo(json.dumps(evaluation.fields()) if as_json else evaluation.table())
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from miniature.tasks import HELD_OUT
 NUMBERS = 64  # of a latent
 SAVE_EVERY = 100  # clips
 CHECKED = 20  # the clips that are composed again to see whether a data set is this version's
+SEEDS_APART = 1_000_000  # clips' seeds from one data set's first to the next one's
 
 
 @dataclass(frozen=True)
@@ -154,18 +155,23 @@ def chosen_clips(clips: int, seed: int) -> Iterator[Facts]:
     """The facts of a data set's clips. Raises ValueError if there would be held-out clips only."""
     if clips <= HELD_OUT:
         raise ValueError(f"clips is {clips}, and {HELD_OUT} of them are held out: more than {HELD_OUT} are needed")
-    first = seed * 1_000_000
-    held_out = [compose(first + number).facts for number in range(HELD_OUT)]
+    held_out = held_out_clips(seed)
     descriptions = {described(facts) for facts in held_out}
-    number = HELD_OUT
+    number = seed * SEEDS_APART + HELD_OUT
     trained = 0
     while trained < clips - HELD_OUT:
-        facts = compose(first + number).facts
+        facts = compose(number).facts
         number += 1
         if described(facts) not in descriptions:
             trained += 1
             yield facts
     yield from held_out
+
+
+def held_out_clips(seed: int = 0) -> list[Facts]:
+    """The facts of a data set's held-out clips, whatever its size."""
+    first = seed * SEEDS_APART
+    return [compose(first + number).facts for number in range(HELD_OUT)]
 
 
 def described(facts: Facts) -> tuple[object, ...]:
