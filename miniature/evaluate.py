@@ -5,7 +5,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,10 @@ def _song(client: httpx.Client, facts: Facts, number: int, of: int) -> np.ndarra
         "seed": number,
         "format": "wav",
     }
-    answer = client.post("/v1/music", json=fields, timeout=SONG_TIMEOUT_S)
+    try:
+        answer = client.post("/v1/music", json=fields, timeout=SONG_TIMEOUT_S)
+    except httpx.TransportError as error:
+        raise RuntimeError(f"song {number}, {request.prompt!r}: {client.base_url} gave no answer: {error}") from error
     if answer.status_code != httpx.codes.OK:
         raise RuntimeError(f"song {number}, {request.prompt!r}: status {answer.status_code}, {answer.text}")
     if number % REPORT_EVERY == 0 or number == of:
@@ -124,19 +127,19 @@ def own_service(source: str) -> Iterator[str]:
 
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    ray.init("local", include_dashboard=False, log_to_driver=False)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
+    # Ray prints what its processes say to the standard output, which is for the figures.
+    with redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as folder:
+        ray.init("local", include_dashboard=False, log_to_driver=False)
+        try:
             model = {"source": source, "device": "cpu", "scaling": {"min_workers": 1, "max_workers": 1}}
             args = AppArgs.model_validate({"data_dir": Path(folder), "models": {"toy": model}})
             serve.start(http_options={"host": "127.0.0.1", "port": port})
             serve.run(build(args), name="sophia", route_prefix="/")
             eventually(lambda: _ready(url), START_TIMEOUT_S)
             yield url
-            serve.delete("sophia")
-    finally:
-        serve.shutdown()
-        ray.shutdown()
+        finally:
+            serve.shutdown()
+            ray.shutdown()
 
 
 def _ready(url: str) -> bool:

@@ -13,6 +13,7 @@ from miniature.evaluate import as_whole_piece, evaluate
 from miniature.pieces import compose
 from serve_app.config import ModelArgs
 from serve_app.engine.ace_step.engine import AceStepEngine
+from tests.support.helpers import free_port
 from tests.support.running import Service, running, simulated
 
 EMBEDDED = ModelArgs(source="embedded", device="cpu")
@@ -51,6 +52,17 @@ def test_a_service_that_gives_no_song_is_reported(tmp_path: Path) -> None:
         running(tmp_path, {"ace-step": simulated()}) as service,
         httpx.Client(base_url=f"{service.url}/no") as client,
         pytest.raises(RuntimeError, match=r"song 1, '.+ bpm, .+': status 404, "),
+    ):
+        evaluate(client, held_out_clips()[:2])
+
+
+def test_a_service_that_does_not_answer_is_reported() -> None:
+    """No answer ends the evaluation with the song's number, its prompt and the address."""
+    address = f"http://127.0.0.1:{free_port()}"
+
+    with (
+        httpx.Client(base_url=address) as client,
+        pytest.raises(RuntimeError, match=f"song 1, .+: {address}.* gave no"),
     ):
         evaluate(client, held_out_clips()[:2])
 
