@@ -165,7 +165,11 @@ def evaluate(
 ) -> None:
     """Asks a service for songs of held-out captions, and shows how often they are as asked for."""
     with nullcontext(url) if url else own_service(source) as address, httpx.Client(base_url=address) as client:
-        evaluation = evaluate_songs(client, dataset.held_out_clips()[:songs])
+        try:
+            evaluation = evaluate_songs(client, dataset.held_out_clips()[:songs])
+        except RuntimeError as error:
+            typer.echo(error, err=True)
+            raise typer.Exit(1) from error
     typer.echo(json.dumps(evaluation.fields()) if as_json else evaluation.table())
 
 

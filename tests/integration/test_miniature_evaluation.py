@@ -2,6 +2,9 @@
 
 import itertools
 import json
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,15 +59,17 @@ def test_a_service_that_gives_no_song_is_reported(tmp_path: Path) -> None:
         evaluate(client, held_out_clips()[:2])
 
 
-def test_a_service_that_does_not_answer_is_reported() -> None:
-    """No answer ends the evaluation with the song's number, its prompt and the address."""
+def test_a_service_that_does_not_answer_is_one_line() -> None:
+    """Without an answer, the command fails with a line that names the song, its prompt and the address."""
     address = f"http://127.0.0.1:{free_port()}"
 
-    with (
-        httpx.Client(base_url=address) as client,
-        pytest.raises(RuntimeError, match=f"song 1, .+: {address}.* gave no"),
-    ):
-        evaluate(client, held_out_clips()[:2])
+    run = subprocess.run(
+        [sys.executable, "-m", "miniature", "evaluate", "--url", address], capture_output=True, text=True, check=False
+    )
+
+    assert run.returncode == 1
+    assert run.stdout == ""
+    assert re.fullmatch(rf"song 1, '.+': {address}/? gave no answer: .+\n", run.stderr)
 
 
 def test_what_is_asked_for_is_a_whole_piece() -> None:
