@@ -1,4 +1,4 @@
-"""Hushing what libraries say of themselves."""
+"""Suppresses warnings of libraries."""
 
 import contextlib
 import warnings
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Hushes what libraries say of themselves while models are made: it is about their own code, not ours."""
+    """Suppresses FutureWarning and DeprecationWarning, which libraries emit about their own code when they build a model."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", category=DeprecationWarning)

@@ -1,6 +1,6 @@
 """The random checkpoint: ACE-Step 1.5's real classes and file layout with tiny random weights, from a fixed seed.
 
-It plays noise, and serves tests of sizes, layouts and speed.
+It generates noise. Tests of sizes, layouts and speed use it.
 """
 
 import contextlib
@@ -67,14 +67,14 @@ _VAE: Final[dict[str, Any]] = {
 
 
 def build(cache: Path, report: Report) -> Path:
-    """Builds the random checkpoint where it is not there yet; of several processes at once, the first to finish wins."""
+    """Builds the random checkpoint unless it exists, and returns its folder. Of several processes, the first to finish wins."""
     folder = cache / f"random-{_recipe_hash()}"
     if not folder.exists():
         report("download", None, "building the random checkpoint (tiny random weights)")
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache, prefix="building-") as scratch:
             _save(Path(scratch) / "checkpoint")
-            # Renaming onto a folder that has files fails: another process was faster, with the same bytes.
+            # Fails if another process was faster: a folder with files is not replaced. Its bytes are the same.
             with contextlib.suppress(OSError):
                 (Path(scratch) / "checkpoint").rename(folder)
     report("download", 1.0, "the random checkpoint is here")
@@ -82,7 +82,7 @@ def build(cache: Path, report: Report) -> Path:
 
 
 def _recipe_hash() -> str:
-    """Names what the random checkpoint is made from: its numbers, and the libraries that draw and write them."""
+    """Returns a hash of what determines the checkpoint: its sizes, and the versions of the libraries that build it."""
     libraries = [version(name) for name in ("torch", "diffusers", "transformers")]
     recipe = [_VOCABULARY, _WIDTH, _ROPE, _LATENT, _CODES, _TEXT, _CONDITION, _TRANSFORMER, _VAE, libraries]
     return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:12]
@@ -94,11 +94,11 @@ def _save(folder: Path) -> None:
 
     logging.disable_progress_bar()
 
-    # A generator of its own is not possible (modules initialise from the global one), so that one's state is given back.
+    # Modules are initialised from the global generator, so its state is restored afterwards.
     with torch.random.fork_rng(devices=[]), quiet_libraries():
         torch.manual_seed(0)
         _pipeline().save_pretrained(folder)
-    (folder / RANDOM_MARKER).write_text("These weights are random: what this checkpoint plays is noise.\n")
+    (folder / RANDOM_MARKER).write_text("These weights are random: this checkpoint generates noise.\n")
     names = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
     manifest.write(
         folder, "random", _recipe_hash(), {name: manifest.digest(folder / name).hexdigest() for name in names}

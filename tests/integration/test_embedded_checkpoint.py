@@ -60,6 +60,17 @@ def test_a_damaged_package_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not [*(tmp_path / "cache").rglob("sophia.manifest.json")]
 
 
+def test_a_damaged_archive_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> None:
+    """A compressed file that cannot be decompressed is a CorruptFile that names it and what to do."""
+    pack(checkpoint, tmp_path / "packed")
+    archive = tmp_path / "packed" / "vae" / "diffusion_pytorch_model.safetensors.xz"
+    archive.write_bytes(archive.read_bytes()[:1000])
+    monkeypatch.setattr(embedded, "PACKED", tmp_path / "packed")
+
+    with pytest.raises(errors.CorruptFile, match=r"safetensors\.xz is damaged .* Install Sophia again"):
+        weights.resolve("m", EMBEDDED, tmp_path / "cache", lambda *report: None)
+
+
 def test_packing_is_reproducible(checkpoint: Path, tmp_path: Path) -> None:
     """The same pipeline is packed to the same bytes, and replaces what was packed before."""
     first = pack(checkpoint, tmp_path / "a")
