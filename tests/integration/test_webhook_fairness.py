@@ -1,15 +1,18 @@
 """How senders divide their work among receivers and owners."""
 
 import threading
+from collections.abc import Sequence
 
 import pytest
 
+from serve_app.background.webhook_sender import Sender
 from serve_app.background.webhook_sender.receivers import receiver_at
 from serve_app.config import QueueArgs
 from serve_app.errors import QuotaExceeded
 from serve_app.jobs import Job
 from serve_app.music import MusicRequest
 from serve_app.store import Store
+from serve_app.store.webhooks import Delivery
 from tests.support.helpers import eventually
 from tests.support.webhooks import Receiver, final_delivery, running_receiver, running_sender, succeeded_with_webhook
 
@@ -85,6 +88,34 @@ def test_a_receiver_that_one_owner_floods_is_open_to_others(store: Store) -> Non
             shared.hold.set()
             assert {final_delivery(store, job).state for job in [*flood, late]} == {"delivered"}
         assert [request.path for request in shared.received].index("/hook/late") <= 1
+
+
+def test_a_place_that_becomes_free_during_a_claim_goes_to_another_owner(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If a receiver becomes free after other owners were looked for, its next event is still another owner's."""
+    claim = store.webhooks.claim
+    with running_receiver(host="127.0.0.2") as shared:
+        held = threading.Event()
+        shared.hold = held
+        flood = [succeeded_with_webhook(store, f"{shared.url}/flood", "greedy") for _ in range(3)]
+        late = succeeded_with_webhook(store, f"{shared.url}/late", "modest")
+        sender: list[Sender] = []
+
+        def free_the_place_after(
+            lease_s: float, busy: Sequence[str] = (), busy_owners: Sequence[str] = ()
+        ) -> Delivery | None:
+            claimed = claim(lease_s, busy, busy_owners)
+            if busy and "greedy" in busy_owners and not held.is_set():
+                held.set()
+                eventually(lambda: sender and not sender[0]._receivers.busy())
+            return claimed
+
+        monkeypatch.setattr(store.webhooks, "claim", free_the_place_after)
+        with running_sender(store, timeout_s=60, limits={"per_receiver": 1}) as started:
+            sender.append(started)
+            assert {final_delivery(store, job).state for job in [*flood, late]} == {"delivered"}
+        assert [request.path for request in shared.received].index("/hook/late") == 1
 
 
 @pytest.mark.fault("B9")

@@ -83,15 +83,17 @@ class Sender:
 
     def _start_attempt(self) -> bool:
         """Start an attempt in the pool, which releases its slot. False when no delivery is due."""
-        delivery = self._claim(self._receivers.owners()) or self._claim(self._receivers.busy_owners())
+        # Read once: a receiver that becomes free between the two claims must not go to an owner whom the first one excluded.
+        busy = self._receivers.busy()
+        delivery = self._claim(busy, self._receivers.owners()) or self._claim(busy, self._receivers.busy_owners())
         if delivery is None:
             return False
         self._receivers.begin(delivery)
         self._pool.submit(self._deliver, delivery)
         return True
 
-    def _claim(self, excluded_owners: Sequence[str]) -> Delivery | None:
-        return self._store.webhooks.claim(_LEASE_S, self._receivers.busy(), excluded_owners)
+    def _claim(self, busy: Sequence[str], excluded_owners: Sequence[str]) -> Delivery | None:
+        return self._store.webhooks.claim(_LEASE_S, busy, excluded_owners)
 
     def _deliver(self, delivery: Delivery) -> None:
         """Make one attempt and record it. After an error the lease ends and the delivery is due again."""
