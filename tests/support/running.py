@@ -86,6 +86,7 @@ def running(
         if migrate:
             store.migrate()
         artifacts = Artifacts(args.resolved_artifacts_url)
+        started = []
         for _ in range(workers):
             model = args.models[name]
             engine_of_it = engine or SimulatedEngine(name, model)
@@ -100,6 +101,9 @@ def running(
             )
             worker.start()
             stack.callback(worker.drain)
+            started.append(worker.id)
+        # A worker reports that it is ready by its heartbeat's thread, a moment after `start` has returned.
+        eventually(lambda: not [row for row in store.workers.seen() if row.id in started and row.phase.is_starting])
         app = create_api(
             args,
             Store(args.resolved_database_url, args.database),
