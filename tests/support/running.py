@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -86,7 +86,6 @@ def running(
         if migrate:
             store.migrate()
         artifacts = Artifacts(args.resolved_artifacts_url)
-        started = []
         for _ in range(workers):
             model = args.models[name]
             engine_of_it = engine or SimulatedEngine(name, model)
@@ -101,9 +100,8 @@ def running(
             )
             worker.start()
             stack.callback(worker.drain)
-            started.append(worker.id)
-        # A worker reports that it is ready by its heartbeat's thread, a moment after `start` has returned.
-        eventually(lambda: not [row for row in store.workers.seen() if row.id in started and row.phase.is_starting])
+            # Its heartbeat's thread reports that it is ready, a moment after `start` has returned.
+            eventually(partial(_has_started, store, worker.id))
         app = create_api(
             args,
             Store(args.resolved_database_url, args.database),
@@ -115,6 +113,10 @@ def running(
         url = stack.enter_context(_http_server(app))
         client = stack.enter_context(httpx.Client(base_url=url, timeout=60))
         yield Service(client, url, args, store, artifacts)
+
+
+def _has_started(store: Store, worker: str) -> bool:
+    return not any(row.id == worker and row.phase.is_starting for row in store.workers.seen())
 
 
 @contextmanager
