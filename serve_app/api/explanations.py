@@ -6,6 +6,7 @@ from serve_app.api.context import Context
 from serve_app.api.fleet import breaker_of, count_ready, is_starting
 from serve_app.api.placement import why_not_placed
 from serve_app.errors import DeviceLost
+from serve_app.plurals import counted
 from serve_app.store import Breaker, WorkerRow
 from serve_app.store.decisions import Decision
 from serve_app.store.pauses import Pause
@@ -25,7 +26,7 @@ def why_waiting(context: Context, model: str, ahead: int, workers: list[WorkerRo
         return _paused(pause)
     ready = count_ready(workers)
     if ready:
-        return f"{_jobs_ahead(ahead)} before this one, {ready} worker{'' if ready == 1 else 's'} at work"
+        return f"{_jobs_ahead(ahead)} before this one, {counted(ready, 'worker')} at work"
     if elsewhere:
         return f"another cluster serves this model and has no worker for it yet: {elsewhere[0].reason}"
     return why_not_ready(context, model, workers, pause)
@@ -34,8 +35,7 @@ def why_waiting(context: Context, model: str, ahead: int, workers: list[WorkerRo
 def _jobs_ahead(ahead: int) -> str:
     if ahead == 0:
         return "no job"
-    jobs = "1 job" if ahead == 1 else f"{ahead} jobs"
-    return f"at least {jobs}" if ahead == FAR else jobs
+    return f"at least {counted(ahead, 'job')}" if ahead == FAR else counted(ahead, "job")
 
 
 def _decisions_elsewhere(context: Context, model: str) -> list[Decision]:
@@ -84,8 +84,7 @@ def _breaker_open(context: Context, model: str, breaker: Breaker) -> str:
 
 def _failures(breaker: Breaker) -> str:
     what = "the device fails under jobs" if breaker.code == DeviceLost.code else "the model cannot be loaded"
-    attempts = "1 attempt" if breaker.runs == 1 else f"{breaker.runs} attempts"
-    return f"{what}: {breaker.message} {attempts} since {_timestamp(breaker.since)}"
+    return f"{what}: {breaker.message} {counted(breaker.runs, 'attempt')} since {_timestamp(breaker.since)}"
 
 
 def _paused(pause: Pause) -> str:

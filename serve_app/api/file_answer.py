@@ -14,6 +14,7 @@ from serve_app.api.file_names import content_disposition
 from serve_app.errors import AudioExpired, Conflict, DeadlineExceeded, GenerationError, NotFound, RangeNotSatisfiable
 from serve_app.jobs import Job, Status, StoredAudio
 from serve_app.music import MEDIA_TYPES
+from serve_app.plurals import counted
 
 _BYTE_RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
@@ -77,7 +78,7 @@ def _file(job: Job, index: int) -> StoredAudio:
             "same song"
         )
     if index >= len(job.audio):
-        raise NotFound(f"Job {job.id} has {len(job.audio)} file(s), numbered from 0; there is no file {index}")
+        raise NotFound(f"Job {job.id} has {counted(len(job.audio), 'file')}, numbered from 0; there is no file {index}")
     return job.audio[index]
 
 

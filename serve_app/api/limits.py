@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 from serve_app.config import ApiArgs
 from serve_app.errors import TooManyRequests
+from serve_app.plurals import counted
 
 _MAX_BUCKETS: Final = 10_000
 """Callers whose token buckets are kept. A bound is needed because a client can use many addresses."""
@@ -38,8 +39,8 @@ class SharedSlots:
         """Hold a slot for the duration of the context. Raises TooManyRequests if none is free."""
         if self._used >= self._size:
             raise TooManyRequests(
-                f"This API process already serves {self._size} requests of this kind, its maximum (see api.max_ongoing). "
-                "Try again later"
+                f"This API process already serves {counted(self._size, 'request')} of this kind, its maximum "
+                "(see api.max_ongoing). Try again later"
             )
         self._used += 1
         try:

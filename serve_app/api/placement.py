@@ -6,6 +6,7 @@ from typing import Final
 from serve_app.api.context import Context
 from serve_app.api.fleet import living_workers
 from serve_app.config import ModelArgs
+from serve_app.plurals import counted
 from serve_app.ray_adapters.cluster import Node
 from serve_app.ray_adapters.label_selectors import Selector
 
@@ -64,8 +65,10 @@ def _unreported_gpus(context: Context, nodes: list[Node]) -> float:
 
 
 def _no_cpus(settings: ModelArgs, nodes: list[Node]) -> str:
-    cluster = f"none of the cluster's {len(nodes)} nodes{_with_labels(settings.label_selector)}"
-    return f"{cluster} has the {settings.num_cpus:g} CPUs that a worker reserves"
+    return (
+        f"no node{_with_labels(settings.label_selector)} has as many CPUs as a worker reserves "
+        f"(num_cpus is {settings.num_cpus:g}); the cluster has {counted(len(nodes), 'node')}"
+    )
 
 
 def _no_card(settings: ModelArgs, nodes: list[Node]) -> str:
@@ -74,7 +77,7 @@ def _no_card(settings: ModelArgs, nodes: list[Node]) -> str:
     )
     has = ", ".join(f"{count} with {card}" for card, count in cards.items()) or "none with a GPU"
     return (
-        f"no node has a GPU{_wanted(settings)}; the cluster has {len(nodes)} nodes, {has}. "
+        f"no node has a GPU{_wanted(settings)}; the cluster has {counted(len(nodes), 'node')}, {has}. "
         "Add such a node, unless an autoscaler will, or change the model's label_selector"
     )
 

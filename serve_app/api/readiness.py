@@ -4,6 +4,7 @@ from serve_app.api.context import Context
 from serve_app.api.explanations import why_not_ready
 from serve_app.api.fleet import count_ready, living_workers, models_that_need_workers, of_model
 from serve_app.api.views.health import Ready
+from serve_app.plurals import counted
 
 
 def check_readiness(context: Context) -> Ready:
@@ -15,8 +16,7 @@ def check_readiness(context: Context) -> Ready:
     needed = models_that_need_workers(context)
     missing = [name for name in context.args.models if name in needed and not count_ready(of_model(workers, name))]
     if not missing:
-        ready = count_ready(workers)
-        return Ready(ready=True, reason="1 worker can generate" if ready == 1 else f"{ready} workers can generate")
+        return Ready(ready=True, reason=f"{counted(count_ready(workers), 'worker')} can generate")
     pauses = context.store.pauses.all()
     reasons = [f"{name}: {why_not_ready(context, name, of_model(workers, name), pauses.get(name))}" for name in missing]
     return Ready(ready=False, reason="; ".join(reasons))

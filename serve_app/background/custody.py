@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 from serve_app.artifacts import ArtifactStore, StoredFile
 from serve_app.config import RetentionArgs
 from serve_app.jobs import Status, artifact_folder
+from serve_app.plurals import counted
 from serve_app.store import Store
 from serve_app.store.retention import Holding
 
@@ -103,21 +104,21 @@ def claim(store: Store, artifacts: ArtifactStore, share: float, go_on: GoOn) -> 
 
 def _doubt(store: Store, artifacts: ArtifactStore, share: float, go_on: GoOn) -> str:
     """Why a store without a mark may belong to another database; empty when the files prove that it is this database's."""
-    counted = census(store, artifacts, 0, go_on)
-    if counted is None:
+    found = census(store, artifacts, 0, go_on)
+    if found is None:
         return "The janitor was stopped before it had counted the files."
     songs = store.retention.songs()
-    held = counted.files - counted.unknown
+    held = found.files - found.unknown
     if songs - held > max(FEW, share * songs):
         return (
             f"The janitor does nothing: the audio store has no mark, and it holds only {held} of the {songs} songs that this "
             "database knows. Check that its disk is mounted, and check database_url and artifacts_url. If the other songs are "
             "lost, run 'sophia artifacts adopt'."
         )
-    if counted.files and (counted.unknown == counted.files or counted.unknown > share * counted.files):
+    if found.files and (found.unknown == found.files or found.unknown > share * found.files):
         return (
-            f"The janitor deletes nothing: the audio store has no mark, and {counted.unknown} of its {counted.files} "
-            f"files belong to no job of this database. {_CHECK} {_ADOPT}"
+            "The janitor deletes nothing: the audio store has no mark, and it holds "
+            f"{counted(found.unknown, 'file')} without a job in this database, out of {found.files}. {_CHECK} {_ADOPT}"
         )
     return ""
 
@@ -133,13 +134,13 @@ def most_orphans(files: int, share: float) -> int:
     return max(FEW, int(files * share))
 
 
-def too_many(counted: Census, retention: RetentionArgs) -> str:
+def too_many(found: Census, retention: RetentionArgs) -> str:
     """Why the orphans are too many to be removed; empty when they may be removed."""
-    at_most = most_orphans(counted.files, retention.orphans_share)
-    if counted.orphans <= at_most:
+    at_most = most_orphans(found.files, retention.orphans_share)
+    if found.orphans <= at_most:
         return ""
     return (
-        f"The janitor removed none of the {counted.orphans} files that belong to no job: of {counted.files} files it removes "
+        f"The janitor removed none of the {found.orphans} files that belong to no job: of {found.files} files it removes "
         f"at most {at_most} at a time (retention.orphans_share). Check that this is the right database and not an old backup. "
         f"'sophia artifacts sweep --confirm' removes them."
     )

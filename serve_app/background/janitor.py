@@ -17,6 +17,7 @@ from serve_app.background.custody import PAGE, Census, GoOn, is_orphan, job_of
 from serve_app.config import RetentionArgs
 from serve_app.errors import ConfigurationError, NotFound
 from serve_app.jobs import new_id
+from serve_app.plurals import counted
 from serve_app.store import Store
 from serve_app.store.retention import Holding
 from serve_app.supervision import PeriodicThread
@@ -132,7 +133,7 @@ def _forget_jobs(store: Store, artifacts: ArtifactStore, retention: RetentionArg
     for page in _pages_of(due, store.retention.ended, share, go_on):
         artifacts.delete(key for job in page for key in job.keys)
         forgotten = store.retention.forget([job.id for job in page], retention.rows_s)
-        logger.info("deleted %s jobs that ended at least %.0f s ago", forgotten, retention.rows_s)
+        logger.info("deleted %s that ended at least %.0f s ago", counted(forgotten, "job"), retention.rows_s)
 
 
 def _remove_old_audio(
@@ -142,7 +143,9 @@ def _remove_old_audio(
     for page in _pages_of(due, store.retention.songs, share, go_on):
         artifacts.delete(key for job in page for key in job.keys)
         store.retention.mark_audio_gone([job.id for job in page])
-        logger.info("removed the audio of %s jobs that ended at least %.0f s ago", len(page), retention.results_s)
+        logger.info(
+            "removed the audio of %s that ended at least %.0f s ago", counted(len(page), "job"), retention.results_s
+        )
 
 
 def _pages_of(
@@ -163,10 +166,10 @@ def _held_back(store: Store, retention: RetentionArgs) -> str:
     if max(songs, rows) <= PAGE:  # the next round removes them, whatever the share
         return ""
     return (
-        f"The retention of {songs} songs and {rows} jobs is over, but they are kept for now: the janitor removes at most "
-        f"{retention.expiry_share:.0%} of them all at a time, once an hour (retention.expiry_share). If you want to keep them, "
-        "correct retention.results_s, retention.rows_s or the database's clock. "
-        "'sophia artifacts expire --confirm' removes them now."
+        f"The retention of {counted(songs, 'song')} and {counted(rows, 'job')} is over, but they are kept for now: "
+        f"the janitor removes at most {retention.expiry_share:.0%} of them all at a time, once an hour "
+        "(retention.expiry_share). If you want to keep them, correct retention.results_s, retention.rows_s or the "
+        "database's clock. 'sophia artifacts expire --confirm' removes them now."
     )
 
 
@@ -253,11 +256,11 @@ def _remove_orphans(
     orphans = [file.key for file in files if is_orphan(file, jobs, before)][:at_most]
     artifacts.delete(orphans)
     if orphans:
-        logger.warning("removed %s files that belong to no job, such as %s", len(orphans), orphans[0])
+        logger.warning("removed %s without a job, such as %s", counted(len(orphans), "file"), orphans[0])
     found = {job.id for file in files if (job := jobs.get(job_of(file.key))) and job.gone and file.key in job.keys}
     if found:  # for example, the disk was not mounted during the last audit
         store.retention.mark_audio_gone(sorted(found), gone=False)
-        logger.warning("found the audio of %s jobs again", len(found))
+        logger.warning("found the audio of %s again", counted(len(found), "job"))
     return len(orphans)
 
 
@@ -274,7 +277,9 @@ def _mark_missing(store: Store, artifacts: ArtifactStore, jobs: Sequence[Holding
     if missing:
         store.retention.mark_audio_gone(missing)
         logger.warning(
-            "the audio of %s jobs is missing from the audio store, such as that of job %s", len(missing), missing[0]
+            "the audio of %s is missing from the audio store, such as that of job %s",
+            counted(len(missing), "job"),
+            missing[0],
         )
 
 

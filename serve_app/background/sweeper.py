@@ -9,6 +9,7 @@ from serve_app import metrics
 from serve_app.config import AppArgs
 from serve_app.errors import StoreUnavailable
 from serve_app.jobs import new_id
+from serve_app.plurals import counted
 from serve_app.store import Store, WorkerRow
 from serve_app.supervision import PeriodicThread
 
@@ -111,7 +112,7 @@ class Sweeper:
             return
         expire_leases = time.monotonic() >= self._leases_expire_from
         if moved := self._store.time_limits.enforce(self._queue.run_limit_s, expire_leases=expire_leases):
-            logger.info("swept %s jobs: lost leases, deadlines or run limits", moved)
+            logger.info("swept %s: lost leases, deadlines or run limits", counted(moved, "job"))
 
     def _recount(self) -> None:
         if time.monotonic() < self._recounted_at + RECOUNT_EVERY_S:

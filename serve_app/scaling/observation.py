@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from serve_app.config import BreakerArgs, DatabaseArgs, ScalingArgs
 from serve_app.jobs import Status, WorkerPhase
+from serve_app.plurals import counted
 from serve_app.ray_adapters import ray_kv
 from serve_app.scaling.policy import WINDOW_S, WINDOWS, Observation
 from serve_app.store import Breaker, Store, WorkerRow
@@ -238,7 +239,7 @@ class StoreFleet:
 
 
 def _breaker_reason(breaker: Breaker) -> str:
-    return f"{breaker.runs} failures with {breaker.code}: {breaker.message}"
+    return f"{counted(breaker.runs, 'failure')} with {breaker.code}: {breaker.message}"
 
 
 class Startups:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from serve_app.config import ScalingArgs
+from serve_app.plurals import counted
 
 WINDOW_S: Final = 300.0
 """Length of one window of `Observation.arrivals`. It lasts a few start-ups, within which the end of a load should be noticed."""
@@ -188,14 +189,14 @@ def _new(seen: Observation, have: int) -> int:
 def _reason(winner: str, count: int, seen: Observation, bounds: ScalingArgs, load: float) -> str:
     match winner:
         case "moment":
-            return f"{_counted(count, 'worker')} needed a moment ago"
+            return f"{counted(count, 'worker')} needed a moment ago"
         case "warm":
             return f"min_workers is {count}"
         case "steady":
-            kept = _counted(count, "worker")
+            kept = counted(count, "worker")
             return f"a steady load of {load:.1f} workers; starting one takes {seen.startup_s:.0f} s, so a lull keeps {kept}"
         case "new":
-            kept = _counted(count, "worker")
+            kept = counted(count, "worker")
             return f"keeping {kept} for now, ready for less than {_SETTLE * seen.startup_s:.0f} s"
     return _work_reason(count, seen, bounds)
 
@@ -206,14 +207,9 @@ def _work_reason(count: int, seen: Observation, bounds: ScalingArgs) -> str:
     if not jobs:
         return "no work"
     part = f", this cluster's part among {seen.clusters}" if seen.clusters > 1 else ""
-    work = f"{work_s:.0f} s of work in {_counted(jobs, 'job')} ({seen.queued_jobs} waiting){part}"
-    workers = _counted(count, "worker")
+    work = f"{work_s:.0f} s of work in {counted(jobs, 'job')} ({seen.queued_jobs} waiting){part}"
+    workers = counted(count, "worker")
     if count == jobs:
         return f"{work}: {workers}, one per job"
     wait = f"for a wait of about {bounds.target_wait_s:g} s (target_wait_s)"
     return f"{work}: {workers} {wait}; one more takes {seen.startup_s:.0f} s to start"
-
-
-def _counted(number: int, noun: str) -> str:
-    """Returns `1 job` or `2 jobs`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

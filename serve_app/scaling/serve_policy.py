@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any, Final, Protocol
 
 from serve_app.config import ScalingArgs
+from serve_app.plurals import counted
 from serve_app.scaling.policy import Decision, Observation, decide
 
 logger = logging.getLogger("ray.serve.sophia")
@@ -86,11 +87,13 @@ class _Reader:
         decision = self._decision
         silent_s = time.monotonic() - self._answered
         if decision is None:
-            return Decision(current, f"keeping {current} workers: the job store is awaited ({self._problem})")
+            return Decision(
+                current, f"keeping {counted(current, 'worker')}: the job store is awaited ({self._problem})"
+            )
         if silent_s < max(STALE_S, 3 * self._period_s):
             return decision
         away = f"the job store has not answered for {silent_s:.0f} s ({self._problem})"
-        return replace(decision, reason=f"keeping {decision.target} workers: {away}")
+        return replace(decision, reason=f"keeping {counted(decision.target, 'worker')}: {away}")
 
     def _run(self) -> None:
         fleet: Fleet | None = None

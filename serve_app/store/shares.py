@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from serve_app.config import QueueArgs
 from serve_app.errors import QueueFull, QuotaExceeded
 from serve_app.jobs import Job, Status
+from serve_app.plurals import counted
 from serve_app.store.statements import upsert
 from serve_app.store.tables import api_keys, jobs, shares, state_is
 
@@ -173,7 +174,7 @@ def check_limits(connection: sa.Connection, owner: str, limits: QueueArgs) -> No
     use = use_of(connection, owner)
     if use.jobs > limits.max_owner_jobs:
         raise QuotaExceeded(
-            f"You have {use.jobs - 1} jobs waiting, and queue.max_owner_jobs is {limits.max_owner_jobs}: {_WAIT}"
+            f"You have {counted(use.jobs - 1, 'job')} waiting, and queue.max_owner_jobs is {limits.max_owner_jobs}: {_WAIT}"
         )
     if use.audio_s > limits.max_owner_audio_s:
         raise QuotaExceeded(
@@ -183,8 +184,8 @@ def check_limits(connection: sa.Connection, owner: str, limits: QueueArgs) -> No
     waiting = connection.execute(sa.select(sa.func.sum(shares.c.jobs)).where(shares.c.jobs > 0)).scalar_one()
     if waiting > limits.max_jobs:
         raise QueueFull(
-            f"{int(waiting) - 1} jobs of all owners wait, and queue.max_jobs is {limits.max_jobs}: try again later, or ask the "
-            "operator to add workers or to raise the limit"
+            f"All owners together have {counted(int(waiting) - 1, 'job')} waiting, and queue.max_jobs is {limits.max_jobs}: "
+            "try again later, or ask the operator to add workers or to raise the limit"
         )
 
 
@@ -210,12 +211,12 @@ def use_of(connection: sa.Connection, owner: str) -> Use:
 
 def recount(connection: sa.Connection) -> None:
     """Recompute jobs and audio of every share from the queue. The caller must hold a lock on the table of jobs."""
-    counted = _counted().subquery()
-    keys = [counted.c[name] == shares.c[name] for name in _KEY]
-    columns = (counted.c.jobs, counted.c.audio_s)
+    recounted = _recounted().subquery()
+    keys = [recounted.c[name] == shares.c[name] for name in _KEY]
+    columns = (recounted.c.jobs, recounted.c.audio_s)
     found = [sa.func.coalesce(sa.select(column).where(*keys).scalar_subquery(), 0) for column in columns]
     connection.execute(shares.update().where(_wrong()).values(jobs=found[0], audio_s=found[1]))
-    for row in connection.execute(_counted().where(_no_share())).all():
+    for row in connection.execute(_recounted().where(_no_share())).all():
         clock = connection.execute(sa.select(_clock(sa.literal(row.model), sa.literal(row.rank)))).scalar_one()
         connection.execute(shares.insert().values(**row._mapping, turn=clock, served=0.0))
 
@@ -230,7 +231,7 @@ def are_exact(connection: sa.Connection) -> bool:
 _KEY: Final = ("model", "owner", "rank")
 
 
-def _counted() -> sa.Select[Any]:
+def _recounted() -> sa.Select[Any]:
     keys = [jobs.c[name] for name in _KEY]
     sums = (sa.func.count().label("jobs"), sa.func.sum(jobs.c.audio_seconds).label("audio_s"))
     return sa.select(*keys, *sums).where(state_is(Status.QUEUED)).group_by(*keys)

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from serve_app.errors import QuotaExceeded
 from serve_app.jobs import Job, new_id
+from serve_app.plurals import counted
 from serve_app.store.clock import now
 from serve_app.store.database import Database
 from serve_app.store.tables import webhook_deliveries as deliveries
@@ -60,7 +61,7 @@ def check_pending(connection: sa.Connection, owner: str, at_most: int) -> None:
     found = pending(connection, owner)
     if found >= at_most:
         raise QuotaExceeded(
-            f"{found} webhooks of your jobs are on their way, and queue.max_owner_webhooks is {at_most}: see that your server "
+            f"You have {counted(found, 'pending webhook')}, and queue.max_owner_webhooks is {at_most}: check that your server "
             "answers them with 2xx, submit without webhook_url, or ask the operator to raise the limit"
         )
 

@@ -8,6 +8,7 @@ from serve_app import metrics
 from serve_app.artifacts import ArtifactStore
 from serve_app.errors import ArtifactsUnavailable, Stopped
 from serve_app.log_throttle import LogThrottle
+from serve_app.plurals import counted
 from serve_app.worker.claims import Claim
 
 logger = logging.getLogger("ray.serve.sophia")
@@ -70,8 +71,7 @@ class SongStorage:
     def _waiting_summary(self) -> str:
         with self._lock:
             waiting = list(self._waiting.values())
-        songs = "a song" if len(waiting) == 1 else f"{len(waiting)} songs"
-        return f"waits to store {songs}: {waiting[0].why}" if waiting else ""
+        return f"waits to store {counted(len(waiting), 'song')}: {waiting[0].why}" if waiting else ""
 
     def _try_to_put(self, key: str, data: bytes | memoryview) -> ArtifactsUnavailable | None:
         try:
@@ -111,5 +111,8 @@ class SongStorage:
         if self._log_throttle.due():
             self._outage_logged = True
             logger.error(
-                "worker %s cannot store songs; %s songs wait: %s", self._worker, len(self._waiting), error.message
+                "worker %s cannot store songs; %s waiting: %s",
+                self._worker,
+                counted(len(self._waiting), "song"),
+                error.message,
             )

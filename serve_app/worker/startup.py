@@ -8,6 +8,7 @@ from typing import Final, TypeVar
 from serve_app.config import AppArgs
 from serve_app.errors import LoadError, StoreUnavailable
 from serve_app.jobs import new_id
+from serve_app.plurals import counted
 from serve_app.processes import Process
 from serve_app.store import Breaker, Store
 from serve_app.supervision import SupervisedTask
@@ -114,10 +115,8 @@ def migrate(store: Store, cancelled: threading.Event) -> None:
 
 
 def _pause_reason(breaker: Breaker) -> str:
+    failures = f"after {counted(breaker.runs, 'failure')}"
     if not breaker.is_open:
-        return f"trying again in {breaker.retry_in_s:.0f} s, after {breaker.runs} failures: {breaker.message}"
-    trial = "" if breaker.everywhere else ", but for a trial now and then (breaker.trial_s)"
-    return (
-        f"not trying again after {breaker.runs} failures until `sophia reset` or a deploy with a changed configuration{trial}: "
-        f"{breaker.message}"
-    )
+        return f"trying again in {breaker.retry_in_s:.0f} s, {failures}: {breaker.message}"
+    trial = "" if breaker.everywhere else ", except for occasional trials (breaker.trial_s)"
+    return f"not trying again {failures} until `sophia reset` or a deploy with a changed configuration{trial}: {breaker.message}"

@@ -79,7 +79,7 @@ def test_a_new_database_removes_nothing_from_another_ones_store(
         one.close()
 
     assert keys(artifacts) == songs
-    assert "30 of its 30 files belong to no job of this database" in refusal
+    assert "it holds 30 files without a job in this database, out of 30" in refusal
     assert refusal in caplog.text
     assert artifacts.mark() is None
 
@@ -180,7 +180,7 @@ def test_more_orphans_than_the_share_stay_until_an_operator_says_so(
     monkeypatch.chdir(tmp_path)
 
     assert main(["artifacts", "sweep"]) == 0
-    assert "11 of 12 files" in capsys.readouterr().out
+    assert "Files that belong to no job: 11 of 12." in capsys.readouterr().out
     assert keys(artifacts) == everything
 
     assert main(["artifacts", "sweep", "--confirm"]) == 0

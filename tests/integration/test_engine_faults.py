@@ -85,7 +85,7 @@ def test_a_request_that_does_not_fit_leaves_the_engine_usable(checkpoint: Path, 
     )
 
     assert output.splitlines() == [
-        "1 variation(s) of 600 s do not fit into the memory of cpu. Ask for fewer variations or a shorter duration.",
+        "There is not enough memory on cpu for 1 variation of 600 s. Ask for fewer variations or a shorter duration.",
         "True",
     ]
 

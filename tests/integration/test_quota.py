@@ -98,7 +98,9 @@ def test_the_queue_holds_so_many_jobs_of_all_owners(store: Store) -> None:
     limits = QueueArgs(max_jobs=2)
     submit_within(store, "a", limits)
     submit_within(store, "b", limits)
-    with pytest.raises(QueueFull, match=r"2 jobs of all owners wait, and queue\.max_jobs is 2") as refused:
+    with pytest.raises(
+        QueueFull, match=r"All owners together have 2 jobs waiting, and queue\.max_jobs is 2"
+    ) as refused:
         submit_within(store, "c", limits)
     provoked("queue_full", "the queue is full", str(refused.value))
     claim(store)

@@ -289,13 +289,16 @@ def test_a_card_that_the_cluster_lacks_is_named(tmp_path: Path) -> None:
         report(service, phase="draining", node="node")
         assert service.job(service.submit()["id"])["waiting_for"].startswith("the only node that fits is full")
         nodes[-1].total["CPU"] = 0.1
-        assert service.job(service.submit()["id"])["waiting_for"].endswith("has the 0.5 CPUs that a worker reserves")
+        assert (
+            "has as many CPUs as a worker reserves (num_cpus is 0.5)"
+            in service.job(service.submit()["id"])["waiting_for"]
+        )
 
 
 def test_a_worker_without_room_for_its_cpus_says_so(tmp_path: Path) -> None:
     """If no node has the CPUs that a worker reserves, the job and /v1/health contain that number."""
     with running(tmp_path, {"m": simulated(num_cpus=4)}, workers=0, cluster=lambda: [_node({}, CPU=2)]) as service:
-        told = "none of the cluster's 1 nodes has the 4 CPUs that a worker reserves"
+        told = "no node has as many CPUs as a worker reserves (num_cpus is 4); the cluster has 1 node"
         assert service.job(service.submit()["id"])["waiting_for"] == told
         scale = service.client.get("/v1/health").json()["scale"]["m"]
         assert (scale["pending"], scale["pending_for"]) == (1, told)

@@ -140,7 +140,7 @@ def test_a_song_waits_for_a_bucket_that_was_deleted(server: S3, tmp_path: Path) 
             return str(worker["detail"])
 
         eventually(
-            lambda: said().startswith("stopped claiming: waits to store a song: the bucket 'music' does not exist")
+            lambda: said().startswith("stopped claiming: waits to store 1 song: the bucket 'music' does not exist")
         )
         httpx.put(f"http://127.0.0.1:{server.port}/music").raise_for_status()
         ended = service.ended(job)

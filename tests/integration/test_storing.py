@@ -75,7 +75,7 @@ def test_a_song_that_waits_says_why_and_its_worker_claims_no_more(
         first = service.submit()["id"]
         eventually(lambda: _progress(service, first).get("detail") == FULL)
         eventually(
-            lambda: _worker(service)["detail"].startswith("stopped claiming: waits to store a song: the disk is full: ")
+            lambda: _worker(service)["detail"].startswith("stopped claiming: waits to store 1 song: the disk is full: ")
         )
         later = service.submit()["id"]
         eventually(lambda: FULL in (service.job(later)["waiting_for"] or ""))
@@ -215,7 +215,7 @@ def test_a_song_that_does_not_fit_stops_no_others(tmp_path: Path) -> None:
         waiting.join(30)
 
         assert claims_on
-        assert said.startswith("waits to store a song: the disk is full: ")
+        assert said.startswith("waits to store 1 song: the disk is full: ")
         assert not waiting.is_alive()
         assert {file.key: file.size for file in artifacts.list()} == {"a/1/0.wav": 6_000_000, "b/1/0.mp3": 1_000_000}
         assert store.row_fields() == {"detail": "ready", "error": None}

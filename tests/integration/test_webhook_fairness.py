@@ -131,9 +131,7 @@ def test_an_owner_may_have_so_many_webhooks_on_their_way(store: Store) -> None:
     made = [ask("studio") for _ in range(2)]
     for job in made:
         store.jobs.cancel(job.id)
-    with pytest.raises(
-        QuotaExceeded, match=r"2 webhooks of your jobs are on their way, and queue\.max_owner_webhooks is 2"
-    ):
+    with pytest.raises(QuotaExceeded, match=r"You have 2 pending webhooks, and queue\.max_owner_webhooks is 2"):
         ask("studio")
     with pytest.raises(QuotaExceeded):
         store.jobs.retry(made[0].id, 3, limits=limits)

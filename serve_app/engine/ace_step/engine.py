@@ -37,6 +37,7 @@ from serve_app.engine.ace_step.generating import (
 from serve_app.engine.ace_step.loading import import_errors, import_packages, load_pipeline, unexpected_error
 from serve_app.engine.protocol import EngineFacts, OnStep
 from serve_app.music import MAX_LYRICS_TOKENS, MAX_PROMPT_TOKENS, SAMPLE_RATE, SELF_TEST, TASKS, MusicRequest
+from serve_app.plurals import counted
 
 if TYPE_CHECKING:
     import torch
@@ -244,8 +245,8 @@ class AceStepEngine:
             if not isinstance(error, RuntimeError) or not is_out_of_memory(error):
                 raise
             raise errors.OutOfDeviceMemory(
-                f"{request.variations} variation(s) of {request.duration:g} s do not fit into the memory of "
-                f"{device_name(device)}. Ask for fewer variations or a shorter duration."
+                f"There is not enough memory on {device_name(device)} for {counted(request.variations, 'variation')} of "
+                f"{request.duration:g} s. Ask for fewer variations or a shorter duration."
             ) from None  # the original traceback would keep the tensors alive
 
 

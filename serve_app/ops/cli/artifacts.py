@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from serve_app.ops.cli.context import configuration, open_store
+from serve_app.plurals import counted
 
 app = typer.Typer(help="Claim the audio store and remove old files from it.")
 
@@ -41,10 +42,10 @@ def sweep(
     with open_store(args) as store:
         if confirm:
             removed = janitor.sweep_confirmed(store, artifacts, args.retention)
-            print(f"Removed {removed} files that belonged to no job.")
+            print(f"Removed {counted(removed, 'file')} that belonged to no job.")
             return
         files, _, orphans = janitor.count_files(store, artifacts, args.retention)
-    print(f"{orphans} of {files} files belong to no job. 'sophia artifacts sweep --confirm' removes them.")
+    print(f"Files that belong to no job: {orphans} of {files}. 'sophia artifacts sweep --confirm' removes them.")
 
 
 @app.command()
@@ -64,8 +65,9 @@ def expire(
         songs, rows = janitor.count_expired(store, args.retention)
         if confirm:
             janitor.expire_confirmed(store, Artifacts(args.resolved_artifacts_url), args.retention)
-            print(f"Removed {songs} songs and {rows} jobs whose retention was over.")
+            print(f"Removed {counted(songs, 'song')} and {counted(rows, 'job')} whose retention was over.")
             return
     print(
-        f"The retention of {songs} songs and {rows} jobs is over. 'sophia artifacts expire --confirm' removes them now."
+        f"The retention of {counted(songs, 'song')} and {counted(rows, 'job')} is over. "
+        "'sophia artifacts expire --confirm' removes them now."
     )
