@@ -6,7 +6,7 @@ first value, and only inside Ray, so a program without Ray may call these functi
 
 Three limits of Ray 2.60 shape the list:
 
-* A process exports its values every 10 s, so it cannot count what kills it. The API processes report failed loads instead.
+* A process exports its values every 10 s, so the failure that ends it would be lost. The API processes report failed loads instead.
 * A counter cannot start at 0, so `increase()` misses the first value of each worker.
 * A histogram's `_sum` adds up the middles of its buckets, so no mean is computed from it. Where a sum matters there is a counter.
 """
@@ -165,7 +165,7 @@ METRICS: Final[tuple[Metric, ...]] = tuple(value for value in globals().values()
 
 
 class Gauges:
-    """The gauges of one process. Ray keeps the last value of a gauge, so `set` resets those that it no longer gets to 0."""
+    """The gauges of one process. Ray keeps the last value of a gauge, so `set` writes 0 to each gauge that gets no new value."""
 
     def __init__(self) -> None:
         self._known: set[tuple[Metric, tuple[str, ...]]] = set()

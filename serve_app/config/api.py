@@ -41,7 +41,7 @@ class ApiArgs(Section):
         2_000_000_000,
         ge=1,
         description="The most bytes of files that an API process has in transfer at once; a further download gets 429. Serve "
-        "buffers in memory, then on disk, what readers have not taken yet. A single file is always allowed.",
+        "buffers what clients have not read yet, in memory and then on disk. A single file is always allowed.",
     )
     download_bytes_per_key: int = Field(
         500_000_000,

@@ -43,7 +43,7 @@ class QueuePolicy:
     """Ray Serve's AutoscalingPolicy for one model's workers.
 
     Serve's controller calls it about ten times a second and does nothing else meanwhile. The call returns the last decision of
-    its thread, in microseconds. While the store is away that decision stays.
+    its thread, in microseconds. While the store is unreachable, that decision stays.
     """
 
     def __init__(
@@ -92,8 +92,8 @@ class _Reader:
             )
         if silent_s < max(STALE_S, 3 * self._period_s):
             return decision
-        away = f"the job store has not answered for {silent_s:.0f} s ({self._problem})"
-        return replace(decision, reason=f"keeping {counted(decision.target, 'worker')}: {away}")
+        outage = f"the job store has not answered for {silent_s:.0f} s ({self._problem})"
+        return replace(decision, reason=f"keeping {counted(decision.target, 'worker')}: {outage}")
 
     def _run(self) -> None:
         fleet: Fleet | None = None

@@ -58,7 +58,7 @@ class DeviceRecord:
             self._has_worked = True
 
     def record_loss(self, job: str, message: str) -> None:
-        """The device failed during a job. Does not wait for a store that is away."""
+        """The device failed during a job. Does not wait for an unreachable store."""
         try:
             self._loads.add_lost_device(self._model, self._deployment, Process.this(), job, message)
         except StoreUnavailable as error:

@@ -23,7 +23,7 @@ PROGRESS_S: Final = 0.1
 BEATS_PER_LEASE: Final = 4
 
 _MIN_STEP_S: Final = 0.03
-"""Pause after every step. On SQLite the heartbeat's own write wakes it, so without a pause it would never rest."""
+"""Pause after every step. On SQLite the heartbeat's own write wakes it, so without a pause it would run all the time."""
 
 _RETRY_S: Final = 1.0
 
@@ -74,7 +74,7 @@ class Heartbeat:
         self._thread.start()
 
     def close(self, last_write: Callable[[], None]) -> None:
-        """Stop the thread. Then write the device time and call `last_write`, each once: a store that is away gets neither."""
+        """Stop the thread, write the device time and call `last_write`. Neither is repeated if the store is unreachable."""
         self._thread.stopping.set()
         self._revoked.wake()
         self._thread.join()

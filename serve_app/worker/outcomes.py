@@ -19,7 +19,7 @@ RETRY_S: Final = 1.0
 
 
 class Outcomes:
-    """Ends claims. `publish` and `fail` wait for a database that is away, as long as the claim is not lost. Thread-safe."""
+    """Ends claims. `publish` and `fail` wait for an unreachable database until the claim is lost. Thread-safe."""
 
     def __init__(self, store: Store, device: DeviceRecord) -> None:
         self._store = store
@@ -54,7 +54,7 @@ class Outcomes:
         self._charge(claim)
 
     def _finish(self, claim: Claim, songs: Sequence[StoredSong], timing: dict[str, float]) -> bool:
-        """Whether the job is published. Raises Stopped when the claim is lost while the store is away."""
+        """Whether the job is published. Raises Stopped when the claim is lost while the store is unreachable."""
         audio = [song.file for song in songs]
 
         def finish() -> bool:
@@ -67,7 +67,7 @@ class Outcomes:
             return finish()
 
     def _until_the_store_answers(self, claim: Claim, action: Callable[[], _T]) -> _T:
-        """The result of `action`, retried while the store is away. Raises Stopped when the claim is lost meanwhile."""
+        """The result of `action`, retried while the store is unreachable. Raises Stopped when the claim is lost meanwhile."""
         while True:
             try:
                 return action()
@@ -78,7 +78,7 @@ class Outcomes:
                     raise Stopped from error
 
     def _charge(self, claim: Claim) -> None:
-        """Add the device time of an attempt without a song to its owner's account. Does not wait for a store that is away."""
+        """Add the device time of an attempt without a song to its owner's account. Does not wait for an unreachable store."""
         claim.stop_clock()
         job = claim.job
         metrics.key_device_time(job.model, job.owner, claim.gpu_s)

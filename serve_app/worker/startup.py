@@ -42,7 +42,7 @@ class Startup:
                 return
 
     def cancel(self) -> None:
-        """End the start. A load under way does not count as a failure, unless the store is away."""
+        """End the start. A load under way does not count as a failure, unless the store is unreachable."""
         self._cancelled.set()
         load = self._load_id
         if load is None:
@@ -87,7 +87,10 @@ class Startup:
         return self._store.load_attempts.breaker(self._model, self._deployment, self._args.breaker, host)
 
     def _until_the_store_answers(self, action: Callable[[], _T]) -> _T:
-        """The result of `action`, retried while the store is away: an outage neither fails a load nor discards a loaded model."""
+        """The result of `action`, retried while the store is unreachable.
+
+        An outage neither makes a load fail nor discards a loaded model.
+        """
         while True:
             try:
                 return action()

@@ -55,7 +55,7 @@ class WorkerOptions:
 
 @dataclass(frozen=True, slots=True)
 class _Slot:
-    """A thread that generates one job at a time, and its wait for new jobs."""
+    """A thread that generates one job at a time, and the waiter that wakes it when a job is queued."""
 
     thread: PeriodicThread
     queued: Waiter

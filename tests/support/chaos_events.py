@@ -170,7 +170,7 @@ class Events:
             row.model == LOADING_MODEL and row.phase == "load" and not row.process.is_dead for row in self._seen()
         )
 
-    # --- The database, which may be away ------------------------------------------------------------------------------
+    # --- The database, which may be unreachable -----------------------------------------------------------------------
 
     def _seen(self) -> list[Any]:
         return _heard(self._store.workers.seen, [])

@@ -33,16 +33,16 @@ _FORMATS: Final = (
 _EXCEPTION: Final = re.compile(r"^(?:[\w.]+\.)?(?P<kind>[A-Z]\w*(?:Error|Exception|Exit))(?:: (?P<text>.*))?$")
 
 _HARMLESS: Final = (
-    "Token authentication is enabled for this Ray cluster",  # what we want
+    "Token authentication is enabled for this Ray cluster",  # Sophia turns it on
     "Failed to determine local IP via external connectivity",  # a machine without a network works
     "Cannot deregister autoscaling state",  # Serve logs it for each deployment of fixed size
     "no such table: jobs",  # the policy looks before the first API process has made the tables
     "to initialize",  # Serve logs it for each load that takes over 30 s
 )
-"""Warnings that good starts print."""
+"""Warnings that a successful start prints as well."""
 
 _WORKER: Final = re.compile(r"worker [0-9a-f-]{36} ")
-"""How the lines of a worker begin. While Sophia starts, the report says the same with `/readyz`."""
+"""How the lines of a worker begin. While Sophia starts, they are hidden: the report gets the same facts from `/readyz`."""
 
 _STACK: Final = re.compile(r"\*\*\*|PC: |\s*@ ")
 """How the lines of Ray's stack traces begin."""
@@ -58,13 +58,13 @@ _PHASES: Final = {
 _FAILED: Final = re.compile(
     r"Deploying app '.*' failed|Failed to update the deployments|Unexpected error occurred while applying"
 )
-"""Serve prints one of these when it has given an application up; `serve run` waits on."""
+"""Serve prints one of these when it has given up on an application; `serve run` keeps running."""
 
 _DASHBOARD: Final = re.compile(r"View the dashboard at (?:http://)?([\w.:\[\]-]+)")
 
 
 class LogFile:
-    """The file with the whole output of `serve run`, readable by its owner only; the last 80 MB are kept."""
+    """The file with the whole output of `serve run`. Only its owner can read it; the last 80 MB are kept."""
 
     def __init__(self, folder: Path) -> None:
         """Raises ConfigurationError when the folder cannot be written to."""
@@ -79,7 +79,7 @@ class LogFile:
             raise ConfigurationError(
                 f"{folder} cannot be written to: {error.strerror}. Make room there, or set data_dir to another folder."
             ) from error
-        logging.raiseExceptions = False  # a disk that fills up later costs log lines, not a traceback for each
+        logging.raiseExceptions = False  # if the disk fills up later, lines are lost without a traceback for each
 
     def write(self, line: str) -> None:
         """Append a line."""
@@ -110,7 +110,7 @@ class Output:
         self.exception = ""
         """The last exception that was printed, as one sentence."""
         self.failed = threading.Event()
-        """Set when Serve has given the application up."""
+        """Set when Serve has given up on the application."""
         self.is_starting = True
         self.is_stopping = False
 
@@ -151,6 +151,6 @@ def record(line: str) -> tuple[str, str] | None:
 
 
 def show(text: str, stream: TextIO | None = None) -> None:
-    """Print a line at once; a terminal that has been closed ends nothing."""
+    """Print a line at once. It is lost without an error if the terminal has been closed."""
     with suppress(OSError):
         print(text, file=stream or sys.stdout, flush=True)

@@ -14,9 +14,9 @@ from serve_app.ops.launch.output import Output, show
 _POLL_S: Final = 1.0
 _TIMEOUT_S: Final = 10.0
 _LINE_EVERY_S: Final = 10.0
-"""A new phase is printed at most so often, in seconds: a download changes its percentage all the time."""
+"""Shortest time between two lines about new phases, in seconds: a download changes its percentage all the time."""
 _REMINDER_S: Final = 60.0
-"""A phase that lasts is printed again after so many seconds."""
+"""A phase that lasts longer than this is printed again, in seconds."""
 _TRACEBACK_S: Final = 2.0
 """Seconds within which Serve prints the rest of a failure."""
 
@@ -76,7 +76,7 @@ class StartReport:
             self._printed_at = now
 
     def _failure(self) -> str:
-        """Why waiting is in vain: Serve has given the application up, or no model can be loaded."""
+        """Why the start has failed: Serve has given up on the application, or no model can be loaded. Empty if it has not."""
         if self._output.failed.is_set():
             time.sleep(_TRACEBACK_S)
             return self._output.exception or "Ray Serve could not deploy the application"
