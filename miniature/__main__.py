@@ -20,7 +20,7 @@ from miniature.export import export as save_variant
 from miniature.export import play
 from miniature.start import start_folder
 from miniature.tasks import HELD_OUT
-from miniature.transformer import VARIANTS, Material, Plan, state_file
+from miniature.transformer import VARIANTS, Material, Plan, on_gpu, state_file
 from miniature.transformer import train as train_transformer
 from miniature.vae import Data as Audio
 from miniature.vae import train as train_vae
@@ -109,29 +109,25 @@ def codes(
 @app.command()
 def transformer(
     *,
-    variant: Annotated[str, typer.Option(help="turbo or base.")] = "turbo",
+    variant: Annotated[str, typer.Option(help="base, or then turbo.")] = "base",
     work: Work = stage.WORK_FOLDER,
     checkpoint: Checkpoint = None,
     from_scratch: FromScratch = False,
     hours: Hours = 1.0,
     threads: Threads = 1,
-    rate: Annotated[float, typer.Option(help="Scales the learning rates.")] = 1.0,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Train on a GPU, with large batches.")] = False,
 ) -> None:
-    """Trains text encoder, condition encoder and transformer together."""
+    """Trains base's encoders and transformer, or distils base's guided transformer to turbo's."""
     if variant not in VARIANTS:
         raise typer.BadParameter(f"variant is {variant!r}: it must be one of {', '.join(VARIANTS)}")
     known = dataset.load(work / "data")
-    plan = Plan(
-        variant,
-        work,
-        start_folder(checkpoint, work),
-        from_scratch=from_scratch,
-        rate=rate,
-    )
+    plan = Plan(variant, work, start_folder(checkpoint, work), from_scratch=from_scratch)
+    if gpu:
+        plan = on_gpu(plan)
     stage.be_idle(threads)
     with stage.Session(hours) as session:
         known_codes = trained_codes(work)
-        code = coder(known_codes) if known_codes else None
+        code = coder(known_codes.to(plan.device)) if known_codes else None
         train_transformer(plan, Material(known, text_pair, code), session)
 
 

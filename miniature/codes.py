@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from vector_quantize_pytorch import ResidualFSQ
 
 from miniature import loop, stage
+from miniature.batches import Coder
 from miniature.mdct_start import projection
 from miniature.mixing import LINEAR, Latents, silence
 from miniature.optimizers import Optimizers
-from miniature.tasks import AUDIBLE, HELD_OUT, Clips, Coder
+from miniature.tasks import AUDIBLE, HELD_OUT, Clips
 
 WINDOW = 5
 LEVELS = [8, 8, 8, 5, 5, 5]
@@ -119,9 +120,9 @@ class Training:
     @property
     def average(self) -> Codes:
         """The networks with averaged weights."""
-        averaged: Any = self._optimizers.average
-        codes: Codes = averaged
-        return codes.eval()
+        codes: Any = self._optimizers.average
+        average: Codes = codes.eval()
+        return average
 
     def resume(self) -> bool:
         """Goes on from the saved state, if there is one."""
@@ -142,7 +143,8 @@ class Training:
         self.codes.train()
         restored, codes = self.codes(latents)
         error, distance = code_losses(restored, latents)
-        self._optimizers.step(error + SPECTRUM_WEIGHT * distance, rate)
+        with self._optimizers.paced(rate, self.steps):
+            self._optimizers.step(error + SPECTRUM_WEIGHT * distance)
         self.steps += 1
         return {
             "error": float(error.detach()),
@@ -218,14 +220,14 @@ def trained(work: Path) -> Codes | None:
 
 
 def coder(codes: Codes) -> Coder:
-    """Sends latents (frames, 64) through the codes, as the pipeline sends a cover's source."""
+    """Sends latents (songs, frames, 64) through the codes, as the pipeline sends a cover's source."""
 
     @torch.no_grad()
-    def through(latents: Latents) -> Latents:
-        padding = silence(-len(latents) % WINDOW)
-        padded = torch.from_numpy(np.concatenate([latents, padding]))
-        restored, _ = codes(padded[None])
-        heard: Latents = restored[0, : len(latents)].numpy()
+    def through(latents: Tensor) -> Tensor:
+        frames = latents.shape[1]
+        padding = torch.from_numpy(silence(-frames % WINDOW)).to(latents.device).expand(len(latents), -1, -1)
+        restored, _ = codes(torch.cat([latents, padding], 1))
+        heard: Tensor = restored[:, :frames]
         return heard
 
     return through

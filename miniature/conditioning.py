@@ -23,6 +23,7 @@ class Networks(nn.Module):
         super().__init__()
         self.text_encoder = text_encoder
         self.condition_encoder = condition_encoder
+        self.condition_encoder.timbre_encoder.unpack_timbre_embeddings = _one_reference_each
         self.transformer = transformer
 
     @classmethod
@@ -66,18 +67,21 @@ class Networks(nn.Module):
             return min(REFERENCE_FRAMES, int(config.sliding_window) + 1)
         return REFERENCE_FRAMES
 
-    def conditions(self, prompts: "Tokens", lyrics: "Tokens", references: Tensor) -> tuple[Tensor, Tensor]:
+    def conditions(
+        self, prompts: Tensor, prompts_mask: Tensor, lyrics: Tensor, lyrics_mask: Tensor, references: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """The packed conditions (batch, tokens, width) and the mask of those that are not padding.
 
-        `references`: (batch, frames, 64), the latents of silence for an example without a reference.
+        `prompts`, `lyrics`: token ids (batch, tokens). `references`: (batch, frames, 64), the latents of silence for an
+        example without a reference.
         """
         states, mask = self.condition_encoder(
-            text_hidden_states=self.text_encoder(input_ids=prompts.ids).last_hidden_state,
-            text_attention_mask=prompts.mask,
-            lyric_hidden_states=self.text_encoder.get_input_embeddings()(lyrics.ids),
-            lyric_attention_mask=lyrics.mask,
+            text_hidden_states=self.text_encoder(input_ids=prompts).last_hidden_state,
+            text_attention_mask=prompts_mask,
+            lyric_hidden_states=self.text_encoder.get_input_embeddings()(lyrics),
+            lyric_attention_mask=lyrics_mask,
             refer_audio_acoustic_hidden_states_packed=references,
-            refer_audio_order_mask=torch.arange(len(references)),
+            refer_audio_order_mask=None,
         )
         return states, mask
 
@@ -86,7 +90,8 @@ class Networks(nn.Module):
 
         The pipeline repeats the embedding for each token; attention to equal tokens gives the same as to one.
         """
-        return self.condition_encoder.null_condition_emb.expand(batch, 1, -1), torch.ones(batch, 1, dtype=torch.bool)
+        embedding = self.condition_encoder.null_condition_emb.expand(batch, 1, -1)
+        return embedding, torch.ones(batch, 1, dtype=torch.bool, device=embedding.device)
 
     def velocity(self, noisy: Tensor, times: Tensor, conditions: tuple[Tensor, Tensor], context: Tensor) -> Tensor:
         """The velocity (batch, frames, 64) from music to noise at `times`, in float32."""
@@ -96,11 +101,26 @@ class Networks(nn.Module):
         return sample.float()
 
 
-class Tokens:
-    """A padded batch of texts: `ids` (batch, tokens), `mask` of the same shape, False for padding."""
+def _one_reference_each(embeddings: Tensor, _order: None) -> tuple[Tensor, Tensor]:
+    """What the timbre encoder's own method gives where each example has one reference.
 
-    def __init__(self, tokenizer: Any, texts: Sequence[str], limit: int) -> None:
-        encoded = tokenizer(list(texts), padding="longest", truncation=True, max_length=limit, return_tensors="pt")
+    That one asks for values on the host, which stops the device, and a CUDA graph cannot hold it.
+    """
+    return embeddings[:, None], torch.ones(len(embeddings), 1, dtype=torch.long, device=embeddings.device)
+
+
+class Tokens:
+    """A batch of texts: `ids` (batch, tokens), `mask` of the same shape, False for padding to a multiple of `multiple`."""
+
+    def __init__(self, tokenizer: Any, texts: Sequence[str], limit: int, multiple: int = 1) -> None:
+        encoded = tokenizer(
+            list(texts),
+            padding="longest",
+            pad_to_multiple_of=multiple,
+            truncation=True,
+            max_length=limit,
+            return_tensors="pt",
+        )
         self.ids: Tensor = encoded.input_ids
         self.mask: Tensor = encoded.attention_mask.bool()
 

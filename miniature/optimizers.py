@@ -1,10 +1,12 @@
 """Muon for the layers' matrices, AdamW for everything else, and the running average of the weights."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 ADAM_RATE = 1e-3
 MUON_RATE = 3e-3
@@ -14,11 +16,10 @@ WARM_UP_STEPS = 60
 
 
 class Optimizers:
-    """Trains `networks` and keeps `average`, which is what is exported."""
+    """Trains the parameters of `networks` that want a gradient, and keeps `average`, which is what is exported."""
 
     def __init__(self, networks: nn.Module) -> None:
-        self._networks = networks
-        named = list(networks.named_parameters())
+        named = [(name, parameter) for name, parameter in networks.named_parameters() if parameter.requires_grad]
         matrices = [parameter for name, parameter in named if _is_layers_matrix(name, parameter)]
         chosen = {id(parameter) for parameter in matrices}
         others = [parameter for _, parameter in named if parameter.dim() > 1 and id(parameter) not in chosen]
@@ -26,40 +27,51 @@ class Optimizers:
         # The factor that brings an update's size to AdamW's: 0.2 times the root of the longer side.
         self._muon: Any = torch.optim.Muon(matrices, MUON_RATE, weight_decay=0.02, adjust_lr_fn="match_rms_adamw")
         groups = [{"params": others, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}]
-        self._adam = torch.optim.AdamW(groups, ADAM_RATE, betas=(0.9, 0.96))
-        average: Any = _average
-        self._average = AveragedModel(networks, multi_avg_fn=average)
-        self._average.requires_grad_(False)
+        on_cuda = matrices[0].is_cuda
+        self._adam = torch.optim.AdamW(groups, ADAM_RATE, betas=(0.9, 0.96), capturable=on_cuda)
+        self._parameters: list[Tensor] = [parameter for _, parameter in named]
+        self._before = [parameter.detach().clone() for parameter in self._parameters]
+        self.average = deepcopy(networks).requires_grad_(False)
+        averaged = dict(self.average.named_parameters())
+        self._averaged: list[Tensor] = [averaged[name] for name, _ in named]
 
-    @property
-    def average(self) -> nn.Module:
-        """Networks with the averaged weights."""
-        module: nn.Module = self._average.module
-        return module
-
-    def step(self, loss: Tensor, rate: float) -> None:
-        """One step against `loss`, with the full learning rates times `rate`."""
+    def step(self, loss: Tensor) -> None:
+        """One step against `loss` with the full learning rates. It never waits for a CUDA device."""
         self._muon.zero_grad()
         self._adam.zero_grad()
         torch.autograd.backward(loss)
-        nn.utils.clip_grad_norm_(self._networks.parameters(), GRADIENT_LIMIT)
-        for optimizer, full in ((self._muon, MUON_RATE), (self._adam, ADAM_RATE)):
-            for group in optimizer.param_groups:
-                group["lr"] = full * rate
-            optimizer.step()
-        self._average.update_parameters(self._networks)
+        nn.utils.clip_grad_norm_(self._parameters, GRADIENT_LIMIT)
+        self._muon.step()
+        self._adam.step()
+
+    @contextmanager
+    def paced(self, rate: float, steps: int) -> Iterator[None]:
+        """Makes the step inside one with the full learning rates times `rate`, then moves the average.
+
+        Both optimizers' steps are proportional to the learning rate, so that going back a part of the way does it; a rate
+        that changes could not be part of a CUDA graph. `steps`: how many there were before.
+        """
+        with torch.no_grad():
+            torch._foreach_copy_(self._before, self._parameters)
+        yield
+        # The average is short at first, so that it forgets the start, and long later.
+        kept = min(LONGEST_AVERAGE, (steps + 1) / (steps + 20))
+        with torch.no_grad():
+            if rate < 1:
+                torch._foreach_lerp_(self._parameters, self._before, 1 - rate)
+            torch._foreach_lerp_(self._averaged, self._parameters, 1 - kept)
 
     def state(self) -> dict[str, Any]:
         return {
             "muon": self._muon.state_dict(),
             "adam": self._adam.state_dict(),
-            "average": self._average.state_dict(),
+            "average": self.average.state_dict(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         self._muon.load_state_dict(state["muon"])
         self._adam.load_state_dict(state["adam"])
-        self._average.load_state_dict(state["average"])
+        self.average.load_state_dict(state["average"])
 
 
 def rate_at(steps: int, share: float) -> float:
@@ -73,10 +85,3 @@ def rate_at(steps: int, share: float) -> float:
 
 def _is_layers_matrix(name: str, parameter: nn.Parameter) -> bool:
     return ".layers." in f".{name}" and parameter.dim() == 2
-
-
-@torch.no_grad()
-def _average(averaged: Any, current: Any, steps: Tensor) -> None:
-    """Moves the average; it is short at first, so that it forgets the start, and long later."""
-    kept = min(LONGEST_AVERAGE, float((steps + 1) / (steps + 20)))
-    torch._foreach_lerp_(list(averaged), list(current), 1 - kept)

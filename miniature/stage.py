@@ -90,5 +90,5 @@ def load_state(path: Path) -> dict[str, Any] | None:
     """The state that `save_state` wrote, or None if there is none."""
     if not path.exists():
         return None
-    state: dict[str, Any] = torch.load(path, weights_only=True)
+    state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
     return state

@@ -17,8 +17,6 @@ from miniature.mixing import Latents, mixed, silence
 LATENTS_A_SECOND = 25
 HELD_OUT = 100  # the last clips of a data set: never trained on
 
-Coder = Callable[[Latents], Latents]
-"""Sends latents through the audio codes and back, as a cover's source goes."""
 Texts = Callable[[Any, np.random.Generator, bool], tuple[str, str]]
 """Facts, randomness and whether the instrument is named → the prompt's and the lyrics' text, in the pipeline's templates."""
 
@@ -58,7 +56,7 @@ class Clips(Protocol):
 class Example:
     """One example; latents are (frames, 64).
 
-    `reference` is None where the pipeline would feed silence.
+    `reference` is None where the pipeline would feed silence. A cover's source is still to go through the audio codes.
     """
 
     target: Latents
@@ -67,13 +65,11 @@ class Example:
     prompt: str
     lyrics: str
     reference: Latents | None
+    cover: bool = False
 
 
 class Examples:
-    """Draws examples from the clips that are not held out.
-
-    Without `code`, covers are left out.
-    """
+    """Draws examples from the clips that are not held out; none is a cover without `covers`."""
 
     def __init__(
         self,
@@ -82,13 +78,12 @@ class Examples:
         *,
         shares: Mapping[str, float],
         reference_frames: int,
-        code: Coder | None = None,
+        covers: bool = False,
     ) -> None:
         self._clips = clips
         self._texts = texts
         self._reference_frames = reference_frames
-        self._code = code
-        known = {task: share for task, share in shares.items() if code is not None or task != "cover"}
+        known = {task: share for task, share in shares.items() if covers or task != "cover"}
         self._tasks = list(known)
         self._weights = np.array(list(known.values())) / sum(known.values())
         self._training = len(clips.facts) - HELD_OUT
@@ -116,15 +111,16 @@ class Examples:
         if task == "repaint":
             mask = _window(random, frames)
             source = np.where(mask[:, None] > 0, source, self._heard(mix, random))
-        elif task == "cover" and self._code is not None:
-            source = self._code(self._heard(mix, random))
+        elif task == "cover":
+            source = self._heard(mix, random)
         elif task in ("extract", "lego", "complete"):
             stems = self._stems(clip, part)
             track = str(random.choice(list(stems)))
             target, source, added = _tracks(task, track, mix, stems, random)
             source = self._heard(source, random)
         instruction = AceStepPipeline._get_task_instruction(task, track, added)
-        return self._described(Example(target, source, mask, "", "", None), clip, instruction, task, random)
+        example = Example(target, source, mask, "", "", None, cover=task == "cover")
+        return self._described(example, clip, instruction, task, random)
 
     def _described(
         self, example: Example, clip: int, instruction: str, task: str, random: np.random.Generator

@@ -85,12 +85,13 @@ def test_training_learns_through_the_quantizer(small_batches: None, tmp_path: Pa
 def test_a_coder_keeps_the_length(tmp_path: Path) -> None:
     """Latents whose number is no multiple of five are padded with silence and cropped again."""
     send = codes.coder(codes.Codes().eval())
-    latents = noise_clips().mix[0, :13].astype(np.float32)
+    latents = torch.from_numpy(noise_clips().mix[:2, :13].astype(np.float32))
+    padded = torch.cat([latents, torch.from_numpy(silence(2)).expand(2, -1, -1)], 1)
 
     heard = send(latents)
 
-    assert heard.shape == (13, 64)
-    assert np.allclose(heard, send(np.concatenate([latents, silence(2)]))[:13], atol=1e-5)
+    assert heard.shape == (2, 13, 64)
+    assert torch.allclose(heard, send(padded)[:, :13], atol=1e-5)
 
 
 def test_only_audible_clips_that_are_not_held_out_are_drawn(

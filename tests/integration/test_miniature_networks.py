@@ -11,7 +11,7 @@ from diffusers.pipelines.ace_step import AceStepConditionEncoder
 from torch import nn
 from transformers import Qwen3Config, Qwen3Model
 
-from miniature.conditioning import Networks, Tokens
+from miniature.conditioning import Networks
 from miniature.optimizers import Optimizers, rate_at
 from miniature.stage import Session, load_state, save_state
 
@@ -38,12 +38,9 @@ def networks() -> Networks:
     ).eval()
 
 
-def tokens(ids: list[list[int]], mask: list[list[int]]) -> Tokens:
-    """A batch of token ids that needs no tokenizer."""
-    batch = Tokens.__new__(Tokens)
-    batch.ids = torch.tensor(ids)
-    batch.mask = torch.tensor(mask).bool()
-    return batch
+def tokens(ids: list[list[int]], mask: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch of token ids that needs no tokenizer, and its mask."""
+    return torch.tensor(ids), torch.tensor(mask).bool()
 
 
 def test_a_session_stops_at_a_signal() -> None:
@@ -98,7 +95,8 @@ def test_optimizers_go_on_where_they_stopped(tmp_path: Path) -> None:
 
     def step(module: nn.Module, optimizers: Optimizers, seed: int) -> None:
         data = torch.randn(4, 8, generator=torch.Generator().manual_seed(seed))
-        optimizers.step(module["other"](module["layers"][0](data)).square().mean(), 1.0)  # type: ignore[index]
+        with optimizers.paced(1.0, seed):
+            optimizers.step(module["other"](module["layers"][0](data)).square().mean())  # type: ignore[index]
 
     first = model()
     optimizers = Optimizers(first)
@@ -118,16 +116,48 @@ def test_optimizers_go_on_where_they_stopped(tmp_path: Path) -> None:
         assert torch.equal(value, restored.average.state_dict()[name]), name
 
 
+def test_half_the_rate_is_half_the_step() -> None:
+    """A step at half the learning rates moves each weight half as far."""
+
+    def moved(rate: float) -> dict[str, torch.Tensor]:
+        torch.manual_seed(1)
+        module = nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(8, 8)]), "other": nn.Linear(8, 8)})
+        before = {name: value.clone() for name, value in module.state_dict().items()}
+        optimizers = Optimizers(module)
+        data = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+        with optimizers.paced(rate, 0):
+            optimizers.step(module["other"](module["layers"][0](data)).square().mean())  # type: ignore[index]
+        return {name: value - before[name] for name, value in module.state_dict().items()}
+
+    whole = moved(1.0)
+    half = moved(0.5)
+
+    assert all(whole[name].any() for name in whole)
+    assert all(torch.allclose(half[name], whole[name] / 2, atol=1e-7) for name in whole)
+
+
+def test_the_timbre_of_one_reference_each_is_diffusers(networks: Networks) -> None:
+    """Where each example has one reference, the short cut gives what diffusers' own method gives."""
+    embeddings = torch.randn(3, 32)
+    timbre_encoder = networks.condition_encoder.timbre_encoder
+
+    own = timbre_encoder.unpack_timbre_embeddings(embeddings, None)
+    diffusers = type(timbre_encoder).unpack_timbre_embeddings(embeddings, torch.arange(3))
+
+    assert torch.allclose(own[0], diffusers[0])
+    assert torch.equal(own[1], diffusers[1])
+
+
 def test_padding_changes_no_velocity(networks: Networks) -> None:
     """A song's velocity in a batch with a longer text is the one that it has alone."""
     noisy = torch.randn(1, 16, 64)
     times = torch.tensor([0.7])
     context = torch.randn(1, 16, 128)
     references = torch.randn(1, 9, 64)
-    alone = networks.conditions(tokens([[1, 2]], [[1, 1]]), tokens([[3]], [[1]]), references)
+    alone = networks.conditions(*tokens([[1, 2]], [[1, 1]]), *tokens([[3]], [[1]]), references)
     padded = networks.conditions(
-        tokens([[1, 2, 0, 0], [4, 5, 6, 7]], [[1, 1, 0, 0], [1, 1, 1, 1]]),
-        tokens([[3, 0], [8, 9]], [[1, 0], [1, 1]]),
+        *tokens([[1, 2, 0, 0], [4, 5, 6, 7]], [[1, 1, 0, 0], [1, 1, 1, 1]]),
+        *tokens([[3, 0], [8, 9]], [[1, 0], [1, 1]]),
         references.expand(2, -1, -1),
     )
 
@@ -154,7 +184,7 @@ def test_one_null_token_is_as_good_as_many(networks: Networks) -> None:
 def test_references_beyond_hearing_change_nothing(networks: Networks) -> None:
     """`heard_frames` of a reference give the conditions of all 750 frames that the pipeline feeds."""
     reference = torch.randn(1, 750, 64)
-    texts = (tokens([[1, 2]], [[1, 1]]), tokens([[3]], [[1]]))
+    texts = (*tokens([[1, 2]], [[1, 1]]), *tokens([[3]], [[1]]))
 
     whole, _ = networks.conditions(*texts, reference)
     heard, _ = networks.conditions(*texts, reference[:, : networks.heard_frames])

@@ -17,7 +17,7 @@ def clips() -> NoiseClips:
 
 @pytest.fixture
 def examples(clips: NoiseClips) -> Examples:
-    return Examples(clips, noise_texts, shares=BASE_SHARES, reference_frames=33, code=lambda latents: latents * 0 + 7)
+    return Examples(clips, noise_texts, shares=BASE_SHARES, reference_frames=33, covers=True)
 
 
 def near(left: Latents, right: Latents) -> bool:
@@ -46,11 +46,12 @@ def test_a_repaint_is_silent_in_its_window_only(examples: Examples, clips: Noise
     assert "Repaint the mask area based on the given conditions:" in example.prompt
 
 
-def test_a_cover_hears_codes(examples: Examples) -> None:
-    """A cover's source is what the audio codes leave of the clip."""
+def test_a_cover_hears_the_clip(examples: Examples) -> None:
+    """A cover's source is the clip, marked to go through the audio codes, and it is to play the clip anew."""
     example = examples.of(CLIP, "cover", np.random.default_rng(0), FRAMES)
 
-    assert np.all(example.source == 7)
+    assert example.cover
+    assert np.allclose(example.source, example.target, atol=6 * SOURCE_NOISE)
     assert "Generate audio semantic tokens based on the given conditions:" in example.prompt
 
 

@@ -1,28 +1,32 @@
 """The toy model's training: it learns, goes on where it stopped, and its export is a pipeline that plays the same."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import AceStepPipeline, AceStepTransformer1DModel
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from miniature.batches import Batches, Texts
 from miniature.compact import fold_second_time, round_weights
 from miniature.conditioning import Networks, load_tokenizer
 from miniature.export import export, play
-from miniature.flow import Batch, training_losses
+from miniature.flow import Inputs, distillation_losses, matching_losses
 from miniature.stage import Session
-from miniature.tasks import TURBO_SHARES, Examples
-from miniature.transformer import Material, Plan, Training, averaged, draw_batch, prepare, state_file, train
-from tests.support.miniature_clips import noise_clips, noise_texts
+from miniature.tasks import BASE_SHARES, Examples
+from miniature.transformer import Material, Plan, Training, averaged, prepare, state_file, train
+from tests.support.miniature_clips import NoiseClips, noise_clips, noise_texts
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 
 
 @pytest.fixture
 def plan(checkpoint: Path, tmp_path: Path) -> Plan:
-    return Plan("turbo", tmp_path / "work", checkpoint, batch=2, compiled=False)
+    return Plan("base", tmp_path / "work", checkpoint, batch=2, compiled=False)
 
 
 @pytest.fixture(autouse=True)
@@ -50,16 +54,27 @@ def weights(plan: Plan) -> dict[str, torch.Tensor]:
     return averaged(Networks.load(plan.checkpoint), state_file(plan.work, plan.variant)).state_dict()
 
 
+def noise_batches(plan: Plan, clips: NoiseClips | None = None, shares: Mapping[str, float] = BASE_SHARES) -> Batches:
+    """Batches of the noise data set, or of other clips."""
+    networks = Networks.load(plan.checkpoint)
+    examples = Examples(
+        clips or noise_clips(), noise_texts, shares=shares, reference_frames=networks.heard_frames, covers=True
+    )
+    return Batches(examples, networks, Texts(load_tokenizer(plan.checkpoint)), plan.batch)
+
+
+def step(training: Training, batches: Batches) -> torch.Tensor:
+    return training.step(Inputs.drawn(batches[training.steps], training.steps), 1.0)
+
+
 def test_a_resumed_training_is_the_uninterrupted_one(plan: Plan, tmp_path: Path) -> None:
     """Two steps, a save and one more step give, bit by bit, the weights of three steps at once."""
-    tokenizer = load_tokenizer(plan.checkpoint)
+    batches = noise_batches(plan)
     whole = prepare(replace(plan, work=tmp_path / "whole"))
-    frames = whole.networks.heard_frames
-    examples = Examples(noise_clips(), noise_texts, shares=TURBO_SHARES, reference_frames=frames)
 
     def steps(training: Training, count: int) -> None:
         for _ in range(count):
-            training.step(Batch.of(draw_batch(examples, training.steps, 2), training.networks, tokenizer), 1.0)
+            step(training, batches)
         training.save()
 
     steps(whole, 3)
@@ -87,27 +102,49 @@ def test_each_call_goes_on_from_the_last_step(plan: Plan) -> None:
     assert not torch.equal(weights(plan)[name], before)
 
 
-def test_a_step_has_the_same_examples_every_time() -> None:
-    """A step's examples depend on the step only, so that resuming repeats and skips nothing."""
-    examples = Examples(noise_clips(), noise_texts, shares=TURBO_SHARES, reference_frames=33)
+def test_a_step_has_the_same_batch_in_every_process(plan: Plan) -> None:
+    """A step's batch depends on the step only, whichever process draws it, so that resuming repeats and skips nothing."""
+    batches = noise_batches(plan)
 
-    first = [example.prompt + str(example.target.sum()) for example in draw_batch(examples, 11, 4)]
-    again = [example.prompt + str(example.target.sum()) for example in draw_batch(examples, 11, 4)]
-    other = [example.prompt + str(example.target.sum()) for example in draw_batch(examples, 12, 4)]
+    elsewhere = list(islice(batches.endless(11, 2, torch.device("cpu")), 2))
 
-    assert first == again
-    assert first != other
+    for drawn, own in zip(elsewhere, (batches[11], batches[12]), strict=True):
+        assert all(torch.equal(first, second) for first, second in zip(drawn, own, strict=True))
+    assert not torch.equal(elsewhere[0].prompts, elsewhere[1].prompts)
 
 
-def test_base_starts_from_turbo(plan: Plan) -> None:
-    """Base's training starts from the weights that turbo's has reached."""
+def test_covers_go_through_the_codes(plan: Plan) -> None:
+    """The sources of covers, and no others, are what the codes make of them."""
+    batches = noise_batches(plan, shares={"cover": 0.5, "repaint": 0.5})
+    batch = next(batch for batch in map(batches.__getitem__, range(50)) if len(batch.covers) == 1)
+
+    coded = batch.with_covers_coded(lambda latents: latents * 0 + 7)
+
+    cover = int(batch.covers[0])
+    assert (coded.source[cover] == 7).all()
+    assert torch.equal(coded.source[1 - cover], batch.source[1 - cover])
+
+
+def test_turbo_learns_what_base_plays_with_guidance(plan: Plan) -> None:
+    """Turbo starts from base's weights, learns to give its guided velocity, and leaves its encoders alone."""
     train(plan, Material(noise_clips(), noise_texts, None), Steps(2))
+    base = weights(plan)
+    turbo = prepare(replace(plan, variant="turbo"))
+    started = {name: value.clone() for name, value in turbo.networks.state_dict().items()}
+    batches = noise_batches(plan)
 
-    base = prepare(replace(plan, variant="base"))
+    losses = [float(step(turbo, batches).mean()) for _ in range(8)]
 
-    turbo = weights(plan)
-    assert base.steps == 0
-    assert all(torch.equal(value, turbo[name]) for name, value in base.networks.state_dict().items())
+    assert all(torch.equal(value, base[name]) for name, value in started.items())
+    assert sum(losses[-3:]) < sum(losses[:3])
+    for name, value in turbo.networks.state_dict().items():
+        assert name.startswith("transformer.") or torch.equal(value, base[name]), name
+
+
+def test_turbo_needs_base(plan: Plan) -> None:
+    """Without base's training, turbo's says what to do first."""
+    with pytest.raises(FileNotFoundError, match="train `transformer --variant base` first"):
+        prepare(replace(plan, variant="turbo"))
 
 
 def test_from_scratch_forgets_the_weights(plan: Plan) -> None:
@@ -123,33 +160,47 @@ def test_from_scratch_forgets_the_weights(plan: Plan) -> None:
 
 
 def test_guidance_moves_the_target_away_from_the_unconditional(plan: Plan) -> None:
-    """With a guidance scale of 1 the loss is plain flow matching; above, the target differs where conditions do."""
-    training = prepare(plan)
-    frames = training.networks.heard_frames
-    examples = Examples(noise_clips(), noise_texts, shares=TURBO_SHARES, reference_frames=frames)
-    batch = Batch.of(draw_batch(examples, 1, 4), training.networks, load_tokenizer(plan.checkpoint))
+    """At a guidance scale of 1 a student like its teacher has nothing to learn; above, it has."""
+    networks = Networks.load(plan.checkpoint)
+    inputs = Inputs.drawn(noise_batches(plan)[1], 1)
 
-    def losses(guidance: float) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(0)
-        return training_losses(training.networks, training.average, batch, guidance=guidance, generator=generator)[0]
+    plain = distillation_losses(networks, networks, inputs, 1.0).detach()
+    guided = distillation_losses(networks, networks, inputs, 3.0).detach()
 
-    assert torch.equal(losses(1.0), losses(1.0))
-    assert not torch.allclose(losses(1.0), losses(3.0))
+    assert float(plain.max()) < 1e-4
+    assert float(guided.min()) > 1e-3
+
+
+class NoValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Raises an error where a tensor's value is asked for, which a CUDA graph cannot do."""
+
+    def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func)
+        if any(asked in name for asked in ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal.")):
+            raise AssertionError(f"{name} asks for a value")
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_can_be_a_cuda_graph(plan: Plan) -> None:
+    """Neither variant's losses nor their gradients ask for a tensor's value."""
+    networks = Networks.load(plan.checkpoint)
+    inputs = Inputs.drawn(noise_batches(plan)[1], 1)
+
+    with NoValues():  # type: ignore[no-untyped-call]
+        losses = matching_losses(networks, inputs) + distillation_losses(networks, networks, inputs, 3.0)
+        torch.autograd.backward(losses.mean())
+
+    assert networks.transformer.proj_out_conv.weight.grad is not None
 
 
 def test_training_learns_a_constant(plan: Plan) -> None:
     """The loss of music that is always the same falls."""
     clips = noise_clips()
     clips.mix[:] = 3
-    training = prepare(replace(plan, from_scratch=True, guidance=1.0))
-    frames = training.networks.heard_frames
-    examples = Examples(clips, noise_texts, shares={"text2music": 1.0}, reference_frames=frames)
-    tokenizer = load_tokenizer(plan.checkpoint)
+    training = prepare(replace(plan, from_scratch=True))
+    batches = noise_batches(plan, clips, {"text2music": 1.0})
 
-    losses = [
-        float(training.step(Batch.of(draw_batch(examples, step, 2), training.networks, tokenizer), 1.0)[0].mean())
-        for step in range(20)
-    ]
+    losses = [float(step(training, batches).mean()) for _ in range(20)]
 
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
@@ -158,11 +209,11 @@ def test_an_export_is_a_pipeline_that_plays(plan: Plan, tmp_path: Path) -> None:
     """The exported folder loads with plain from_pretrained, says its variant, has the trained weights, and plays."""
     train(plan, Material(noise_clips(), noise_texts, None), Steps(2))
 
-    folder = export(plan.work, tmp_path / "exported", plan.checkpoint, "turbo")
+    folder = export(plan.work, tmp_path / "exported", plan.checkpoint, "base")
 
     pipeline = AceStepPipeline.from_pretrained(folder)
-    assert pipeline.is_turbo
-    assert pipeline.transformer.config.model_version == "turbo"
+    assert not pipeline.is_turbo
+    assert pipeline.transformer.config.model_version == "base"
     trained = weights(plan)["transformer.layers.0.mlp.up_proj.weight"]
     assert torch.allclose(pipeline.transformer.layers[0].mlp.up_proj.weight, trained, rtol=2**-6, atol=0)
     assert play(folder).shape == (2, 480_000)
