@@ -51,7 +51,7 @@ def test_left_out_is_60_seconds_and_the_api_page_says_so(service: Service) -> No
         ({"timesignature": 5}, "timesignature"),
     ],
 )
-def test_a_wrong_field_beside_auto_is_told_as_ever(service: Service, fields: dict[str, Any], wrong: str) -> None:
+def test_a_wrong_field_beside_auto_gets_the_usual_error(service: Service, fields: dict[str, Any], wrong: str) -> None:
     """A wrong field beside `auto` is reported under its own name, and no other field is."""
     answer = service.client.post("/v1/jobs", json={"prompt": "x", "duration": "auto", **fields})
 

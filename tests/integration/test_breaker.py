@@ -299,7 +299,7 @@ def test_a_paused_model_keeps_its_jobs_and_starts_none(tmp_path: Path, monkeypat
 
 
 @pytest.mark.fault("A6")
-def test_a_job_of_a_model_that_is_gone_is_told(tmp_path: Path) -> None:
+def test_a_job_of_a_model_that_is_gone_says_so(tmp_path: Path) -> None:
     """A job whose model was removed from the configuration is still listed, shows that reason, and cannot be retried."""
     with running(tmp_path, workers=0) as service:
         job = service.submit()

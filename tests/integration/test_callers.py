@@ -92,7 +92,7 @@ def test_beyond_loopback_no_key_opens_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault("B11", "E18")
-def test_nobody_is_told_the_databases_address() -> None:
+def test_no_error_contains_the_databases_address() -> None:
     """Errors about the database contain the cause but no host, user or password."""
     store = Store("postgresql://sophia:hunter2@db.internal.invalid:1/music")
 

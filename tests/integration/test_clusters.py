@@ -144,7 +144,7 @@ def test_what_has_waited_for_too_long_is_everybodys(store: Store, one: StoreFlee
 
 
 @pytest.mark.fault("A5")
-def test_a_decision_that_stays_is_told_again(
+def test_a_decision_that_stays_is_published_again(
     store: Store, one: StoreFleet, two: StoreFleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A cluster publishes an unchanged decision again, so that other clusters do not regard it as gone."""

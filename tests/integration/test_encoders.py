@@ -83,7 +83,7 @@ def test_a_song_whose_encoder_dies_is_tried_once_more(encoders: Encoders) -> Non
 
 @pytest.mark.fault("C6")
 def test_an_encoder_that_always_dies_fails_the_job_with_its_cause(encoders: Encoders) -> None:
-    """After two deaths the song's job fails and tells the signal; the pool goes on with the next song."""
+    """After two deaths the song's job fails and its error names the signal; the pool goes on with the next song."""
     others = {process.pid for process in processes()}
     done = threading.Event()
 
@@ -106,7 +106,7 @@ def test_an_encoder_that_always_dies_fails_the_job_with_its_cause(encoders: Enco
         assert encoders.encode(song, "flac", TAGS)
 
 
-def test_a_codecs_own_error_is_told_and_the_process_lives_on(encoders: Encoders) -> None:
+def test_a_codecs_own_error_is_reported_and_its_process_continues(encoders: Encoders) -> None:
     """What the codec raises becomes EncodingFailed at once; the next song is encoded by the same process."""
     process = started(encoders)
     unknown: Any = "nothing"

@@ -207,14 +207,14 @@ def test_a_cut_prompt_names_the_first_ignored_words(engine: AceStepEngine) -> No
     assert _digests(generate(engine, prompt=prompt)) == _digests(generate(engine, prompt=kept + "other words" * 50))
 
 
-def test_long_lyrics_are_told_as_cut(engine: AceStepEngine) -> None:
+def test_long_lyrics_are_reported_as_cut(engine: AceStepEngine) -> None:
     """Lyrics over 2048 tokens give a warning with both numbers."""
     [warning] = engine.warnings(MusicRequest(prompt="x", lyrics="é" * 2000))
 
     assert warning.startswith("lyrics was cut: the model reads 2048 of its 40")
 
 
-def test_settings_that_do_nothing_are_told(engine: AceStepEngine) -> None:
+def test_settings_without_effect_are_reported(engine: AceStepEngine) -> None:
     """Guidance on turbo gives a warning, and a request in order gives none."""
     assert engine.warnings(MusicRequest(prompt="x", guidance_scale=3.0)) == (
         "guidance_scale is ignored by turbo models.",

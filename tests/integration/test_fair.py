@@ -172,8 +172,8 @@ def test_a_place_is_where_the_job_is_claimed(store: Store) -> None:
 
 
 @pytest.mark.fault("A11")
-def test_a_place_far_back_is_told_without_counting(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From FAR on a job is told that so many are before it, whoever they belong to."""
+def test_a_position_far_back_is_reported_without_counting(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From FAR on, the position says only that at least FAR jobs of all owners are before it."""
     monkeypatch.setattr(places_module, "FAR", 10)
     monkeypatch.setattr(places_module, "_FAR_BACK", Place(10, None))
     for _ in range(12):

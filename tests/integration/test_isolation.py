@@ -47,9 +47,7 @@ def test_nothing_that_blocks_runs_in_a_shared_thread_pool() -> None:
 
 
 @pytest.mark.fault("B6")
-def test_a_database_that_says_nothing_is_told_by_readyz_in_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_readyz_reports_a_silent_database_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """/readyz answers 503 with the reason after its timeout, and concurrent requests share one query."""
     silent = threading.Event()
     asked: list[int] = []

@@ -310,7 +310,7 @@ def test_a_missing_package_is_named_before_anything_is_fetched(package: str, tmp
 
 
 def test_packages_of_different_builds_are_recognised(tmp_path: Path) -> None:
-    """A CUDA torchaudio beside a CPU torch, as the published wheel is, is told by name, with what to do."""
+    """The error for a CUDA torchaudio beside a CPU torch, as with the published wheel, names torchaudio and says what to do."""
     package = tmp_path / "site" / "torchaudio"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("import ctypes\nctypes.CDLL('libc10_cuda.so')\n")
@@ -333,8 +333,8 @@ def large(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("room", "when"), [(0.4, "less is free than the weights need"), (1.2, "an allocation fails while loading")]
 )
-def test_too_little_memory_is_told_with_figures(room: float, when: str, large: Path, tmp_path: Path) -> None:
-    """A process that may take too little memory says what the weights need and what is free, and lives."""
+def test_too_little_memory_is_reported_with_figures(room: float, when: str, large: Path, tmp_path: Path) -> None:
+    """A process whose memory limit is too small reports what the weights need and what is free, and continues."""
     error, _ = _fails(tmp_path, [sys.executable], finding(), str(large), limit=int(room * 200e6))
 
     assert (error["code"], error["phase"]) == ("device_memory", "load")

@@ -227,7 +227,7 @@ def test_the_start_up_time_is_measured(store: Store) -> None:
 # --- Explanations for waiting clients ---------------------------------------------------------------------------------
 
 
-def test_an_open_breaker_is_told_to_whoever_waits(tmp_path: Path) -> None:
+def test_a_waiting_job_and_readyz_report_an_open_breaker(tmp_path: Path) -> None:
     """While the breaker is open, the job, /readyz and /v1/health contain the cause, the number of attempts and what to do."""
     with running(tmp_path, workers=0) as service:
         for _ in range(3):
@@ -246,7 +246,7 @@ def test_an_open_breaker_is_told_to_whoever_waits(tmp_path: Path) -> None:
         assert (breaker["open"], breaker["load_runs"], breaker["error"]["code"]) == (True, 3, "missing_file")
 
 
-def test_a_starting_worker_is_told_with_its_progress(tmp_path: Path) -> None:
+def test_a_starting_worker_is_reported_with_its_progress(tmp_path: Path) -> None:
     """A waiting job shows the progress of a starting worker, and that the worker hangs if it makes no progress."""
     percents = itertools.count(
         41
@@ -318,7 +318,7 @@ def _node(labels: dict[str, str], **resources: float) -> Node:
         ({"zone": "!a", CARD_LABEL: "L4"}, "no node has a GPU named L4 on a node with zone other than a;"),
     ],
 )
-def test_the_nodes_that_would_do_are_told_in_words(tmp_path: Path, selector: dict[str, object], said: str) -> None:
+def test_the_nodes_that_would_fit_are_described(tmp_path: Path, selector: dict[str, object], said: str) -> None:
     """Every form of label selector is described in plain English instead of Ray's syntax."""
     models = {"ace-step": simulated(device="cuda", label_selector=selector)}
     nodes = [_node({}, GPU=0), _node({CARD_LABEL: "A100", "zone": "b"}, GPU=8 * bool(selector))]

@@ -157,7 +157,7 @@ def test_a_name_that_means_something_else_is_not_taken_for_one_of_ours(service: 
 
 @pytest.mark.fault("C2")
 @pytest.mark.parametrize("wrong", [5, 4.5, "5/4", True, []])
-def test_a_wrong_time_signature_is_told_how_it_is_written(service: Service, wrong: Any) -> None:
+def test_the_error_for_a_wrong_time_signature_shows_the_right_form(service: Service, wrong: Any) -> None:
     """The error for a wrong time signature lists the accepted spellings, and 4.0 is accepted as 4."""
     answer = service.client.post("/v1/jobs", json={"prompt": "x", "timesignature": wrong})
     whole = service.submit(timesignature=4.0)

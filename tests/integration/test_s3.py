@@ -217,7 +217,7 @@ def test_a_bucket_or_prefix_that_is_not_there_is_named(url: str, words: str, ser
         weights.resolve("m", ModelArgs(source=url), tmp_path, lambda *report: None)
 
 
-def test_a_bucket_that_does_not_answer_is_told(server: S3, tmp_path: Path) -> None:
+def test_a_bucket_that_does_not_answer_is_reported(server: S3, tmp_path: Path) -> None:
     """Without the server and without a cached copy, the error says where to look."""
     server.kill()
 

@@ -96,9 +96,7 @@ def _told_nothing_secret(error: ArtifactsUnavailable) -> None:
 
 @pytest.mark.fault("E5")
 @pytest.mark.parametrize(("status", "code", "cause", "words"), ANSWERS)
-def test_what_an_object_store_answers_is_told_in_words(
-    bucket: Answering, status: int, code: str, cause: str, words: str
-) -> None:
+def test_an_object_stores_error_is_explained(bucket: Answering, status: int, code: str, cause: str, words: str) -> None:
     """Every refusal of an object store becomes a cause and a sentence without its address or a secret."""
     bucket.says(status, code)
     artifacts = Artifacts("s3://music/audio")
@@ -107,7 +105,7 @@ def test_what_an_object_store_answers_is_told_in_words(
 
     assert (error.cause, words in error.why) == (cause, True), error.why
     _told_nothing_secret(error)
-    if code == "NoSuchBucket":  # which object_store tells as a missing file, to readers and deleters alike
+    if code == "NoSuchBucket":  # which object_store reports as a missing file, for reads and for deletes
         for use in (
             artifacts.get,
             artifacts.size,
@@ -130,7 +128,7 @@ def test_a_missing_file_is_no_missing_bucket(bucket: Answering) -> None:
 
 
 @pytest.mark.parametrize(("number", "cause", "words"), NUMBERS)
-def test_what_a_file_system_says_is_told_in_words(tmp_path: Path, number: int, cause: str, words: str) -> None:
+def test_a_file_systems_error_is_explained(tmp_path: Path, number: int, cause: str, words: str) -> None:
     """Every file system error number becomes a cause and a sentence."""
     found, why = explain(OSError(number, "said by the kernel"), Place(tmp_path, ""))
 
@@ -188,7 +186,7 @@ def test_each_row_of_the_table_is_tested() -> None:
     assert [row.explanation for row in ROWS if not any(part in row.explanation for part in (*shown, *elsewhere))] == []
 
 
-def test_an_unknown_failure_is_told_without_addresses() -> None:
+def test_an_unknown_failure_is_reported_without_addresses() -> None:
     """An unknown failure is reported in the client's words, without addresses and paths."""
     cause, why = explain(
         Exception("Generic S3 error: odd thing at https://u:p@host/x?sig=1 in /srv/a\nDebug"), Place(None, "b")
@@ -235,11 +233,11 @@ def test_a_disk_says_whether_it_is_full_or_read_only_and_works_again(tmp_path: P
         _told_nothing_secret(read_only)
 
 
-# --- Where it is told -------------------------------------------------------------------------------------------------
+# --- Where it is reported ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.fault("B14", "E5", "E9")
-def test_a_store_that_refuses_is_told_everywhere(
+def test_a_store_that_refuses_is_reported_everywhere(
     bucket: Answering, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Readiness, health, the doctor and one log line report why no song can be stored; strangers see no bucket name."""
@@ -272,7 +270,7 @@ def test_a_store_that_refuses_is_told_everywhere(
 
 
 @pytest.mark.fault("B14", "E9")
-def test_a_full_disk_is_told_until_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_until_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full disk makes the service not ready and degraded until there is room."""
     monkeypatch.setattr(storage_watch, "EVERY_S", 0.05)
     monkeypatch.setattr(storage_watch, "FAILING_EVERY_S", 0.05)
@@ -290,7 +288,7 @@ def test_a_full_disk_is_told_until_there_is_room(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.fault("B10", "B14")
-def test_a_try_that_fails_as_nobody_foresaw_is_told_and_made_again(
+def test_a_check_with_an_unexpected_error_is_reported_and_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An unexpected error does not end the storage watch: health reports it until a probe succeeds."""
@@ -308,7 +306,7 @@ def test_a_try_that_fails_as_nobody_foresaw_is_told_and_made_again(
         eventually(lambda: "storage fails" not in str(service.client.get("/v1/health").json()))
 
 
-def test_the_first_try_has_an_answer_before_anybody_is_told_that_all_is_well(tmp_path: Path) -> None:
+def test_nothing_reports_a_working_store_before_the_first_check(tmp_path: Path) -> None:
     """Until the store was probed once, it is not reported as working."""
     watch = storage_watch.StorageWatch(Artifacts(tmp_path.as_uri()), Supervisor())
 

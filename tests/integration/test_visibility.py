@@ -73,7 +73,7 @@ def test_with_a_key_every_name_is_answered(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault("C7")
-def test_an_event_source_that_has_heard_the_end_is_told_to_stop(tmp_path: Path) -> None:
+def test_an_event_source_that_has_had_the_last_event_gets_204(tmp_path: Path) -> None:
     """Reconnecting with the last event's id gets 204, which stops an EventSource; without it, the event."""
     with running(tmp_path) as service:
         job = service.ended(service.submit()["id"])["id"]

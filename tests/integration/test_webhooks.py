@@ -11,7 +11,7 @@ from tests.support.running import running, simulated
 from tests.support.webhooks import SECRET, Receiver
 
 
-def test_a_client_is_told_and_can_see_that_it_was(tmp_path: Path, receiver: Receiver) -> None:
+def test_a_client_gets_a_webhook_and_can_see_its_delivery(tmp_path: Path, receiver: Receiver) -> None:
     """The webhook of a job carries the job's own view, and the job shows how the delivery went."""
     settings: dict[str, Any] = {"webhook_secret": SECRET, "webhooks": {"allow_private": True, "retries_s": [0.05]}}
     receiver.answers = [(500, {})]

@@ -110,7 +110,7 @@ def test_eight_workers_of_a_node_fetch_a_checkpoint_once_through_a_kill_and_load
 
 
 def _holder_of_the_lock(cache: Path) -> int:
-    """The process that holds the lock, as Linux tells it."""
+    """The process that holds the lock, as Linux reports it."""
     inode = next(cache.rglob("*.lock")).stat().st_ino
     held = [line.split() for line in Path("/proc/locks").read_text().splitlines() if "->" not in line]
     return next(int(words[4]) for words in held if words[1] == "FLOCK" and words[5].endswith(f":{inode}"))

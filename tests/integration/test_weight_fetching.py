@@ -182,7 +182,7 @@ def test_a_hub_that_stops_sending_keeps_what_came(hub: Hub, tmp_path: Path, monk
 
 
 def test_a_repository_larger_than_the_disk_is_refused_before_it_is_fetched(hub: Hub, tmp_path: Path) -> None:
-    """When the disk has less room than the repository needs, nothing is fetched and both sizes are told."""
+    """When the disk has less room than the repository needs, nothing is fetched and the error names both sizes."""
     hub.claimed_sizes = {LARGEST: 10**15}
 
     with pytest.raises(errors.DiskFull, match=r"needs 10000\d\d\.\d GB more .* are free"):

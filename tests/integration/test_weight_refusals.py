@@ -45,8 +45,8 @@ def test_a_refused_token_is_named_as_the_cause(hub: Hub, tmp_path: Path, monkeyp
 
 @pytest.mark.fault("E3", "E12")
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_a_hub_that_cannot_serve_is_told_by_its_answer(status: int, hub: Hub, tmp_path: Path) -> None:
-    """A hub that answers 429 or 5xx is a cause that passes, told with the status and the wait that it asks for."""
+def test_a_hub_that_cannot_serve_is_reported_with_its_status(status: int, hub: Hub, tmp_path: Path) -> None:
+    """A hub that answers 429 or 5xx is a transient cause, and the error names the status and the wait that it asks for."""
     hub.refusals = [status] * 20
 
     with pytest.raises(errors.HubUnreachable, match=rf"it answered {status} and asked to wait 30 s") as caught:

@@ -109,7 +109,7 @@ def test_a_worker_plays_the_real_pipeline_from_claim_to_file(bench: Bench, engin
     assert [file.seed for file in job.audio] == [1, 2]
 
 
-def test_a_cut_prompt_is_told_in_the_jobs_warnings(bench: Bench, engine: AceStepEngine) -> None:
+def test_a_cut_prompt_is_in_the_jobs_warnings(bench: Bench, engine: AceStepEngine) -> None:
     """The job's warnings list what the model did not read and what it ignores."""
     bench.start(engine)
     job = bench.ended(bench.submit(prompt="piano " * 400, guidance_scale=5.0))
@@ -299,7 +299,7 @@ def test_a_waiting_worker_starts_at_once(bench: Bench) -> None:
 # --- Accounts ---------------------------------------------------------------------------------------------------------
 
 
-def test_all_of_a_workers_device_time_is_told_by_use(bench: Bench) -> None:
+def test_all_of_a_workers_device_time_is_reported_by_use(bench: Bench) -> None:
     """Every second of a worker's life counts as loading, generating or idle, and generating time is charged to the job."""
     began = time.monotonic()
     worker = bench.start(step_s=0.05)

@@ -68,7 +68,7 @@ def test_ray_exports_each_metric_under_its_name_with_its_tags(exported: str) -> 
             assert all(f'{tag}="' in line for line in found for tag in (*metric.tags, "deployment", "replica"))
 
 
-def test_figures_arrive_as_they_were_told(exported: str) -> None:
+def test_figures_are_exported_as_they_were_reported(exported: str) -> None:
     """Gauges, counters and money have the recorded values; a phase that every worker has left is 0."""
 
     def value(name: str, *tags: str) -> float:

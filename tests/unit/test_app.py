@@ -6,7 +6,7 @@ from serve_app.app import _worker_deployment
 from serve_app.config import AppArgs
 
 
-def test_a_worker_has_a_gpu_of_its_own_unless_told_to_share(tmp_path: Path) -> None:
+def test_a_worker_has_a_gpu_of_its_own_unless_configured_to_share(tmp_path: Path) -> None:
     """Each model is one deployment with a whole GPU of its card, the share that its settings give, or none on the CPU."""
     models = {
         "pinned": {"device": "cuda", "label_selector": {"ray.io/accelerator-type": ["L4", "L40S"]}},
