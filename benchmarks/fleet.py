@@ -31,7 +31,9 @@ def main() -> None:
         print(table(load.name, results[load.name].fronts))
         print(f"{len(load.times):,} jobs, {time.monotonic() - began:.0f} s\n", flush=True)
     tuned = "\n".join(table(name, result.fronts) for name, result in results.items())
-    write(DOCUMENT, "### As they come\n\n" + defaults_table(results) + "\n### Each at its best\n\n" + tuned)
+    write(
+        DOCUMENT, "### With default settings\n\n" + defaults_table(results) + "\n### With the best settings\n\n" + tuned
+    )
     draw(results, DOCUMENT.with_name("fleet.png"))
 
 

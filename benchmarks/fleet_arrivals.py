@@ -43,7 +43,7 @@ def poisson(workers: float, hours: float, seed: int = 1) -> Load:
     """Independent arrivals that keep `workers` workers busy on average."""
     random = np.random.default_rng(seed)
     count = random.poisson(workers / MEAN_S * hours * HOUR_S)
-    return Load.of(f"Poisson, {workers:g} busy in the mean", random.random(count) * hours * HOUR_S, random)
+    return Load.of(f"Poisson, {workers:g} busy on average", random.random(count) * hours * HOUR_S, random)
 
 
 def bursts(hours: float, every_s: float = 1200.0, seed: int = 2) -> Load:

@@ -147,7 +147,7 @@ class QueueDelay:
 
 
 DEFAULTS: Final[dict[str, Callable[[], Policy]]] = {
-    "Ray Serve, as it comes": ServeDefault,
+    "Ray Serve, defaults": ServeDefault,
     "RunPod queue delay, 4 s": partial(QueueDelay, 4, 5),
     "RunPod request count, 1": partial(RequestCount, 1, 5),
     "RunPod request count, 4": partial(RequestCount, 4, 5),

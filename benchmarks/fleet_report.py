@@ -14,7 +14,7 @@ END: Final = "<!-- end: written by benchmarks/fleet.py -->"
 
 def defaults_table(results: dict[str, Result]) -> str:
     """Markdown: the cost of each other policy with its default settings, and Sophia's at the same 95th percentile of wait."""
-    lines = ["| load | policy | wait, p50 | wait, p95 | cost | Sophia, same p95 | below |", "|---" * 7 + "|"]
+    lines = ["| load | policy | wait, p50 | wait, p95 | cost | Sophia, same p95 | cheaper by |", "|---" * 7 + "|"]
     for load, result in results.items():
         for name, one in result.defaults.items():
             ours = cost_at(result.fronts["Sophia"], one.p95_s)
@@ -32,7 +32,7 @@ def table(name: str, fronts: dict[str, Frontier]) -> str:
         lines.append(f"| {policy} | " + " | ".join(f"{cost:.3f}" if cost else "–" for cost in costs) + " |")
     below = margins(fronts, WAITS_S)
     cells = [f"{below[wait]:.1%}" if wait in below else "–" for wait in WAITS_S]
-    lines.append("| *Sophia below the best other* | " + " | ".join(cells) + " |")
+    lines.append("| *Sophia cheaper than the best other by* | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
