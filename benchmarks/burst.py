@@ -1,13 +1,16 @@
-"""A burst on an empty fleet, beside Ray Serve's own scaling; and jobs of very different lengths on a fleet that is up.
+"""A burst of jobs without a running worker, beside Ray Serve's own scaling, and jobs of very different lengths on running workers.
 
 Usage: python -m benchmarks.burst     (part of `make bench`)
 
-Both on a real one-node Ray cluster, with the simulated engine. First 40 jobs of a second meet an empty fleet of at most four, once
-in Sophia and once in a deployment that sleeps as long, scaled by Serve's own policy with its defaults but for the same bounds: how
-many workers start at the first step, when they are up, and when all is done. Then 64 jobs with lengths drawn from one to eight meet
-four workers that are up: the makespan beside greedy list scheduling of the same lengths in the same order, which keeps no worker
-idle while a job waits (Graham 1966). Exits with 1 when that takes more than BOUND times as long, or the burst's first step is not
-four.
+Both parts run on a real one-node Ray cluster with the simulated engine.
+
+1. 40 jobs of one second are submitted while no worker runs; up to four may start. The same is done with a plain Serve deployment
+   that sleeps for a second per request, scaled by Serve's own policy with its defaults and the same bounds. The benchmark prints
+   how many workers start in each step, when they are ready, and when all jobs are done.
+2. 64 jobs of 0.5 to 4 s are submitted while four workers run. Their makespan is compared with that of greedy list scheduling of the
+   same lengths in the same order, which leaves no worker idle while a job waits (Graham 1966).
+
+Exits with 1 if the makespan is more than BOUND times that of list scheduling, or if the first step starts fewer than four workers.
 """
 
 import argparse
@@ -42,7 +45,7 @@ LENGTHS: Final = 64
 
 
 class Sleeper:
-    """What one would build by hand: a deployment whose request is the job."""
+    """The plain Serve deployment for comparison: each request is a job."""
 
     async def __call__(self, request: Any) -> str:
         await asyncio.sleep(JOB_S)
@@ -64,7 +67,7 @@ def cluster() -> Iterator[httpx.Client]:
 
 
 def deploy(folder: Path, least: int) -> Store:
-    """Sophia with one simulated model of `least` to WORKERS workers."""
+    """Deploy Sophia with one simulated model and `least` to WORKERS workers."""
     scaling = {"min_workers": least, "max_workers": WORKERS, "target_wait_s": 1, "work_prior": 1.0}
     model = {"source": "simulated", "simulated": {"step_s": STEP_S}, "num_cpus": 0.1, "scaling": scaling}
     args = AppArgs.model_validate({"data_dir": folder, "models": {"m": model}})
@@ -72,11 +75,11 @@ def deploy(folder: Path, least: int) -> Store:
     return Store(args.resolved_database_url)
 
 
-# --- A burst on an empty fleet --------------------------------------------------------------------------------------------
+# --- A burst without a running worker -------------------------------------------------------------------------------------
 
 
 class Growth:
-    """Watches how many replicas a deployment has from one moment on."""
+    """Records how many replicas a deployment has, from its construction until `stop`."""
 
     def __init__(self, application: str, deployment: str) -> None:
         self._application = application
@@ -85,7 +88,7 @@ class Growth:
         self.steps: list[tuple[float, int]] = []
         """(seconds, replicas that run or start) at each change."""
         self.up_s: dict[int, float] = {}
-        """When so many replicas ran for the first time."""
+        """For each number of replicas, the seconds until that many ran for the first time."""
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -106,7 +109,7 @@ class Growth:
         self._thread.join()
         return time.monotonic() - self.began
 
-    def told(self, name: str, done_s: float) -> str:
+    def summary(self, name: str, done_s: float) -> str:
         steps = ", ".join(f"{count} after {seconds:.1f} s" for seconds, count in self.steps)
         up = ", ".join(f"{count} after {seconds:.1f} s" for count, seconds in sorted(self.up_s.items()))
         return f"{name}: replicas started: {steps}; ready: {up}; all {BURST} jobs done after {done_s:.1f} s"
@@ -119,7 +122,7 @@ def sophias_burst(client: httpx.Client, folder: Path) -> Growth:
     for _ in range(BURST):
         assert client.post("/v1/jobs", json=body).status_code == 202
     eventually(lambda: store.backlog.counts()["succeeded"] == BURST, 180)
-    print(growth.told("Sophia", growth.stop()), flush=True)
+    print(growth.summary("Sophia", growth.stop()), flush=True)
     store.close()
     serve.delete("sophia")
     return growth
@@ -141,16 +144,16 @@ def serves_burst(client: httpx.Client) -> Growth:
         thread.start()
     for thread in threads:
         thread.join()
-    print(growth.told("Serve's default policy", growth.stop()), flush=True)
+    print(growth.summary("Serve's default policy", growth.stop()), flush=True)
     serve.delete("bare")
     return growth
 
 
-# --- Jobs of different lengths on a fleet that is up ----------------------------------------------------------------------
+# --- Jobs of different lengths on running workers -------------------------------------------------------------------------
 
 
 def greedy_s(lengths: list[float]) -> float:
-    """The makespan of list scheduling: each job in turn to the worker that is free first."""
+    """The makespan of list scheduling: each job in turn goes to the worker that is free first."""
     free = [0.0] * WORKERS
     for length in lengths:
         heapq.heappush(free, heapq.heappop(free) + length)
@@ -158,7 +161,7 @@ def greedy_s(lengths: list[float]) -> float:
 
 
 def makespan(client: httpx.Client, folder: Path) -> float:
-    """How many times the greedy bound the jobs take, from the first start to the last end."""
+    """The time from the first start to the last end, divided by the makespan of list scheduling."""
     store = deploy(folder, WORKERS)
     eventually(lambda: client.get("/v1/health").json()["scale"]["m"]["ready"] == WORKERS, 60)
     random_ = random.Random(SEED)
@@ -174,14 +177,17 @@ def makespan(client: httpx.Client, folder: Path) -> float:
     shortest = min(steps) * STEP_S
     longest = max(steps) * STEP_S
     print(f"{LENGTHS} jobs of {shortest:.1f} to {longest:.1f} s on {WORKERS} workers: {seconds:.2f} s")
-    print(f"greedy list scheduling of them: {bound:.2f} s; ours takes {seconds / bound:.3f} times as long", flush=True)
+    print(
+        f"greedy list scheduling of the same jobs: {bound:.2f} s; Sophia takes {seconds / bound:.3f} times as long",
+        flush=True,
+    )
     store.close()
     serve.delete("sophia")
     return seconds / bound
 
 
 def main() -> int:
-    """Run all three; 0 when the bounds hold."""
+    """Run all parts. Returns 0 if both bounds hold."""
     argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None).parse_args()
     with tempfile.TemporaryDirectory() as folder, cluster() as client:
         grown = sophias_burst(client, Path(folder) / "burst")

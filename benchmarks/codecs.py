@@ -1,14 +1,16 @@
-"""What each format costs and gives, and what part of the device's time its encoding takes away.
+"""The speed, size and error of each audio format, and how much of the device's time is lost to encoding.
 
 Usage: python -m benchmarks.codecs [--before FOLDER]     (part of `make bench`)
 
-First each format on a minute of music: how many times faster than real time one core encodes it, kbit/s, and the largest error
-against the samples, in parts of full scale, in the first and the last millisecond and between. Then one worker whose engine sleeps
-instead of computing, at 200 times real time, plays 16 songs of 60 s that wait already: which part of the time until the last one
-is generated was not spent on generating. The same with files of a second, for which the device takes as long, tells how much of it
-any job costs, claiming it and publishing it; what is beyond is lost to encoding. Each figure is the lower one of RUNS. FOLDER is a
-checkout of another version (f09e160, say), measured in the same way for comparison. Exits with 1 when more than BOUND is lost to
-encoding the default format.
+1. Each format encodes a minute of music. The benchmark prints how many times faster than real time one core is, the bit rate, and
+   the largest difference from the samples (full scale is 1) in the first millisecond, in the last one and in between.
+2. A worker whose engine sleeps instead of computing, at 200 times real time, generates 16 songs of 60 s that are queued already.
+   The loss is the fraction of the time until the last song is generated in which the engine does not generate. The same is done
+   with songs whose files have one second of audio, though the engine sleeps as long: their loss is the cost of claiming and
+   publishing, and the difference is lost to encoding. Each figure is the lowest of RUNS runs.
+
+FOLDER is a checkout of another version, such as f09e160, which is measured in the same way for comparison. Exits with 1 if more
+than BOUND of the device's time is lost to encoding the default format.
 """
 
 import argparse
@@ -47,7 +49,7 @@ CORES: Final = len(os.sched_getaffinity(0))
 
 
 def music(seconds: float) -> npt.NDArray[np.float32]:
-    """Chords and a beat in soft noise, as loud at the ends as in the middle: a pure tone would be too easy for a codec."""
+    """Chords and a beat in soft noise, equally loud throughout, because a pure tone would be too easy for a codec."""
     frames = round(seconds * SAMPLE_RATE)
     time_s = np.arange(frames) / SAMPLE_RATE
     chord = np.sum([np.sin(2 * np.pi * tone * time_s + tone) for tone in (110, 220, 277, 330, 440, 880)], axis=0)
@@ -80,7 +82,7 @@ def processor_s(format: Format, samples: npt.NDArray[np.float32]) -> float:
 
 
 def played(file: bytes) -> npt.NDArray[np.float32]:
-    """What FFmpeg's libraries play."""
+    """The samples that FFmpeg's libraries decode from a file."""
     with av.open(io.BytesIO(file), "r") as container:
         resampler = av.AudioResampler(format="flt", layout="stereo")
         frames = [part.to_ndarray() for frame in container.decode(audio=0) for part in resampler.resample(frame)]
@@ -91,7 +93,7 @@ def played(file: bytes) -> npt.NDArray[np.float32]:
 
 
 class Player(SimulatedEngine):
-    """Sleeps as long as such a device computes a song, then gives the same music again, and remembers when."""
+    """Sleeps for as long as such a device computes a song, and returns the same music each time. Records its start and end."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__("m", ModelArgs(source="simulated"))
@@ -112,14 +114,14 @@ class Player(SimulatedEngine):
 
 
 class Lost(NamedTuple):
-    """Parts of the device's time in which it was held up, and of the cores' that went to other programs meanwhile."""
+    """The fraction of the device's time in which it had to wait, and the fraction of all cores that other programs used."""
 
     device: float
     cores: float
 
 
 def lost(format: str, seconds: float) -> Lost:
-    """What is lost with so many seconds of sound in each file. On cores that others use, it is more than on idle ones."""
+    """The loss with files of `seconds` s of audio. It is larger if other programs use the cores."""
     began = time.monotonic()
     others_began_s = others_s()
     with tempfile.TemporaryDirectory() as folder:
@@ -143,7 +145,7 @@ def lost(format: str, seconds: float) -> Lost:
 
 
 def others_s() -> float:
-    """Processor seconds since the start that went to others than this process and the children that it has waited for."""
+    """CPU seconds of the machine since its start, without those of this process and its ended children."""
     times = psutil.cpu_times()
     ours = psutil.Process().cpu_times()
     return float(sum(times) - times.idle - times.iowait - times.guest - times.guest_nice - sum(ours[:4]))
@@ -153,7 +155,7 @@ CASES: Final = {"mp3": ("mp3", SONG_S), "wav": ("wav", SONG_S), "files of a seco
 
 
 def lost_in(tree: Path) -> dict[str, Lost]:
-    """`lost` for each of CASES, by the code in a folder."""
+    """The result of `lowest`, with the code of the checkout `tree`."""
     program = "import json; from benchmarks.codecs import lowest; print(json.dumps(lowest()))"
     ours = Path(__file__).parents[1]
     path = os.pathsep.join([str(tree), str(ours)])
@@ -162,40 +164,40 @@ def lost_in(tree: Path) -> dict[str, Lost]:
         env={**os.environ, "PYTHONPATH": path},
         cwd=tree,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,  # a line a job
+        stderr=subprocess.DEVNULL,  # it has a log line for each job
         check=True,
     )
     return {name: Lost(*parts) for name, parts in json.loads(ran.stdout.splitlines()[-1]).items()}
 
 
 def lowest() -> dict[str, Lost]:
-    """`lost` for each of CASES; what else the machine does can only add to it."""
+    """The lowest `lost` of RUNS runs for each of CASES, because other load on the machine can only increase it."""
     return {name: min(lost(*case) for _ in range(RUNS)) for name, case in CASES.items()}
 
 
 def main() -> int:
-    """Print both tables; 0 when the bound holds."""
+    """Print both parts. Returns 0 if the bound holds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--before", type=Path, help="a checkout of another version to measure beside this one")
     before = parser.parse_args().before
     print_formats()
-    print(f"\nlost of a device at {REAL_TIMES} times real time, {SONGS} songs of {SONG_S} s, {CORES} cores:")
+    print(f"\nlost time of a device at {REAL_TIMES} times real time, {SONGS} songs of {SONG_S} s, {CORES} cores:")
     if before is not None:
-        print(told("before", lost_in(before)), flush=True)
+        print(summary("before", lost_in(before)), flush=True)
     now = lost_in(Path(__file__).parents[1])
-    print(told("now", now))
+    print(summary("now", now))
     return 0 if to_encoding(now) <= BOUND else 1
 
 
 def to_encoding(parts: dict[str, Lost]) -> float:
-    """The part that is lost to encoding the default format."""
+    """The fraction of the device's time that is lost to encoding the default format."""
     return parts["mp3"].device - parts["files of a second"].device
 
 
-def told(name: str, parts: dict[str, Lost]) -> str:
+def summary(name: str, parts: dict[str, Lost]) -> str:
     cases = ", ".join(f"{part.device:.1%} with {case}" for case, part in parts.items())
     others = max(part.cores for part in parts.values())
-    return f"{name}: {cases}; {to_encoding(parts):.1%} to encoding mp3; others took up to {others:.0%} of the cores"
+    return f"{name}: {cases}; {to_encoding(parts):.1%} to encoding mp3; other programs used up to {others:.0%} of the cores"
 
 
 if __name__ == "__main__":

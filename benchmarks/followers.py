@@ -1,9 +1,9 @@
-"""What a thousand followers of one running job cost the API: between two changes of the job, and for each change.
+"""How much CPU time a thousand event streams of one running job cost the API, between two changes of the job and per change.
 
 Usage: python -m benchmarks.followers [--followers 1000] [--seconds 10]     (part of `make bench`)
 
-The followers are another process's; a third process writes to the same database all the while, as workers do. Exits with 1 when the
-API takes more than BOUND of a core between two changes, beyond what it takes without any follower.
+The followers run in a second process. A third process writes to the same database all the time, as workers do. Exits with 1 if the
+API uses more than BOUND cores between two changes, in addition to what it uses without followers.
 """
 
 import argparse
@@ -27,10 +27,10 @@ from tests.support.helpers import eventually
 from tests.support.running import running
 
 BOUND: Final = 0.1
-"""Cores."""
+"""In cores."""
 
 WRITES_PER_S: Final = 20
-"""What ten busy workers write."""
+"""As many writes as ten busy workers make."""
 CHANGES_PER_S: Final = 2
 LEASE_S: Final = 3600.0
 LYRICS: Final = "la la la\n" * 500
@@ -40,7 +40,7 @@ LYRICS: Final = "la la la\n" * 500
 
 
 def write(database: str, job: Job, over: Event) -> None:
-    """Somebody else's job goes on."""
+    """Write the progress of a job that nobody follows, until `over` is set."""
     store = Store(database)
     while not over.wait(1 / WRITES_PER_S):
         beat(store, job)
@@ -48,7 +48,7 @@ def write(database: str, job: Job, over: Event) -> None:
 
 
 def follow(url: str, job: str, count: int, connected: Any, received: Any) -> None:
-    """So many followers of one job, who do nothing but count what comes."""
+    """Open `count` event streams of one job, and count the connected streams and the received events."""
     asyncio.run(_follow(url, job, count, connected, received))
 
 
@@ -90,7 +90,7 @@ def cpu_s() -> float:
 
 
 def cores(seconds: float) -> float:
-    """What this process takes while it only serves."""
+    """The cores that this process uses while it only serves, measured over `seconds`."""
     before = cpu_s()
     began = time.monotonic()
     time.sleep(seconds)
@@ -109,7 +109,7 @@ def other(target: Any, *args: Any) -> Iterator[None]:
 
 
 def main() -> int:
-    """0 when the bound holds."""
+    """Measure and print. Returns 0 if the bound holds."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--followers", type=int, default=1000)
     parser.add_argument("--seconds", type=float, default=10)
@@ -128,18 +128,20 @@ def main() -> int:
                 eventually(lambda: connected.value == options.followers, 120)
                 time.sleep(2)
                 idle = cores(options.seconds)
-                told = received.value
+                events = received.value
                 before = cpu_s()
                 changes = round(options.seconds * CHANGES_PER_S)
                 for _ in range(changes):
                     beat(service.store, followed)
                     time.sleep(1 / CHANGES_PER_S)
                 spent = cpu_s() - before - alone * options.seconds
-                told = received.value - told
-    print(f"the API without followers, {WRITES_PER_S} writes a second by others: {alone:.3f} cores")
+                events = received.value - events
+    print(f"the API without followers, with {WRITES_PER_S} writes per second by others: {alone:.3f} cores")
     print(f"with {options.followers} followers of one running job that does not change: {idle:.3f} cores")
-    print(f"each change of it: {spent / changes * 1000:.0f} ms of a core; {told} events came of {changes} changes")
-    print(f"the bound between two changes: {BOUND} cores more than without; it takes {idle - alone:.3f}")
+    print(
+        f"each change of the job: {spent / changes * 1000:.0f} ms of CPU time; {changes} changes gave {events} events"
+    )
+    print(f"between two changes: {idle - alone:.3f} cores more than without followers; the bound is {BOUND}")
     return 0 if idle - alone <= BOUND else 1
 
 

@@ -1,9 +1,8 @@
-"""The engine on a GPU: how fast each stage is, what it needs, and whether it fails as it says.
+"""The engine on a GPU: the speed of each stage, the memory that it needs, and whether it reports failures correctly.
 
 `python -m benchmarks.gpu [--small] [--json FILE]` needs one CUDA device and about 7 GB of disk. It makes a checkpoint of the
-released turbo model's shapes with random weights, so its figures of time and memory are those of the released model, and what
-it plays is noise. `--small` takes the random checkpoint, for a look at the program itself; that one runs without a GPU too.
-Ray is not needed.
+released turbo model's shapes with random weights, so that time and memory are those of the released model, although it generates
+noise. `--small` uses the small random checkpoint, to try the program itself; this also runs without a GPU. Ray is not needed.
 """
 
 import argparse
@@ -59,7 +58,7 @@ except errors.DeviceLost as error:
 
 @dataclass
 class Clock:
-    """Seconds by stage of one song, told by the engine's own reports. Waits for the device at each of them."""
+    """Seconds by stage of one song, from the engine's own reports. At each report it waits for the device."""
 
     device: torch.device
     seconds: dict[str, float] = field(default_factory=dict)
@@ -73,7 +72,7 @@ class Clock:
         self.since = time.perf_counter()
 
     def on_step(self, stage: str, step: int, steps: int) -> None:
-        """What the engine calls: each report comes after the step or tile that it counts."""
+        """Called by the engine after each step or tile."""
         self._wait()
         now = time.perf_counter()
         passed = now - self.since
@@ -87,7 +86,7 @@ class Clock:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + passed
 
     def finish(self) -> None:
-        """Count what comes after the last tile: the copy to the host, and the peak."""
+        """Count the time after the last tile: the copy to the host and the scaling to the peak level."""
         self._wait()
         self.seconds["copy and level"] = time.perf_counter() - self.since
 
@@ -97,7 +96,7 @@ class Clock:
 
 
 class Bench:
-    """One loaded engine, its device, and everything that was measured with it."""
+    """One loaded engine, its device, and the results of all measurements."""
 
     def __init__(self, checkpoint: Path) -> None:
         self.device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
@@ -108,7 +107,7 @@ class Bench:
         self.results: dict[str, Any] = {}
 
     def section(self, name: str, measure: Callable[[], Any]) -> None:
-        """Run one measurement, print it, and go on when it fails."""
+        """Run one measurement and print its result, or its error."""
         began = time.perf_counter()
         try:
             found = measure()
@@ -118,7 +117,7 @@ class Bench:
         print(f"\n## {name} ({time.perf_counter() - began:.1f} s)\n{_table(found)}", flush=True)
 
     def load(self) -> dict[str, Any]:
-        """Seconds by phase, and what the engine says it loaded."""
+        """Seconds by phase, and the facts that the engine reports."""
         marks: list[tuple[str, float]] = []
 
         def report(phase: str, fraction: float | None, words: str) -> None:
@@ -138,7 +137,7 @@ class Bench:
         }
 
     def play(self, request: MusicRequest, stopped: Callable[[], bool] = lambda: False) -> tuple[Clock, list[bytes]]:
-        """One song, or its variations: seconds by stage, and the samples."""
+        """Generate the songs of one request. Returns seconds by stage, and the samples of each song."""
         clock = Clock(self.device)
         clock.start()
         songs = [song.samples.tobytes() for song in self.engine.generate(request, clock.on_step, stopped)]
@@ -146,15 +145,15 @@ class Bench:
         return clock, songs
 
     def by_length(self, lengths_s: tuple[int, ...]) -> list[dict[str, Any]]:
-        """One variation of each length: median seconds by stage, peak memory, and how much faster than listening."""
+        """One variation of each length: median seconds by stage, peak memory, and speed relative to real time."""
         return [self._measured(_request(length_s), length_s) for length_s in lengths_s]
 
     def by_variations(self) -> list[dict[str, Any]]:
-        """Several songs of 30 s at once."""
+        """The same figures for several songs of 30 s at once."""
         return [{"variations": n} | self._measured(_request(30, variations=n), 30 * n) for n in VARIATIONS]
 
     def _measured(self, request: MusicRequest, audio_s: float) -> dict[str, Any]:
-        self.play(request)  # the first of a shape picks its kernels
+        self.play(request)  # the first song of a shape selects its kernels
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         clocks = []
@@ -177,14 +176,17 @@ class Bench:
         }
 
     def same_seed(self) -> dict[str, bool]:
-        """Whether one request gives the same bytes twice. Another seed's song is told too: random weights may ignore the noise."""
+        """Whether one request gives the same bytes twice, and whether another seed gives other bytes.
+
+        Random weights may ignore the noise, which would make the first answer worthless.
+        """
         first = self.play(_request(30))[1]
         again = self.play(_request(30))[1]
         other = self.play(_request(30).model_copy(update={"seed": SEED + 1}))[1]
         return {"the same seed, the same bytes": first == again, "another seed, other bytes": first != other}
 
     def collections(self) -> int:
-        """How many times Python's garbage collector goes through all objects for one song: 0.2 s each with torch loaded."""
+        """How many full garbage collections one song causes. With torch loaded, each takes 0.2 s."""
         full = []
 
         def count(phase: str, what: dict[str, int]) -> None:
@@ -200,7 +202,7 @@ class Bench:
         return len(full)
 
     def cancelled(self) -> dict[str, Any]:
-        """How long after the wish a song of 600 s stops, and whether the next one is as before."""
+        """How long a song of 600 s takes to stop when asked to, and whether the next song is the same as before."""
         before = self.play(_request(10))[1]
         asked = [0.0]
         reports = [0]
@@ -218,18 +220,18 @@ class Bench:
         return {"stops after [s]": round(stopped_s, 3), "next song as before": self.play(_request(10))[1] == before}
 
     def out_of_memory(self) -> dict[str, Any]:
-        """Another tenant leaves 1 GB free: the song is refused with our own error, and the engine goes on when there is room."""
+        """The error of a song while only 1 GB is free, and whether the next song is the same as before once memory is free."""
         before = self.play(_request(10))[1]
         with self._memory_taken(leave=1 << 30):
             try:
                 self.play(_request(600, variations=8))
-                told = "NOTHING: it fitted"
+                message = "NOTHING: it fitted"
             except errors.OutOfDeviceMemory as error:
-                told = f"{error.code}: {error}"
-        return {"told": told, "next song as before": self.play(_request(10))[1] == before}
+                message = f"{error.code}: {error}"
+        return {"error": message, "next song as before": self.play(_request(10))[1] == before}
 
     def no_room_to_load(self) -> str:
-        """A second engine on a device without room: refused before anything is loaded."""
+        """The error of a second engine on a device without enough free memory. It should load nothing."""
         with self._memory_taken(leave=self.weights_bytes // 2):
             try:
                 AceStepEngine("n", self.args, Path("/nowhere")).load(lambda *words: None)
@@ -238,13 +240,13 @@ class Bench:
         return "NOTHING: it loaded"
 
     def device_lost(self) -> str:
-        """What a process says whose CUDA context is broken."""
+        """The error of a process whose CUDA context is broken."""
         words = [sys.executable, "-c", LOST, str(self.checkpoint)]
         ended = subprocess.run(words, capture_output=True, text=True, timeout=240, check=False)
         return ended.stdout.strip() or f"NOTHING; it wrote {ended.stderr[-300:]}"
 
     def busy(self) -> dict[str, Any]:
-        """How much of a song the device computes; the rest is the CPU, which prepares and launches."""
+        """How long the device computes during a song. In the rest of the time the CPU prepares and launches kernels."""
         from torch.profiler import ProfilerActivity, profile
 
         found = {}
@@ -265,7 +267,7 @@ class Bench:
         return found
 
     def ceilings(self) -> dict[str, float]:
-        """What the device can do at best: a large bf16 matrix product and a large copy."""
+        """The device's best speed for a large bf16 matrix product and for a large copy."""
         a = torch.randn(8192, 8192, device=self.device, dtype=torch.bfloat16)
         b = torch.randn(8192, 8192, device=self.device, dtype=torch.bfloat16)
         source = torch.randn(1 << 30, device=self.device, dtype=torch.bfloat16)
@@ -300,7 +302,7 @@ class Bench:
 
 
 def main() -> int:
-    """Measure everything; 1 where something could not be measured."""
+    """Measure everything. Returns 1 if a measurement failed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu")
     parser.add_argument("--small", action="store_true", help="the random checkpoint; runs without a GPU too")
     parser.add_argument("--json", type=Path, help="a file to write the results to")

@@ -1,13 +1,13 @@
-"""How large the container image is, computed from what goes in, without building it or downloading a CUDA wheel.
+"""The size of the container image, computed from its parts, without building it or downloading a CUDA wheel.
 
-`python benchmarks/image_size.py` prints docs/OPERATIONS.md's table. Three sources:
+`python -m benchmarks.image_size` prints the table of docs/OPERATIONS.md. It has three sources:
 
-* our dependencies, as pyproject.toml's list leads to them: the sizes of the files that their RECORDs in this environment name;
-* torch's CUDA build and the wheels that only it needs (`CUDA`): the sizes that the wheels' own zip directories give, read from
-  PyPI's files of torch 2.13.0 for CPython 3.11 on x86_64 by range requests on 2026-11-24, the wheels themselves not downloaded;
-* the Python image, its three Debian packages and our code: an allowance (`REST_BYTES`), as no registry of images is in reach.
+* The dependencies in pyproject.toml and their own dependencies: the sizes of the files in their RECORDs in this environment.
+* torch's CUDA build and the wheels that only it needs (`CUDA`): the sizes in the zip directories of the wheels. They were read on
+  2026-11-24 from PyPI's files of torch 2.13.0 for CPython 3.11 on x86_64 by range requests, without downloading the wheels.
+* The Python image, its three Debian packages and our code: an allowance (`REST_BYTES`), since no registry of images was reachable.
 
-Sizes are as installed, uncompressed: what a node's disk holds. Over the network the CUDA part is 42 % smaller.
+Sizes are those of the installed, uncompressed files on a node's disk. For the download, the CUDA part is 42 % smaller.
 """
 
 import argparse
@@ -22,10 +22,10 @@ from packaging.utils import canonicalize_name
 
 ROOT: Final = Path(__file__).parent.parent
 BUDGET_BYTES: Final = 6_000_000_000
-"""The old deployment's image had 14.8 GB. Raise this only with a reason that is worth the minutes of every cold start."""
+"""The old deployment's image had 14.8 GB. Raise this only for a reason that justifies minutes at every cold start."""
 
 TORCH: Final = "2.13.0"
-"""The release whose CUDA wheels were read; a test fails when constraints.txt moves on without this table."""
+"""The release whose CUDA wheels were read. A test fails if constraints.txt has another version."""
 
 CUDA: Final[dict[str, tuple[int, int]]] = {
     # requirement: (bytes of the wheel, bytes installed)
@@ -70,7 +70,7 @@ def total_bytes() -> int:
 
 
 def parts() -> list[tuple[str, int]]:
-    """What the image consists of, with bytes as installed; dependencies under 50 MB are one part."""
+    """The parts of the image and their installed bytes. Dependencies under 50 MB are one part."""
     sizes = {name: _installed_bytes(found) for name, found in dependencies().items() if name != "torch"}
     large = sorted(((size, name) for name, size in sizes.items() if size >= 50_000_000), reverse=True)
     small = {name: size for name, size in sizes.items() if size < 50_000_000}
@@ -83,7 +83,7 @@ def parts() -> list[tuple[str, int]]:
 
 
 def dependencies() -> dict[str, Distribution]:
-    """Every distribution that pyproject.toml's dependencies lead to in this environment, without the development tools."""
+    """Every dependency of pyproject.toml, direct or indirect, in this environment, without the development tools."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     found: dict[str, Distribution] = {}
     waiting = [Requirement(text) for text in project["dependencies"]]
@@ -98,7 +98,7 @@ def dependencies() -> dict[str, Distribution]:
 
 
 def _asked_for_by(wanted: Requirement) -> Iterator[Requirement]:
-    """What a distribution needs on this platform, with the extras that are wanted of it."""
+    """The dependencies of a distribution on this platform, with its requested extras."""
     for text in distribution(wanted.name).requires or ():
         needed = Requirement(text)
         extras = [{"extra": extra} for extra in ("", *wanted.extras)]

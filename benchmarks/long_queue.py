@@ -1,10 +1,10 @@
-"""What a long queue costs: each thing that clients and workers ask of it, at 100,000 queued jobs and at 100, on both databases.
+"""How long each operation on the queue takes with 100,000 queued jobs and with 100, on both databases.
 
 Usage: python -m benchmarks.long_queue [--queued 100000] [--owners 20] [--rounds 200]     (part of `make bench`)
 
-Times are medians of the store's part, which is all that depends on the queue: the two queues are asked in turn in one run, so that
-noise hits both. Exits with 1 when something takes more than BOUND times as long at the long queue. Then: what it costs that a claim
-is on disk before its worker begins.
+Times are medians of the store's part, since nothing else depends on the queue. The two queues take turns within one run, so that
+noise affects both. Exits with 1 if an operation takes more than BOUND times as long with the long queue. The benchmark also
+measures what it costs to have a claim on disk before its worker begins.
 """
 
 import argparse
@@ -32,14 +32,14 @@ from serve_app.store.tables import jobs
 from tests.support.databases import postgresql
 
 BOUND: Final = 1.5
-"""At the long queue everything may take so many times what it takes at the short one."""
+"""An operation on the long queue may take this many times as long as on the short one."""
 
 SHORT: Final = 100
 LIMITS: Final = QueueArgs(max_jobs=10_000_000, max_owner_jobs=10_000_000, max_owner_audio_s=1e9)
 
 
 def fill(store: Store, count: int, owners: int) -> None:
-    """Queue copies of one job, a second apart, of so many owners in turn."""
+    """Queue `count` copies of one job, submitted a second apart by `owners` owners in turn."""
     first = submit(store, owner(0))
     numbers = sa.select(sa.literal(1).label("n")).cte("numbers", recursive=True)
     numbers = numbers.union_all(sa.select(numbers.c.n + 1).where(numbers.c.n < count - 1))
@@ -54,7 +54,7 @@ def fill(store: Store, count: int, owners: int) -> None:
     with store.database.write() as connection:
         connection.execute(jobs.insert().from_select([column.name for column in jobs.columns], copies))
     store.backlog.recount()
-    if not store.database.is_sqlite:  # what PostgreSQL does by itself soon after so many rows; SQLite never does
+    if not store.database.is_sqlite:  # PostgreSQL does this by itself soon after so many rows
         with store.database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.exec_driver_sql("VACUUM ANALYZE")
 
@@ -64,7 +64,7 @@ def owner(number: int) -> str:
 
 
 class Queue:
-    """One queue, and what is asked of it. Each round leaves it as long as it was."""
+    """One queue and the operations on it. A round does not change its length."""
 
     def __init__(self, store: Store, owners: int) -> None:
         self.store = store
@@ -76,7 +76,7 @@ class Queue:
         self._claimed: Job | None = None
 
     def prepare(self) -> None:
-        """Begin a round: another owner."""
+        """Begin a round with the next owner. The job that the last round claimed is finished and replaced by a new one."""
         if self._claimed is not None:
             finish(self.store, self._claimed)
             submit(self.store, self._claimed.owner)
@@ -95,11 +95,11 @@ class Queue:
         assert self.newest.id in self.store.backlog.places([self.newest])
 
     def place_near_the_front(self) -> None:
-        """Of the owner's third job."""
+        """The position of the owner's third job."""
         assert self.store.backlog.places([self.third])
 
     def place_far_back(self) -> None:
-        """As far back as is counted, at the long queue; at the short one the last job."""
+        """A position as far back as positions are counted; in the short queue that of the last job."""
         assert self.store.backlog.places([self.far])
 
     def list_50(self) -> None:
@@ -135,7 +135,7 @@ class Queue:
         return self._newest
 
     def find_jobs(self) -> None:
-        """Look up the owner's third job and the last one that is not FAR back; not measured."""
+        """Find the owner's third job and the last one whose position is below FAR. This is not measured."""
         of_it = jobs.c.model == "m", jobs.c.owner == self._owner, jobs.c.state == "queued", jobs.c.rank == 5
         query = sa.select(jobs.c.id).where(*of_it).order_by(*OWN_ORDER).limit((FAR - 50) // self._count + 1)
         with self.store.database.read() as connection:
@@ -146,7 +146,7 @@ class Queue:
 
 ASKED: Final[dict[str, Callable[[Queue], None]]] = {
     "submit": Queue.submit,
-    "look at a job": Queue.look,
+    "look up a job": Queue.look,
     "place of the newest": Queue.place_of_the_newest,
     "place near the front": Queue.place_near_the_front,
     "place far back": Queue.place_far_back,
@@ -156,12 +156,12 @@ ASKED: Final[dict[str, Callable[[Queue], None]]] = {
     "claim": Queue.claim,
     "an owner's use": Queue.use,
     "health's counts": Queue.counts,
-    "the policy's look": Queue.observe,
+    "the policy's observation": Queue.observe,
 }
 
 
 def compare(short: Queue, long: Queue, rounds: int) -> dict[str, tuple[float, float]]:
-    """The median seconds that each thing takes at each of the two queues."""
+    """The median seconds of each operation on the short and on the long queue."""
     taken: dict[str, tuple[list[float], list[float]]] = {what: ([], []) for what in ASKED}
     for number in range(rounds):
         for queue in (short, long):
@@ -177,7 +177,7 @@ def compare(short: Queue, long: Queue, rounds: int) -> dict[str, tuple[float, fl
 
 
 def durable_claims(kind: str, store: Store, rounds: int) -> None:
-    """Print what a claim takes that is on disk before it returns, and what one takes that is not."""
+    """Print how long a claim takes if it is on disk when it returns, and how long if it is not."""
     write = store.database.write
     taken: dict[bool, list[float]] = {True: [], False: []}
     for number in range(2 * rounds):
@@ -198,7 +198,7 @@ def durable_claims(kind: str, store: Store, rounds: int) -> None:
 
 
 def measure(kind: str, server: str | None, folder: Path, given: argparse.Namespace) -> bool:
-    """Print the table of one database; whether the bound holds."""
+    """Print the table of one database. Returns whether the bound holds."""
     with opened(kind, server, folder) as short, opened(kind, server, folder) as long:
         fill(short, SHORT, given.owners)
         began = time.monotonic()
@@ -216,7 +216,7 @@ def measure(kind: str, server: str | None, folder: Path, given: argparse.Namespa
 
 
 def main() -> int:
-    """Measure SQLite and PostgreSQL."""
+    """Measure SQLite and PostgreSQL. Returns 0 if the bound holds for both."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--queued", type=int, default=100_000)
     parser.add_argument("--owners", type=int, default=20)
@@ -225,7 +225,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder, postgresql() as server:
         held = [measure("SQLite", None, Path(folder), given), measure("PostgreSQL", server, Path(folder), given)]
     if not all(held):
-        print(f"Something takes more than {BOUND} times as long at the long queue", file=sys.stderr)
+        print(f"An operation takes more than {BOUND} times as long with the long queue", file=sys.stderr)
     return 0 if all(held) else 1
 
 

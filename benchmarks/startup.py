@@ -1,14 +1,14 @@
-"""Where a worker's start goes, on a node that has everything, beside what no start can do without.
+"""A worker's start by phase, with the weights on the node's disk, beside the minimum that every start needs.
 
-`python -m benchmarks.startup [CHECKPOINT | --full-size]` prints a table; without a checkpoint it takes the random one, made
-larger and, like the released one, in bfloat16. `--full-size` makes one of the released model's shapes with random weights: 6.3 GB
-of disk, on two CPU cores 13 GB of memory and 5 minutes. Each run starts two processes: a worker's load through AceStepEngine,
-and a bare one that imports the same modules in the same order and reads the same files. The checkpoint's files are dropped from
-the page cache before each. Medians over the runs.
+`python -m benchmarks.startup [CHECKPOINT | --full-size]` prints a table. Without a checkpoint it uses the random one, enlarged and,
+like the released one, in bfloat16. `--full-size` makes a checkpoint of the released model's shapes with random weights; on two CPU
+cores that takes 6.3 GB of disk, 13 GB of memory and 5 minutes. Each run starts two processes: a worker's load through
+AceStepEngine, and a bare process that imports the same modules in the same order and reads the same files. Before each, the
+checkpoint's files are dropped from the page cache. The figures are medians over the runs.
 
-Weights are memory-mapped, so the disk is read while tensors are copied to the device. To tell the two apart, the worker's
-tensors are touched, one byte a page, right before each copy: what is left of the copy is `to device`. Tensors that are on their
-device already, in its number format, are not copied; they are touched all the same, or else nothing would have read them.
+Weights are memory-mapped, so the disk is read while tensors are copied to the device. To separate the two, one byte of each page of
+a tensor is read right before its copy; the rest of the copy is `to device`. Tensors that are already on their device in the right
+number format are not copied. They are read all the same, because nothing else would read them from the disk.
 """
 
 import argparse
@@ -99,13 +99,13 @@ class Startup:
     """Medians in seconds."""
 
     worker: dict[str, float]
-    """process, imports, look up, read (checks and modules included), to device (number format included), warm-up."""
+    """process, imports, look up, read (with checks and modules), to device (with the change of number format), warm-up."""
     bare: dict[str, float]
     """imports and read."""
 
     @property
     def ratio(self) -> float:
-        """Imports and read of a worker, in units of the bare ones."""
+        """The worker's imports and read, divided by those of the bare process."""
         return (self.worker["imports"] + self.worker["read"]) / (self.bare["imports"] + self.bare["read"])
 
 
@@ -117,16 +117,16 @@ def large(embedded: Path, folder: Path) -> Path:
 
 
 def measure(checkpoint: Path, runs: int = RUNS) -> Startup:
-    """Starts `runs` workers and as many bare processes in turn."""
+    """Start `runs` workers and as many bare processes, in turn."""
     workers, bares = zip(*(_once(checkpoint) for _ in range(runs)), strict=True)
     return Startup(_medians(workers), _medians(bares))
 
 
 def table(startup: Startup) -> str:
-    """The figures for people."""
+    """The figures as a table of text."""
     lines = ["phase      worker    bare", "-" * 25]
     lines += [f"{name:9} {seconds:6.2f} s {_shown(startup.bare.get(name))}" for name, seconds in startup.worker.items()]
-    return "\n".join([*lines, f"imports and read: {startup.ratio:.2f} times the bare ones"])
+    return "\n".join([*lines, f"imports and read take {startup.ratio:.2f} times as long as in the bare process"])
 
 
 def _once(checkpoint: Path) -> tuple[dict[str, float], dict[str, float]]:
@@ -144,7 +144,7 @@ def _run(command: list[str], given: str) -> Any:
 
 
 def _forget(files: list[str]) -> None:
-    """Drops clean pages of the files, so that both read from the disk."""
+    """Drop the files from the page cache, so that both processes read from the disk."""
     for file in files:
         descriptor = os.open(file, os.O_RDONLY)
         os.fsync(descriptor)

@@ -1,9 +1,9 @@
-"""What the job store carries: throughput with many claimers on both databases, and claims beside a million finished jobs.
+"""The job store's throughput with many claimers, and the time of a claim beside a million finished jobs, on both databases.
 
 Usage: python -m benchmarks.store [--claimers 64] [--seconds 8] [--finished 1000000]     (part of `make bench`)
 
-Every claimer is a thread with a Store of its own, as each worker has one; eight share a process. Exits with 1 when a claim beside
-the finished jobs takes more than BOUND times as long as without them.
+Every claimer is a thread with its own Store, like a worker; eight threads share a process. Exits with 1 if a claim takes more than
+BOUND times as long beside the finished jobs as without them.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from serve_app.store.tables import jobs
 from tests.support.databases import empty_database, postgresql
 
 BOUND: Final = 1.2
-"""A claim beside the finished jobs may take so many times what it takes without any."""
+"""A claim beside the finished jobs may take this many times as long as without them."""
 
 THREADS: Final = 8
 ROUNDS: Final = 400
@@ -39,8 +39,8 @@ TIMING: Final = {"queued_s": 0.0, "generate_s": 1.0, "encode_s": 0.1, "gpu_s": 1
 
 JOB_S: Final = 10.0
 BEATS: Final = 2.0 + 3 * 4 / 15
-"""On paper, a GPU ends a job every JOB_S, and its worker writes progress twice a second and, four times a lease of 15 s, its row,
-its leases and its account, each reckoned as a heartbeat."""
+"""Writes of a worker per second: progress twice, and its row, its leases and its device time four times per lease of 15 s. Each
+counts as a heartbeat. With these and a job every JOB_S, the number of GPUs that the database can serve is calculated."""
 
 
 # --- What a claimer does --------------------------------------------------------------------------------------------------
@@ -61,7 +61,7 @@ def finish(store: Store, job: Job) -> bool:
 
 
 def cycle(store: Store, name: str) -> Callable[[], int]:
-    """Submit one job, claim the next, finish it: one job more that went all the way. All add to one owner's account."""
+    """Submit a job, claim the next one and finish it. All jobs belong to one owner, whose account every cycle changes."""
 
     def once() -> int:
         submit(store, "everybody")
@@ -72,10 +72,10 @@ def cycle(store: Store, name: str) -> Callable[[], int]:
 
 
 def beat(store: Store, name: str) -> Callable[[], int]:
-    """Tell the progress of a job in hand."""
+    """Write the progress of a claimed job."""
     submit(store, name)
     job = store.claims.take(name, "m", LEASE_S)
-    while job is None:  # another claimer was locking the row: its own job is still there
+    while job is None:  # another claimer had locked the row; this one's job is still queued
         job = store.claims.take(name, "m", LEASE_S)
     held = Beat(job.id, job.attempt, name, {"stage": "denoising", "step": 1, "steps": 8, "fraction": 0.1})
 
@@ -104,7 +104,7 @@ def _process(url: str, what: str, number: int, *, threads: int, seconds: float, 
 
 
 def rate(url: str, what: str, claimers: int, seconds: float) -> float:
-    """How often all claimers together do it in a second."""
+    """How many times per second all claimers together perform `what`."""
     spawn = multiprocessing.get_context("spawn")
     count = max(1, claimers // THREADS)
     ready = spawn.Barrier(count)
@@ -123,7 +123,7 @@ def rate(url: str, what: str, claimers: int, seconds: float) -> float:
 
 
 def fill(store: Store, count: int) -> None:
-    """Copies of one finished job, from long ago, a second apart."""
+    """Insert `count` copies of one finished job, each a second older than the one before."""
     submit(store, "old")
     job = store.claims.take("w", "m", LEASE_S)
     assert job is not None
@@ -141,13 +141,13 @@ def fill(store: Store, count: int) -> None:
         if not store.database.is_sqlite:
             connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
         connection.execute(jobs.insert().from_select([column.name for column in jobs.columns], copies))
-    if not store.database.is_sqlite:  # what PostgreSQL does by itself soon after so many rows; SQLite never does
+    if not store.database.is_sqlite:  # PostgreSQL does this by itself soon after so many rows
         with store.database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.exec_driver_sql("VACUUM ANALYZE")
 
 
 def in_turn(stores: list[Store], what: Callable[[Store], float]) -> list[float]:
-    """The median of what takes seconds on each store, asked one after the other so that noise hits all."""
+    """The median of `what` on each store. The stores take turns, so that noise affects all of them."""
     taken: list[list[float]] = [[] for _ in stores]
     for _ in range(ROUNDS):
         for store, seconds in zip(stores, taken, strict=True):
@@ -183,7 +183,7 @@ def counts_s(store: Store) -> float:
 
 @contextmanager
 def opened(kind: str, server: str | None, folder: Path) -> Iterator[Store]:
-    """An empty store of a kind, with its tables made."""
+    """An empty store with its tables, on SQLite, or on PostgreSQL if `server` is given."""
     if server is None:
         store = Store(f"sqlite:///{folder / (kind + str(time.monotonic_ns()))}.db")
         store.migrate()
@@ -198,28 +198,29 @@ def opened(kind: str, server: str | None, folder: Path) -> Iterator[Store]:
 
 
 def measure(kind: str, server: str | None, folder: Path, given: argparse.Namespace) -> bool:
-    """Print all figures of one database; whether the bound holds."""
+    """Print all figures of one database. Returns whether the bound holds."""
     with opened(kind, server, folder) as store:
         url = store.database.url.render_as_string(hide_password=False)
         cycles = rate(url, "cycle", given.claimers, given.seconds)
         beats = rate(url, "beat", given.claimers, given.seconds)
     gpus = 1 / (1 / JOB_S / cycles + BEATS / beats)
     print(
-        f"{kind}, {given.claimers} claimers: {cycles:,.0f} jobs a second through submit, claim and finish; {beats:,.0f} heartbeats"
+        f"{kind}, {given.claimers} claimers, per second: {cycles:,.0f} jobs submitted, claimed and finished; "
+        f"{beats:,.0f} heartbeats"
     )
     print(
-        f"{kind}: on paper {gpus:,.0f} GPUs, with a job every {JOB_S:g} s on each and {BEATS:.2f} heartbeats a second",
+        f"{kind}: calculated for {gpus:,.0f} GPUs, with a job every {JOB_S:g} s and {BEATS:.2f} heartbeats per second on each",
         flush=True,
     )
     with opened(kind, server, folder) as empty, opened(kind, server, folder) as full:
         began = time.monotonic()
         fill(full, given.finished)
-        print(f"{kind}: {given.finished:,} finished jobs made in {time.monotonic() - began:.0f} s", flush=True)
+        print(f"{kind}: {given.finished:,} finished jobs inserted in {time.monotonic() - began:.0f} s", flush=True)
         stores = [empty, full]
         without, beside = in_turn(stores, claim_s)
         seen = in_turn(stores, observe_s)
         counted = in_turn(stores, counts_s)
-    pairs = {"a claim": (without, beside), "the policy's look": seen, "counting jobs by state": counted}
+    pairs = {"a claim": (without, beside), "the policy's observation": seen, "counting jobs by state": counted}
     for what, (alone, full_s) in pairs.items():
         print(
             f"{kind}: {what} takes {alone * 1e3:.2f} ms, beside the finished jobs {full_s * 1e3:.2f} ms: {full_s / alone:.2f} times"
@@ -228,7 +229,7 @@ def measure(kind: str, server: str | None, folder: Path, given: argparse.Namespa
 
 
 def main() -> int:
-    """Measure SQLite and PostgreSQL."""
+    """Measure SQLite and PostgreSQL. Returns 0 if the bound holds for both."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--claimers", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=8.0, help="length of each measurement of throughput")

@@ -1,4 +1,4 @@
-"""What is asked of a queue costs the same however long it is. Times at 100,000 jobs: `python -m benchmarks.long_queue`."""
+"""Operations on a queue cost the same however long it is. Times at 100,000 jobs: `python -m benchmarks.long_queue`."""
 
 from collections.abc import Callable
 from pathlib import Path
