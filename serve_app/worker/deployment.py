@@ -21,7 +21,7 @@ class MusicWorker:
     """A replica: its constructor returns when the model is loaded, and it drains before Serve ends its process.
 
     The constructor neither returns nor raises while the model cannot be loaded. If it raised, Serve would restart it at once and
-    without end, and a rolling update would stop workers that work. Instead it retries after growing pauses, and stops when the
+    without end, and a rolling update would stop working workers. Instead it retries after growing pauses, and stops when the
     breaker opens; the autoscaling policy then asks for no workers.
     """
 

@@ -100,7 +100,7 @@ def test_an_encoder_that_always_dies_fails_the_job_with_its_cause(encoders: Enco
             EncodingFailed, match="failed twice while encoding this song: it was killed by SIGKILL"
         ) as caught:
             encoders.encode(song, "flac", TAGS)
-        provoked("encoding_failed", "the encoder's process dies twice over a song", caught.value.message)
+        provoked("encoding_failed", "the encoder process dies twice on the same song", caught.value.message)
         done.set()
         killer.join()
         assert encoders.encode(song, "flac", TAGS)

@@ -186,7 +186,7 @@ CASES = [
     Case("a weight file's header is garbage", _garbage_for_a_header, errors.CorruptFile, "load", "delete it and fetch"),
     Case("a tensor is missing", _without_a_tensor, errors.CorruptFile, "load", "lack tensors"),
     Case(
-        "a file is changed on the way",
+        "a file is changed during the download",
         _changed_on_the_way,
         errors.CorruptFile,
         "download",
@@ -194,7 +194,7 @@ CASES = [
     ),
     Case("another model's class", _another_component, errors.WrongClass, "load", "Set another source"),
     Case("ACE-Step's original layout", _original_layout, errors.WrongLayout, "load", "convert_ace_step_to_diffusers"),
-    Case("the hub does not know it", _unknown_repository, errors.UnknownRepository, "download", "Check the name"),
+    Case("the hub has no such repository", _unknown_repository, errors.UnknownRepository, "download", "Check the name"),
     Case(
         "no such revision",
         _unknown_revision,
@@ -213,12 +213,12 @@ CASES = [
     Case("offline, nothing cached", _offline, errors.HubUnreachable, "download", "sophia weights pull m"),
     Case("the disk is too small", _disk_too_small, errors.DiskFull, "download", "needs 7.0 MB more .* Free disk space"),
     Case("the disk fills up", _disk_full_while_writing, errors.DiskFull, "download", "Free disk space"),
-    Case("cuda asked for, no GPU", _no_gpu, errors.DeviceUnavailable, "preflight", "or set device: cpu"),
+    Case("device is cuda, and there is no GPU", _no_gpu, errors.DeviceUnavailable, "preflight", "or set device: cpu"),
     Case("weights of NaN", _not_a_number, errors.SelfTestFailed, "warm_up", "NaN or infinite samples"),
     Case(
-        "a folder in a file's place", _a_folder_for_a_file, errors.LoadError, "load", "m failed with IsADirectoryError"
+        "a folder in place of a file", _a_folder_for_a_file, errors.LoadError, "load", "m failed with IsADirectoryError"
     ),
-    Case("a word for a number", _a_word_for_a_number, errors.LoadError, "load", "m failed with TypeError"),
+    Case("a text in place of a number", _a_word_for_a_number, errors.LoadError, "load", "m failed with TypeError"),
 ]
 
 

@@ -57,7 +57,7 @@ def test_an_owner_may_have_so_many_jobs_waiting(tmp_path: Path) -> None:
             "30",
         )
         assert "You have 2 jobs waiting, and queue.max_owner_jobs is 2" in refused.json()["detail"]
-        provoked("quota_exceeded", "a key has its full quota waiting", refused.json()["detail"])
+        provoked("quota_exceeded", "a key has reached its limit of queued jobs", refused.json()["detail"])
         again = service.client.post("/v1/jobs", json=song, headers={"idempotency-key": "first"})
         assert (again.status_code, again.json()["id"]) == (202, first.json()["id"])
         assert service.client.post(f"/v1/jobs/{second['id']}/cancel").status_code == 200

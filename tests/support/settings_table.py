@@ -12,7 +12,7 @@ from tests.support.paths import ROOT
 FILE = ROOT / "docs" / "SETTINGS.md"
 _HEAD = """# Settings
 
-All settings stand under `args:` in `serve_config.yaml`. They are checked strictly: an unknown name or a value of the wrong type is
+All settings are under `args:` in `serve_config.yaml`. They are checked strictly: an unknown name or a value of the wrong type is
 refused. An environment variable overrides the file: `SOPHIA_DATA_DIR` sets `data_dir`, `SOPHIA_API__REPLICAS` sets `api.replicas`.
 Secrets come from the environment, or from files in the folder that `SOPHIA_SECRETS_DIR` names.
 
