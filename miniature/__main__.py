@@ -32,6 +32,7 @@ Checkpoint = Annotated[
 ]
 FromScratch = Annotated[bool, typer.Option("--from-scratch", help="Begin with random weights.")]
 Threads = Annotated[int, typer.Option(min=1)]
+Gpu = Annotated[bool, typer.Option("--gpu", help="Train on a GPU, with larger batches.")]
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -82,12 +83,13 @@ def vae(
     from_scratch: FromScratch = False,
     hours: Hours = 0.5,
     threads: Threads = 1,
+    gpu: Gpu = False,
 ) -> None:
     """Trains the autoencoder's encoder and decoder."""
     start = None if from_scratch else start_folder(checkpoint, work)
     stage.be_idle(threads)
     with stage.Session(hours) as session:
-        train_vae(work, Audio.of(dataset.load(work / "data")), session, start)
+        train_vae(work, Audio.of(dataset.load(work / "data")), session, start, "cuda" if gpu else "cpu")
 
 
 @app.command()
@@ -115,7 +117,7 @@ def transformer(
     from_scratch: FromScratch = False,
     hours: Hours = 1.0,
     threads: Threads = 1,
-    gpu: Annotated[bool, typer.Option("--gpu", help="Train on a GPU, with large batches.")] = False,
+    gpu: Gpu = False,
 ) -> None:
     """Trains base's encoders and transformer, or distils base's guided transformer to turbo's."""
     if variant not in VARIANTS:

@@ -67,7 +67,7 @@ class Networks(nn.Module):
 
 @dataclass(frozen=True)
 class Clip:
-    """Audio (2, samples), its latents (64, frames), and what the encoder's fixed part makes of it."""
+    """Audio (2, samples), its latents (64, frames), and what the encoder's fixed part makes of it, on the encoder's device."""
 
     audio: Tensor
     latents: Tensor
@@ -75,10 +75,11 @@ class Clip:
 
     @classmethod
     def of(cls, audio: np.ndarray, encoder: NarrowEncoder) -> "Clip":
-        sound = torch.from_numpy(audio.astype(np.float32))
+        device = next(encoder.parameters()).device
+        sound = torch.from_numpy(audio.astype(np.float32)).to(device)
         with torch.no_grad():
             analysed = encoder.analyse(sound[None])[0]
-        return cls(sound, torch.from_numpy(analyse(audio)).T, analysed)
+        return cls(sound, torch.from_numpy(analyse(audio)).T.to(device), analysed)
 
 
 @dataclass(frozen=True)

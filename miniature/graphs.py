@@ -51,6 +51,6 @@ class GraphedStep:
         graph = torch.cuda.CUDAGraph()
         kept = [tensor.clone() for tensor in inputs]
         torch.cuda.synchronize()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads pin batches meanwhile
             result = self._step(*kept)
         return graph, kept, result

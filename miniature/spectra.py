@@ -20,8 +20,8 @@ def decoder_loss(played: Tensor, wanted: Tensor) -> Tensor:
 
     Both (batch, 2, samples). Each term is relative: 1 is the distance of silence from the music, nearly.
     """
-    linear = torch.zeros(())
-    logarithmic = torch.zeros(())
+    linear = torch.zeros((), device=played.device)
+    logarithmic = torch.zeros((), device=played.device)
     for heard, target in zip(_spectra(played), _spectra(wanted), strict=True):
         linear = linear + (heard - target).abs().sum() / target.sum()
         logarithmic = logarithmic + ((heard + LOUDNESS_FLOOR).log() - (target + LOUDNESS_FLOOR).log()).abs().mean()
@@ -37,7 +37,8 @@ def _spectra(audio: Tensor) -> Iterator[Tensor]:
 def magnitudes(audio: Tensor, window: int) -> Tensor:
     """The magnitudes of Hann-windowed spectra, a quarter window apart: (channels, lines, windows)."""
     channels = audio.reshape(-1, audio.shape[-1])
-    spectra = torch.stft(channels, window, window // 4, window=torch.hann_window(window), return_complex=True)
+    shape = torch.hann_window(window, device=audio.device)
+    spectra = torch.stft(channels, window, window // 4, window=shape, return_complex=True)
     # The root's slope is infinite at zero.
     lengths: Tensor = (spectra.real.square() + spectra.imag.square() + 1e-9).sqrt()
     return lengths

@@ -23,7 +23,7 @@ DECODER_RATE = 1e-3
 GRADIENT_LIMITS = {"encoder": 1.0, "decoder": 5.0}
 AVERAGE_KEPT = 0.99  # by each step
 ENCODER_BATCH = 16
-DECODER_BATCH = 4
+DECODER_BATCHES = {"cpu": 4, "cuda": 16}
 CROP_FRAMES = 48
 ENCODER_MARGIN = 8  # frames at a crop's edges that hear what lies outside
 DECODER_MARGIN = 4
@@ -88,9 +88,11 @@ def _cut(tensors: Sequence[Tensor], starts: Sequence[int], rate: int) -> Tensor:
 class Training:
     """The networks, their optimizers and average, and where in the data they are."""
 
-    def __init__(self, file: Path, start: Networks | None = None) -> None:
+    def __init__(self, file: Path, start: Networks | None = None, device: str = "cpu") -> None:
         self._file = file
-        self.networks = start or Networks()
+        self._device = torch.device(device)
+        self._decoder_batch = DECODER_BATCHES[device]
+        self.networks = (start or Networks()).to(self._device)
         self._average = {name: value.clone() for name, value in self.networks.state_dict().items()}
         self._learning = {"encoder": self.networks.encoder.learn(), "decoder": list(self.networks.decoder.parameters())}
         self._optimizers = {
@@ -113,7 +115,7 @@ class Training:
         if state is None:
             return False
         self.networks.load_state_dict(state["networks"])
-        self._average = state["average"]
+        self._average = {name: value.to(self._device) for name, value in state["average"].items()}
         for name, optimizer in self._optimizers.items():
             optimizer.load_state_dict(state[name])
         self.steps = state["steps"]
@@ -158,12 +160,12 @@ class Training:
         return error[..., ENCODER_MARGIN:-ENCODER_MARGIN].square().mean()
 
     def _decoder_loss(self, crops: Crops, random: np.random.Generator) -> Tensor:
-        latents = crops.latents[:DECODER_BATCH]
+        latents = crops.latents[: self._decoder_batch]
         noise = torch.from_numpy(random.standard_normal(latents.shape).astype(np.float32))
-        amount = torch.from_numpy(random.random((DECODER_BATCH, 1, 1)).astype(np.float32)) * LATENT_NOISE
-        played = self.networks.decoder(latents + amount * noise)
+        amount = torch.from_numpy(random.random((len(latents), 1, 1)).astype(np.float32)) * LATENT_NOISE
+        played = self.networks.decoder(latents + (amount * noise).to(self._device))
         kept = slice(DECODER_MARGIN * SAMPLES, -DECODER_MARGIN * SAMPLES)
-        return decoder_loss(played[..., kept], crops.audio[:DECODER_BATCH, :, kept])
+        return decoder_loss(played[..., kept], crops.audio[: self._decoder_batch, :, kept])
 
 
 @dataclass(frozen=True)
@@ -187,12 +189,12 @@ def state_file(work: Path) -> Path:
     return work / "vae.pt"
 
 
-def train(work: Path, data: Data, session: stage.Session, checkpoint: Path | None = None) -> int:
+def train(work: Path, data: Data, session: stage.Session, checkpoint: Path | None = None, device: str = "cpu") -> int:
     """Trains for the session's time; saves the state and returns the step reached.
 
     It goes on from a saved state; else from the autoencoder of the pipeline in `checkpoint`, if that has the shape; else anew.
     """
-    training = Training(state_file(work), Networks.load(checkpoint) if checkpoint else None)
+    training = Training(state_file(work), Networks.load(checkpoint) if checkpoint else None, device)
     if training.resume():
         print(f"going on from step {training.steps} of {state_file(work)}", flush=True)
     pool = Pool(data.render, training.networks.encoder, data.clips, training.position)

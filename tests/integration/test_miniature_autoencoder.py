@@ -31,7 +31,7 @@ def music() -> np.ndarray:
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vae, "ENCODER_BATCH", 2)
-    monkeypatch.setattr(vae, "DECODER_BATCH", 1)
+    monkeypatch.setattr(vae, "DECODER_BATCHES", {"cpu": 1})
     monkeypatch.setattr(vae, "FIRST_CLIPS", 1)
 
 
