@@ -62,3 +62,17 @@ def test_files_that_are_named_exist(path: Path) -> None:
         r"`((?:api|background|worker|engine|weights|audio|store|scaling|music|ops)/[\w/]*\.py)`", text
     ):
         assert (ROOT / "serve_app" / name).exists(), name
+
+
+def test_alerts_refer_to_existing_sections() -> None:
+    """Every page and section of docs/ that an alert or a dashboard panel names exists."""
+    monitoring = ROOT / "cluster" / "monitoring"
+    texts = [(monitoring / name).read_text() for name in ("rules.yaml", "dashboard.json")]
+    named = [match for text in texts for match in re.findall(r'(docs/\w+\.md)(?:, "([^"]+)")?', text)]
+    assert named
+    for page, section in named:
+        document = (ROOT / page).read_text()
+        assert not section or re.search(rf"^(#+ |\* \*\*){re.escape(section)}\b", document, re.MULTILINE), (
+            page,
+            section,
+        )
