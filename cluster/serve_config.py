@@ -1,7 +1,8 @@
-"""The Serve configuration of every place that Sophia is deployed to, from this one source.
+"""Generates the Serve configuration of every place that Sophia is deployed to.
 
 `python cluster/serve_config.py` writes cluster/serve/*.yaml, the block scalars `serveConfigV2` and `serve_config.yaml` of the
-Kubernetes files, and the incremental-upgrade variant of the RayService. `--check` writes nothing and fails when one has drifted.
+Kubernetes files, and the incremental-upgrade variant of the RayService. `--check` writes nothing and fails if a file is out of
+date.
 """
 
 import argparse
@@ -27,9 +28,9 @@ PLACES: Final[dict[str, dict[str, int]]] = {
     "skypilot": {"workers": 2, "apis": 1},
 }
 API_ON: Final = {"kubernetes": {"sophia/role": "api"}}
-"""Where GPU nodes come and go, an API process on one would keep it alive (and cost its price) or die with it."""
+"""If GPU nodes are added and removed, an API process on one would keep that node running, at its price, or end with it."""
 LISTENS: Final = {"skypilot": "127.0.0.1"}
-"""A rented pod has no firewall of ours, so Sophia is reached by ssh; elsewhere the TLS proxy may be on another machine."""
+"""A rented pod has no firewall, so Sophia is reached through ssh. Elsewhere the TLS proxy may be on another machine."""
 
 _HEADER: Final = "# Written by cluster/serve_config.py; change it there.\n"
 _BLOCK: Final = re.compile(r"^( *)(serveConfigV2|serve_config\.yaml): \|\n(?:\1  .*\n|\n)*", re.MULTILINE)
@@ -40,20 +41,20 @@ _INCREMENTAL: Final = """\
     type: NewClusterWithIncrementalUpgrade
     clusterUpgradeOptions:
       gatewayClassName: istio
-      maxSurgePercent: 25 # the new cluster grows by a quarter of the workers at a time: two full fleets are never paid for
+      maxSurgePercent: 25 # the new cluster grows by a quarter of the workers at a time, so that there are never two full fleets
       stepSizePercent: 25
       intervalSeconds: 60
 """
 
 
 def main() -> int:
-    """Write what has drifted, or with --check only name it; 0 when nothing had."""
+    """Write the files that are out of date, or with --check only print their names. Returns 1 if --check found any."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; fail when a file has drifted")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a file is out of date")
     check = parser.parse_args().check
     drifted = [path for path, text in generated().items() if not path.exists() or path.read_text() != text]
     for path in drifted:
-        print(f"{'drifted' if check else 'wrote'}: {path}")
+        print(f"{'out of date' if check else 'wrote'}: {path}")
         if not check:
             path.write_text(generated()[path])
     return int(check and bool(drifted))
@@ -65,7 +66,7 @@ def generated() -> dict[Path, str]:
     service = CLUSTER / "kuberay" / "rayservice.yaml"
     weights = CLUSTER / "kuberay" / "weights-daemonset.yaml"
     complete = _filled(service.read_text())
-    assert _STRATEGY in complete  # noqa: S101 - else the variant would silently be no variant
+    assert _STRATEGY in complete  # noqa: S101 - otherwise the incremental file would not differ
     return {
         **files,
         service: complete,
@@ -75,7 +76,7 @@ def generated() -> dict[Path, str]:
 
 
 def serve_config(place: str) -> dict[str, Any]:
-    """What `serve deploy` takes. Addresses and secrets come from SOPHIA_DATABASE_URL and SOPHIA_ARTIFACTS_URL."""
+    """The configuration that `serve deploy` takes. Addresses and secrets come from SOPHIA_DATABASE_URL and SOPHIA_ARTIFACTS_URL."""
     return {
         "proxy_location": "HeadOnly" if place in ("compose", "skypilot") else "EveryNode",
         "http_options": {"host": LISTENS.get(place, "0.0.0.0"), "port": 8000},  # noqa: S104 - behind keys, and a firewall or NetworkPolicy
@@ -103,7 +104,7 @@ def _application(place: str) -> dict[str, Any]:
 
 
 def _model(place: str) -> dict[str, Any]:
-    """The one place where a model's scale is written: bounds and targets of the autoscaling policy go here, too."""
+    """The model's settings. Change its scaling here, including the bounds and targets of the autoscaling policy."""
     return {
         "source": DEFAULT_REPOSITORY,
         "revision": DEFAULT_REVISION,
@@ -120,7 +121,7 @@ def _model(place: str) -> dict[str, Any]:
 
 
 def _filled(text: str) -> str:
-    """The text with every block scalar of a Serve configuration replaced by today's for Kubernetes."""
+    """The text with every block scalar of a Serve configuration replaced by the current one for Kubernetes."""
 
     def block(found: re.Match[str]) -> str:
         margin, key = found.groups()
@@ -131,7 +132,7 @@ def _filled(text: str) -> str:
 
 def _dump(place: str) -> str:
     class Plain(yaml.SafeDumper):
-        """Writes a repeated value again: YAML's anchors are hard to read."""
+        """Writes repeated values in full, since YAML's anchors are hard to read."""
 
         def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 - PyYAML's signature
             return True

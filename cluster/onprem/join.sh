@@ -1,7 +1,7 @@
 #!/bin/sh
-# One more machine in one command, run on a machine of the cluster as root:  ./join.sh root@NEW_MACHINE NEW_IP
+# Adds a machine to the cluster. Run it as root on a machine of the cluster:  ./join.sh root@NEW_MACHINE NEW_IP
 # It copies code, settings and the Ray token over ssh, sets the new machine's address, and starts its units.
-# SOPHIA_PYTHON names the new machine's interpreter (default: python3): Ray wants the same version everywhere, to the last digit.
+# SOPHIA_PYTHON names the new machine's interpreter (default: python3): Ray needs exactly the same version on all machines.
 set -eu
 machine=${1:?the new machine, as ssh knows it} address=${2:?the new machine's address in the cluster\'s network}
 here=$(dirname "$0")
@@ -18,7 +18,7 @@ ssh "$machine" 'id sophia >/dev/null 2>&1 || useradd --system --home-dir /var/li
     install -d -m 755 /opt/sophia && install -d -m 750 -g sophia /etc/sophia'
 rsync -a --delete --exclude .git --exclude .venv "$here/../../" "$machine:/opt/sophia/"
 rsync -a /etc/sophia/ "$machine:/etc/sophia/"
-# The database's password, on which the address in sophia.env depends.
+# The database's password, which the address in sophia.env leaves out.
 if [ -e /var/lib/sophia/.pgpass ]; then
     rsync -a --chmod=600 --chown=sophia:sophia /var/lib/sophia/.pgpass "$machine:/var/lib/sophia/.pgpass"
 fi
