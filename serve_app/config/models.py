@@ -70,8 +70,9 @@ class ModelArgs(Section):
         min_length=1,
         description="Where the checkpoint comes from: a Hugging Face repository id; an object store (`s3://bucket/prefix`, "
         "`gs://…`, `az://…`), from which it is copied into the node's cache; a local folder, used in place; `embedded`, "
-        f"which comes with Sophia ({NOTES[EMBEDDED]}); `random` (tiny random weights, which generate noise; tests only); "
-        "`simulated` (sleeps; tests only); or `auto`, the released checkpoint if the cluster has a GPU, else `embedded`.",
+        f"which comes with Sophia ({NOTES[EMBEDDED]}), or `embedded-base`, its base variant; "
+        "`random` (tiny random weights, which generate noise; tests only); `simulated` (sleeps; tests only); or `auto`, "
+        "the released checkpoint if the cluster has a GPU, else `embedded`.",
     )
     revision: str | None = Field(
         None, description="The repository's commit, tag or branch. Pin a commit in production."

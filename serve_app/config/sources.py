@@ -4,17 +4,25 @@ from collections.abc import Mapping
 from typing import Final
 
 EMBEDDED: Final = "embedded"
+EMBEDDED_BASE: Final = "embedded-base"
 RANDOM: Final = "random"
 SIMULATED: Final = "simulated"
 
-BUILT_IN: Final = (EMBEDDED, RANDOM)
+PACKAGED: Final = (EMBEDDED, EMBEDDED_BASE)
+"""Sources of checkpoints that are package data: the toy model's turbo and base variants."""
+
+BUILT_IN: Final = (*PACKAGED, RANDOM)
 """Sources of checkpoints that come with Sophia, so that nothing is downloaded for them."""
 
 NOISE: Final = "random weights that generate noise"
 """What a checkpoint with random weights is, whatever its source."""
 
+TOY: Final = "a toy model trained on synthetic music: six instruments, bass and drums, 24 keys, no voice"
+"""What the embedded checkpoint is."""
+
 NOTES: Final[Mapping[str, str]] = {
-    EMBEDDED: "a toy model trained on synthetic music: six instruments, bass and drums, 24 keys, no voice",
+    EMBEDDED: TOY,
+    EMBEDDED_BASE: TOY,
     RANDOM: NOISE,
     SIMULATED: "a simulation that generates test tones",
 }

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from serve_app import errors
 from serve_app.config import ModelArgs
-from serve_app.config.sources import BUILT_IN, EMBEDDED, RANDOM
+from serve_app.config.sources import BUILT_IN, EMBEDDED, PACKAGED, RANDOM
 from serve_app.weights import bucket, embedded, hub, random_weights
 from serve_app.weights.cache import Plan, fetch, is_disk_full
 from serve_app.weights.progress import Report
@@ -29,8 +29,8 @@ def resolve(name: str, args: ModelArgs, cache: Path, report: Report, online: boo
         UnknownRepository, UnknownRevision, HubTokenRefused, HubUnreachable, DiskFull, CorruptFile, WrongLayout: see `errors`.
     """
     with _disk_errors(cache):
-        if args.source == EMBEDDED:
-            return fetch(embedded.planned(cache / EMBEDDED), report)
+        if args.source in PACKAGED:
+            return fetch(embedded.planned(cache / EMBEDDED, args.source), report)
         if args.source == RANDOM:
             return random_weights.build(cache, report)
         if is_local(args.source):

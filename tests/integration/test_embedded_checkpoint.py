@@ -1,5 +1,7 @@
 """The embedded checkpoint: package data, unpacked once a machine."""
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +38,28 @@ def test_the_embedded_checkpoint_is_unpacked_once(tmp_path: Path) -> None:
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == times
     facts = weights.verify(folder, EMBEDDED)
     assert (facts.variant, facts.random_weights) == ("turbo", False)
+
+
+def test_base_is_packed_as_what_it_has_for_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: Path
+) -> None:
+    """A base variant adds only the files in which it differs, and unpacks to a whole checkpoint of its own."""
+    base = tmp_path / "base"
+    shutil.copytree(checkpoint, base)
+    config = base / "transformer" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "is_turbo": False, "model_version": "base"}))
+    pack(checkpoint, tmp_path / "packed", base)
+    monkeypatch.setattr(embedded, "PACKED", tmp_path / "packed")
+
+    folders = {
+        source: weights.resolve("m", ModelArgs(source=source), tmp_path / "cache", lambda *report: None)
+        for source in ("embedded", "embedded-base")
+    }
+
+    added = [file.relative_to(tmp_path / "packed" / "base") for file in (tmp_path / "packed" / "base").rglob("*.*")]
+    assert {str(file) for file in added} == {"sophia.manifest.json", "transformer/config.json"}
+    assert weights.verify(folders["embedded-base"], ModelArgs(source="embedded-base")).variant == "base"
+    assert weights.verify(folders["embedded"], EMBEDDED).variant == "turbo"
 
 
 def test_two_processes_that_unpack_at_once_leave_one_checkpoint(tmp_path: Path) -> None:
