@@ -35,51 +35,72 @@ def new_autoencoder() -> Any:
 
 
 class Networks(nn.Module):
-    """What is trained: the encoder without its idle channels, and the decoder."""
+    """What is trained: the encoder without its idle channels, and the decoder.
 
-    def __init__(self) -> None:
+    An autoencoder of another shape, as the first packaged one, has a decoder that learns and an encoder that does not count:
+    `encoder` is None then, and `rest` the autoencoder whose decoder it is.
+    """
+
+    def __init__(self, rest: Any = None) -> None:
         super().__init__()
+        self._rest = [rest]  # in a list, so that its parameters are not this module's
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            self.encoder = NarrowEncoder()
-            self.decoder: Any = new_autoencoder().decoder
-            start_decoder(self.decoder)
+            self.encoder = NarrowEncoder() if rest is None else None
+            self.decoder: Any = (new_autoencoder() if rest is None else _like(rest)).decoder
+            if rest is None:
+                start_decoder(self.decoder)
+
+    def copy(self) -> "Networks":
+        """The same on the CPU: torch's deepcopy refuses modules with weight norm."""
+        networks = Networks(self._rest[0])
+        networks.load_state_dict(self.state_dict())
+        return networks
 
     @classmethod
-    def load(cls, checkpoint: Path) -> "Networks | None":
-        """The networks of a saved pipeline's folder, or None if its autoencoder has another shape."""
-        networks = cls()
+    def load(cls, checkpoint: Path) -> "Networks":
+        """The networks of a saved pipeline's folder."""
         saved = AutoencoderOobleck.from_pretrained(checkpoint / "vae", dtype=torch.float32)
         shape = new_autoencoder().config
         if any(saved.config[name] != shape[name] for name in shape if not name.startswith("_")):
-            return None
+            return cls(saved)
+        networks = cls()
         networks.encoder = narrow_from(saved.encoder)
         networks.decoder.load_state_dict(saved.decoder.state_dict())
         return networks
 
     def autoencoder(self) -> Any:
         """Both in diffusers' class."""
-        whole = new_autoencoder()
-        widen(self.encoder, whole.encoder)
+        whole = new_autoencoder() if self.encoder is not None else _like(self._rest[0])
+        if self.encoder is not None:
+            widen(self.encoder, whole.encoder)
         whole.decoder.load_state_dict(self.decoder.state_dict())
         return whole.eval()
 
 
+def _like(autoencoder: Any) -> Any:
+    copy = AutoencoderOobleck.from_config(autoencoder.config)
+    copy.load_state_dict(autoencoder.state_dict())
+    return copy
+
+
 @dataclass(frozen=True)
 class Clip:
-    """Audio (2, samples), its latents (64, frames), and what the encoder's fixed part makes of it, on the encoder's device."""
+    """Audio (2, samples), its latents (64, frames), and what an encoder's fixed part makes of it; nothing without an encoder."""
 
     audio: Tensor
     latents: Tensor
     analysed: Tensor
 
     @classmethod
-    def of(cls, audio: np.ndarray, encoder: NarrowEncoder) -> "Clip":
-        device = next(encoder.parameters()).device
+    def of(cls, audio: np.ndarray, networks: Networks) -> "Clip":
+        device = next(networks.decoder.parameters()).device
         sound = torch.from_numpy(audio.astype(np.float32)).to(device)
+        latents = torch.from_numpy(analyse(audio)).T.to(device)
+        if networks.encoder is None:
+            return cls(sound, latents, sound.new_zeros(0, latents.shape[1] * STRIDES[-1]))
         with torch.no_grad():
-            analysed = encoder.analyse(sound[None])[0]
-        return cls(sound, torch.from_numpy(analyse(audio)).T.to(device), analysed)
+            return cls(sound, latents, networks.encoder.analyse(sound[None])[0])
 
 
 @dataclass(frozen=True)
@@ -113,8 +134,8 @@ def round_trip(networks: Networks, clips: Sequence[np.ndarray]) -> RoundTrip:
 
 
 def _one_round_trip(networks: Networks, audio: np.ndarray) -> list[float]:
-    clip = Clip.of(audio, networks.encoder)
-    encoded = networks.encoder.encode(clip.analysed[None])[0, :LATENTS]
+    clip = Clip.of(audio, networks)
+    encoded = clip.latents if networks.encoder is None else networks.encoder.encode(clip.analysed[None])[0, :LATENTS]
     error = encoded - clip.latents
     figures = [float(error[LINEAR:].square().mean().sqrt()), float(error[:LINEAR].square().mean().sqrt())]
     for latents in (encoded, clip.latents):

@@ -30,17 +30,17 @@ def export(work: Path, output: Path, checkpoint: Path, variant: str) -> Path:
         text_encoder=networks.text_encoder,
         condition_encoder=networks.condition_encoder,
         transformer=networks.transformer,
-        **_other_parts(work),
+        **_other_parts(work, checkpoint),
     )
     folder = output / variant
     pipeline.save_pretrained(folder)
     return folder
 
 
-def _other_parts(work: Path) -> dict[str, Any]:
+def _other_parts(work: Path, checkpoint: Path) -> dict[str, Any]:
     """The autoencoder and the audio codes, if they have been trained."""
     parts = {}
-    autoencoder = vae.trained(work)
+    autoencoder = vae.trained(work, checkpoint)
     if autoencoder is not None:
         parts["vae"] = autoencoder
     networks = codes.trained(work)

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from miniature import loop, stage
 from miniature.autoencoder import Clip, Networks, round_trip
 from miniature.dataset import Dataset, render
-from miniature.encoder import LATENTS, STRIDES, NarrowEncoder
+from miniature.encoder import LATENTS, STRIDES
 from miniature.latents import SAMPLES
 from miniature.mixing import LINEAR
 from miniature.spectra import decoder_loss
 from miniature.tasks import HELD_OUT
 
-ENCODER_RATE = 2e-3
-DECODER_RATE = 1e-3
+RATES = {"encoder": 2e-3, "decoder": 1e-3}
+BETAS = {"encoder": (0.9, 0.999), "decoder": (0.8, 0.98)}
 GRADIENT_LIMITS = {"encoder": 1.0, "decoder": 5.0}
 AVERAGE_KEPT = 0.99  # by each step
 ENCODER_BATCH = 16
@@ -41,9 +41,9 @@ Render = Callable[[int], np.ndarray]
 class Pool:
     """Clips to draw crops from: rendering one for each crop would take longer than the training."""
 
-    def __init__(self, render: Render, encoder: NarrowEncoder, clips: int, position: int) -> None:
+    def __init__(self, render: Render, networks: Networks, clips: int, position: int) -> None:
         self._render = render
-        self._encoder = encoder
+        self._networks = networks
         self._count = clips
         self._clips: list[Clip] = []
         self.position = position
@@ -52,7 +52,7 @@ class Pool:
 
     def go_on(self) -> None:
         """Takes the next clip in, and the oldest out if there are enough."""
-        self._clips.append(Clip.of(self._render(self.position % self._count), self._encoder))
+        self._clips.append(Clip.of(self._render(self.position % self._count), self._networks))
         self._clips = self._clips[-POOLED_CLIPS:]
         self.position += 1
 
@@ -94,10 +94,12 @@ class Training:
         self._decoder_batch = DECODER_BATCHES[device]
         self.networks = (start or Networks()).to(self._device)
         self._average = {name: value.clone() for name, value in self.networks.state_dict().items()}
-        self._learning = {"encoder": self.networks.encoder.learn(), "decoder": list(self.networks.decoder.parameters())}
+        self._learning: dict[str, list[nn.Parameter]] = {"decoder": list(self.networks.decoder.parameters())}
+        if self.networks.encoder is not None:
+            self._learning["encoder"] = self.networks.encoder.learn()
         self._optimizers = {
-            "encoder": torch.optim.AdamW(self._learning["encoder"], ENCODER_RATE, weight_decay=0.0),
-            "decoder": torch.optim.AdamW(self._learning["decoder"], DECODER_RATE, betas=(0.8, 0.98), weight_decay=0.0),
+            name: torch.optim.AdamW(parameters, RATES[name], betas=BETAS[name], weight_decay=0.0)
+            for name, parameters in self._learning.items()
         }
         self.steps = 0
         self.position = 0
@@ -105,7 +107,7 @@ class Training:
     @property
     def average(self) -> Networks:
         """Networks with the averaged weights."""
-        networks = Networks()
+        networks = self.networks.copy()
         networks.load_state_dict(self._average)
         return networks
 
@@ -133,14 +135,14 @@ class Training:
         stage.save_state(state, self._file)
 
     def step(self, crops: Crops, random: np.random.Generator, rate: float) -> Mapping[str, float]:
-        """One step of both parts, with the full learning rates times `rate`; returns the losses."""
-        encoder_error = self.encoder_loss(crops)
-        decoder_error = self._decoder_loss(crops, random)
-        full = {"encoder": ENCODER_RATE, "decoder": DECODER_RATE}
-        for name, loss in (("encoder", encoder_error), ("decoder", decoder_error)):
+        """One step of each part, with the full learning rates times `rate`; returns the losses."""
+        losses = {"decoder": self._decoder_loss(crops, random)}
+        if self.networks.encoder is not None:
+            losses["encoder"] = self.encoder_loss(crops)
+        for name, loss in losses.items():
             optimizer = self._optimizers[name]
             for group in optimizer.param_groups:
-                group["lr"] = full[name] * rate
+                group["lr"] = RATES[name] * rate
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             nn.utils.clip_grad_norm_(self._learning[name], GRADIENT_LIMITS[name])
@@ -148,16 +150,15 @@ class Training:
         for name, value in self.networks.state_dict().items():
             self._average[name].lerp_(value, 1 - AVERAGE_KEPT)
         self.steps += 1
-        return {
-            "encoder's error": float(encoder_error.detach().sqrt()),
-            "decoder's loss": float(decoder_error.detach()),
-        }
+        return {f"{name}'s loss": float(loss.detach()) for name, loss in losses.items()}
 
     def encoder_loss(self, crops: Crops) -> Tensor:
         """The mean squared error of the energies' latents; the others are exact."""
-        encoded = self.networks.encoder.encode(crops.analysed)[:, LINEAR:LATENTS]
+        encoder: Any = self.networks.encoder
+        encoded = encoder.encode(crops.analysed)[:, LINEAR:LATENTS]
         error = encoded - crops.latents[:, LINEAR:]
-        return error[..., ENCODER_MARGIN:-ENCODER_MARGIN].square().mean()
+        loss: Tensor = error[..., ENCODER_MARGIN:-ENCODER_MARGIN].square().mean()
+        return loss
 
     def _decoder_loss(self, crops: Crops, random: np.random.Generator) -> Tensor:
         latents = crops.latents[: self._decoder_batch]
@@ -192,12 +193,12 @@ def state_file(work: Path) -> Path:
 def train(work: Path, data: Data, session: stage.Session, checkpoint: Path | None = None, device: str = "cpu") -> int:
     """Trains for the session's time; saves the state and returns the step reached.
 
-    It goes on from a saved state; else from the autoencoder of the pipeline in `checkpoint`, if that has the shape; else anew.
+    It goes on from a saved state; else from the autoencoder of the pipeline in `checkpoint`; else anew.
     """
     training = Training(state_file(work), Networks.load(checkpoint) if checkpoint else None, device)
     if training.resume():
         print(f"going on from step {training.steps} of {state_file(work)}", flush=True)
-    pool = Pool(data.render, training.networks.encoder, data.clips, training.position)
+    pool = Pool(data.render, training.networks, data.clips, training.position)
 
     def step(rate: float) -> Mapping[str, float]:
         random = np.random.default_rng([11, training.steps])
@@ -212,7 +213,15 @@ def train(work: Path, data: Data, session: stage.Session, checkpoint: Path | Non
     return training.steps
 
 
-def trained(work: Path) -> Any | None:
-    """The autoencoder with the averaged weights of its training, or None if it has no state."""
-    training = Training(state_file(work))
-    return training.average.autoencoder() if training.resume() else None
+def trained(work: Path, checkpoint: Path) -> Any | None:
+    """The autoencoder with the averaged weights of its training, or None if it has no state.
+
+    A training of the decoder alone has the shape, and the encoder, of `checkpoint`.
+    """
+    state = stage.load_state(state_file(work))
+    if state is None:
+        return None
+    has_encoder = any(name.startswith("encoder.") for name in state["average"])
+    networks = Networks() if has_encoder else Networks.load(checkpoint)
+    networks.load_state_dict(state["average"])
+    return networks.autoencoder()

@@ -16,6 +16,7 @@ from miniature.mdct_start import plain_weight, projection, set_weight
 from miniature.mixing import LINEAR
 from miniature.pieces import compose
 from miniature.spectra import decoder_loss, log_spectral_distance, low_signal_to_noise
+from miniature.stage import Session
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 
@@ -81,26 +82,48 @@ def test_diffusers_encoder_is_the_same_function(music: np.ndarray, tmp_path: Pat
 
     encoded = AutoencoderOobleck.from_pretrained(tmp_path).encode(audio).latent_dist
 
+    assert networks.encoder is not None
     torch.testing.assert_close(encoded.mean, networks.encoder(audio)[:, :64], atol=1e-4, rtol=1e-4)
     assert encoded.std.max() < 1e-3
 
 
 @torch.no_grad()
 def test_training_goes_on_from_a_checkpoints_autoencoder(tmp_path: Path) -> None:
-    """A saved autoencoder gives its learnt weights back; one of another shape gives None, so that training starts anew."""
+    """A saved autoencoder gives its learnt weights back."""
     networks = Networks()
+    assert networks.encoder is not None
     for parameter in [*networks.encoder.learn(), *networks.decoder.parameters()]:
         parameter += 0.01
-    networks.autoencoder().save_pretrained(tmp_path / "same" / "vae")
-    other = AutoencoderOobleck(encoder_hidden_size=2, downsampling_ratios=[32, 10, 6], channel_multiples=[4, 3, 6])
-    other.save_pretrained(tmp_path / "other" / "vae")
+    networks.autoencoder().save_pretrained(tmp_path / "vae")
 
-    loaded = Networks.load(tmp_path / "same")
+    loaded = Networks.load(tmp_path)
 
-    assert loaded is not None
     for name, value in networks.state_dict().items():
         torch.testing.assert_close(loaded.state_dict()[name], value, msg=name)
-    assert Networks.load(tmp_path / "other") is None
+
+
+def test_a_decoder_of_another_shape_trains_alone(music: np.ndarray, small_batches: None, tmp_path: Path) -> None:
+    """An autoencoder whose encoder is not the program's keeps its shape and its encoder, and its decoder learns."""
+    other = AutoencoderOobleck(
+        encoder_hidden_size=2,
+        downsampling_ratios=[32, 10, 6],
+        channel_multiples=[4, 3, 6],
+        decoder_channels=4,
+        decoder_input_channels=64,
+        sampling_rate=SAMPLE_RATE,
+    )
+    other.save_pretrained(tmp_path / "vae")
+    data = vae.Data(lambda _: music, 1, [music])
+
+    with Session(hours=1e-3) as session:
+        steps = vae.train(tmp_path, data, session, tmp_path)
+    trained = vae.trained(tmp_path, tmp_path)
+
+    assert steps > 0
+    assert trained is not None
+    encoder = dict(other.encoder.named_parameters())
+    assert all(torch.equal(value, encoder[name]) for name, value in trained.encoder.named_parameters())
+    assert not torch.equal(trained.decoder.conv1.bias, other.decoder.conv1.bias)
 
 
 def test_a_narrower_encoder_is_refused() -> None:
@@ -118,7 +141,7 @@ def test_a_resumed_training_is_the_uninterrupted_one(music: np.ndarray, small_ba
 
     def steps(training: vae.Training, count: int) -> None:
         for _ in range(count):
-            pool = vae.Pool(lambda _: music, training.networks.encoder, 1, 0)
+            pool = vae.Pool(lambda _: music, training.networks, 1, 0)
             random = np.random.default_rng(training.steps)
             training.step(pool.draw(random), random, 1.0)
         training.save()
@@ -140,9 +163,10 @@ def test_a_resumed_training_is_the_uninterrupted_one(music: np.ndarray, small_ba
 def test_training_lessens_the_encoders_error(music: np.ndarray, small_batches: None, tmp_path: Path) -> None:
     """Thirty steps of the encoder on one clip halve the error of its energies, at the least."""
     training = vae.Training(tmp_path / "state.pt")
-    pool = vae.Pool(lambda _: music, training.networks.encoder, 1, 0)
+    pool = vae.Pool(lambda _: music, training.networks, 1, 0)
     before = round_trip(training.networks, [music]).encoder_error
-    optimizer = torch.optim.AdamW(training.networks.encoder.learn(), vae.ENCODER_RATE)
+    assert training.networks.encoder is not None
+    optimizer = torch.optim.AdamW(training.networks.encoder.learn(), vae.RATES["encoder"])
 
     for step in range(30):
         optimizer.zero_grad()
