@@ -93,6 +93,10 @@ class ModelArgs(Section):
         "allows each of its values; `'!A'` allows every value but A.",
     )
     num_cpus: float = Field(0.5, gt=0, description="Ray CPUs that a worker reserves.")
+    cpu_threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = Field(
+        "auto",
+        description="Threads with which a worker on the CPU computes. `auto`: its node's cores, divided by `max_workers`.",
+    )
     num_gpus: float = Field(
         1,
         gt=0,

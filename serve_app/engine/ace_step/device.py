@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import os
 import re
 import resource
 from collections.abc import Iterator
@@ -39,6 +40,20 @@ def choose_dtype(args: ModelArgs, device: "torch.device") -> "torch.dtype":
 
     wanted = args.dtype if args.dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32"
     return torch.bfloat16 if wanted == "bfloat16" else torch.float32
+
+
+def set_threads(args: ModelArgs, device: "torch.device") -> None:
+    """Sets the threads for computing on the CPU: the configured number; `auto` shares the cores among all workers.
+
+    Without it, Ray's OMP_NUM_THREADS would decide: one thread for a worker that reserves less than two CPUs.
+    """
+    import torch
+
+    if device.type == "cpu":
+        cores = len(os.sched_getaffinity(0))
+        torch.set_num_threads(
+            max(1, cores // args.scaling.max_workers) if args.cpu_threads == "auto" else args.cpu_threads
+        )
 
 
 def device_name(device: "torch.device") -> str:

@@ -24,6 +24,7 @@ from serve_app.engine.ace_step.device import (
     memory_facts,
     release_memory,
     require_memory,
+    set_threads,
 )
 from serve_app.engine.ace_step.generating import (
     TileProgress,
@@ -79,6 +80,7 @@ class AceStepEngine:
         versions = import_packages()
         device = choose_device(self._name, self._args)
         dtype = choose_dtype(self._args, device)
+        set_threads(self._args, device)
 
         report("download", None, f"looking for {self._args.source}")
         folder = weights.resolve(self._name, self._args, self._cache, report)
