@@ -20,8 +20,8 @@ from miniature.spectra import log_spectral_distance, low_signal_to_noise
 def new_autoencoder() -> Any:
     """An untrained AutoencoderOobleck of the toy model's shape.
 
-    The encoder needs 128 channels at 48 kHz to put out 64 latents, and the same multiples as the decoder then, so most of its
-    channels are idle: they carry zeros.
+    To produce 64 latents, diffusers' class needs an encoder that is 128 channels wide at 48 kHz, and it gives encoder and
+    decoder the same channel multiples. Most of the encoder's channels are therefore unused: their weights are zeros.
     """
     return AutoencoderOobleck(
         encoder_hidden_size=2 * LATENTS,
@@ -37,8 +37,8 @@ def new_autoencoder() -> Any:
 class Networks(nn.Module):
     """What is trained: the encoder without its idle channels, and the decoder.
 
-    An autoencoder of another shape, as the first packaged one, has a decoder that learns and an encoder that does not count:
-    `encoder` is None then, and `rest` the autoencoder whose decoder it is.
+    If the autoencoder has another shape, as the first packaged one has, only its decoder is trained: `encoder` is None, and
+    `rest` is the whole saved autoencoder.
     """
 
     def __init__(self, rest: Any = None) -> None:

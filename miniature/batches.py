@@ -1,4 +1,4 @@
-"""Batches of training examples as tensors, drawn by the steps' numbers, in processes of their own if wanted."""
+"""Batches of training examples as tensors. A step's number decides its batch, so several processes can prepare them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -80,7 +80,8 @@ def batch_of(examples: Sequence[Example], silence: np.ndarray, reference_frames:
 class Batches(Dataset[Batch]):
     """A training's batches by step: the same for the same step, so that the step is all that resuming needs.
 
-    Half of the batches are whole clips, where structure is learnt; the others are `size` crops. Both hold as many frames.
+    Half of the batches are whole clips, from which structure is learnt; the others are `size` crops. Both have about the same
+    number of frames.
     """
 
     def __init__(self, examples: Examples, networks: Networks, texts: Texts, size: int) -> None:
@@ -102,7 +103,7 @@ class Batches(Dataset[Batch]):
         return [self._examples.draw(random, CROP_FRAMES) for _ in range(self._size)]
 
     def endless(self, first: int, processes: int, device: torch.device) -> Iterator[Batch]:
-        """The batches from step `first` on, prepared in so many processes, or in this one if there are none."""
+        """The batches from step `first` on, prepared by `processes` other processes, or by this one if that is 0."""
         steps: Any = range(first, 2**31)
         loader = DataLoader(
             self, batch_size=None, sampler=steps, num_workers=processes, pin_memory=device.type == "cuda"

@@ -72,7 +72,7 @@ class NarrowEncoder(nn.Module):
         return values
 
     def encode(self, values: Tensor) -> Tensor:
-        """From what `analyse` gives to what `forward` gives."""
+        """The trained part: takes the result of `analyse` and returns that of `forward`."""
         encoded: Tensor = self.conv2(self.snake1(self.block[2](values)))
         return encoded
 
@@ -100,7 +100,7 @@ def widen(narrow: NarrowEncoder, wide: Any) -> None:
             raise ValueError(f"{name} has the shape {tuple(parameter.shape)}: at least {tuple(source.shape)} is needed")
         parameter.zero_()
         if name.endswith("weight_v"):
-            parameter[:, 0, 0] = 1  # a filter of length 0 still has a direction
+            parameter[:, 0, 0] = 1  # weight norm divides by the length of weight_v, which must not be 0
             parameter[: len(source)] = 0
         parameter[tuple(slice(size) for size in source.shape)] = source
 
@@ -132,7 +132,7 @@ def _start(encoder: Any) -> None:
 
 
 def _start_at_48000(block: Any) -> None:
-    """One channel at 48 kHz becomes its samples at 12 kHz, and its samples as they are: 32 a step."""
+    """Turns the channel at 48 kHz into two groups at 1,500 steps a second: the signal at 12 kHz, and 32 raw samples a step."""
     for unit in (block.res_unit1, block.res_unit2, block.res_unit3):
         _switch_off(unit)
     keep_straight(block.snake1, 1)

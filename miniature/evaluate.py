@@ -21,7 +21,7 @@ from miniature.measures import ends
 from miniature.pieces import Facts
 
 LONGEST_S = 10
-"""A longer piece is asked for as one of ten seconds, which is to end then."""
+"""Of a longer piece, a version of ten seconds is requested, with an ending."""
 SONG_TIMEOUT_S = 120
 START_TIMEOUT_S = 120
 REPORT_EVERY = 10
@@ -39,7 +39,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The figures of so many songs, and the mean time from a request to its audio."""
+    """The figures of `songs` songs, and the mean time from a request to its audio."""
 
     figures: Sequence[Figure]
     songs: int

@@ -101,7 +101,7 @@ def _mdct_kernel() -> Array:
 
 
 def _positions(channels: int, samples: int) -> Array:
-    """Where the channels' values lie within a step of so many samples, evenly: (channels,)."""
+    """The evenly spaced positions of the channels' values within a step: (channels,), in samples."""
     return (np.arange(channels) + 0.5) * samples / channels - 0.5
 
 

@@ -16,7 +16,7 @@ WARM_UP_STEPS = 60
 
 
 class Optimizers:
-    """Trains the parameters of `networks` that want a gradient, and keeps `average`, which is what is exported."""
+    """Trains the parameters of `networks` that require a gradient, and keeps their moving `average`, which is exported."""
 
     def __init__(self, networks: nn.Module) -> None:
         named = [(name, parameter) for name, parameter in networks.named_parameters() if parameter.requires_grad]
@@ -46,10 +46,11 @@ class Optimizers:
 
     @contextmanager
     def paced(self, rate: float, steps: int) -> Iterator[None]:
-        """Makes the step inside one with the full learning rates times `rate`, then moves the average.
+        """Scales the step taken inside the block to `rate` times the full learning rates, then updates the average.
 
-        Both optimizers' steps are proportional to the learning rate, so that going back a part of the way does it; a rate
-        that changes could not be part of a CUDA graph. `steps`: how many there were before.
+        The block takes a full step, and the weights are then moved back by (1 - `rate`) of it. This gives the same result,
+        because both optimizers' steps are proportional to the learning rate. A CUDA graph could not hold a rate that changes.
+        `steps` is the number of steps before this one.
         """
         with torch.no_grad():
             torch._foreach_copy_(self._before, self._parameters)
@@ -75,7 +76,7 @@ class Optimizers:
 
 
 def rate_at(steps: int, share: float) -> float:
-    """The share of the full learning rate after `steps` of a call of whose time `share` has passed.
+    """The fraction of the full learning rates to use after `steps` steps, when the fraction `share` of the call's time has passed.
 
     It rises in the first steps, stays, and falls in the second half of each call's time, so that each call that is not
     interrupted ends with settled weights.

@@ -200,7 +200,7 @@ def _facts(style: Style, words: Words | None, sung: list[Note], seed: int) -> Fa
 
 
 def _bars(style: Style) -> Iterator[tuple[int, float]]:
-    """Each bar of the clip and when it begins; the last chord of an ending is none."""
+    """Yields the number and the start of each bar of the clip. The final chord of an ending does not count as a bar."""
     bar = 0
     while bar * style.bar_s < style.plays_until_s - 0.01:
         yield bar, bar * style.bar_s
