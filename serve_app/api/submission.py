@@ -36,7 +36,7 @@ async def submit(
         deadline_s=request.deadline_s or queue.default_deadline_s,
         max_attempts=queue.max_attempts,
         idempotency_key=idempotency_key,
-        fingerprint=fingerprint(request.model_dump_json().encode()),
+        fingerprint=fingerprint(request),
         limits=queue,
     )
 

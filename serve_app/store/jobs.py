@@ -49,7 +49,8 @@ class JobStore:
             "state": Status.QUEUED,
             "priority": request.priority,
             "rank": rank_of(owner, request.priority),
-            "request": request.model_dump(mode="json"),
+            # Without defaults, so that a process that does not know a newer field can read a job that does not use it.
+            "request": request.model_dump(mode="json", exclude_defaults=True),
             "audio_seconds": request.duration * request.variations,
             "idempotency_key": idempotency_key,
             "fingerprint": fingerprint,
@@ -175,9 +176,12 @@ class JobStore:
         return deleted[0]
 
 
-def fingerprint(body: bytes) -> str:
-    """A digest of a request body, by which two requests with one Idempotency-Key are compared."""
-    return hashlib.sha256(body).hexdigest()
+def fingerprint(request: MusicRequest) -> str:
+    """A digest of a request, by which two requests with one Idempotency-Key are compared.
+
+    Defaults are left out: a version that adds a field must not take a request for another one that an earlier version got.
+    """
+    return hashlib.sha256(request.model_dump_json(exclude_defaults=True).encode()).hexdigest()
 
 
 def _get(connection: sa.Connection, job: str, owner: str | None) -> Job:

@@ -21,6 +21,7 @@ from serve_app.music import MusicRequest
 from serve_app.processes import Process
 from serve_app.store import Beat, Store, WorkerRow
 from serve_app.store.database import Database
+from serve_app.store.jobs import fingerprint
 from serve_app.store.keys import owner_of
 from serve_app.store.places import Place
 from serve_app.store.tables import metadata, workers
@@ -115,6 +116,25 @@ def test_an_idempotency_key_gives_the_same_job_again(store: Store) -> None:
     assert first.id == second.id != foreign.id
     with pytest.raises(IdempotencyConflict, match="'k'"):
         again("a", "other body")
+
+
+class LaterRequest(MusicRequest):
+    """A request of a later version, which has one more field."""
+
+    mood: str = "any"
+
+
+def test_a_field_of_a_later_version_troubles_only_jobs_that_use_it(store: Store) -> None:
+    """A job of a later version that leaves its new field at the default can be read, and has the same fingerprint."""
+    fields = {"prompt": "x", "model": "m", "seed": 1, "duration": 5}
+    request = MusicRequest.model_validate(fields)
+    later = LaterRequest.model_validate(fields)
+
+    job, _ = store.jobs.submit(later, owner="a", deadline_s=60, max_attempts=1)
+
+    assert store.jobs.get(job.id).request == request
+    assert fingerprint(later) == fingerprint(request)
+    assert fingerprint(later.model_copy(update={"mood": "calm"})) != fingerprint(request)
 
 
 def test_cancelling_takes_a_job_from_the_queue_or_from_its_worker(store: Store) -> None:
