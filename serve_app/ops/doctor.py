@@ -14,7 +14,7 @@ from typing import Final
 
 from serve_app import errors
 from serve_app.config import AppArgs, ModelArgs
-from serve_app.config.sources import BUILT_IN, NOTES, SIMULATED
+from serve_app.config.sources import BUILT_IN, NOTES, PACKAGED, SIMULATED
 
 DISTRIBUTION: Final = "sophia-music"
 _LEAST_FREE_BYTES: Final = 1_000_000_000
@@ -189,7 +189,10 @@ def _source(name: str, model: ModelArgs) -> ModelArgs:
 def _checkpoint(name: str, model: ModelArgs, cache: Path) -> str:
     """The checkpoint is complete on this machine, or can be fetched and fits on the disk."""
     from serve_app import weights
+    from serve_app.weights import embedded
 
+    if model.source in PACKAGED:
+        embedded.check(model.source)
     if model.source in BUILT_IN:
         return f"{model.source} comes with Sophia: {NOTES[model.source]}."
     if missing := weights.missing_bytes(name, model, cache):

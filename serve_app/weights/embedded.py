@@ -32,18 +32,44 @@ def planned(home: Path, source: str = EMBEDDED) -> cache.Plan:
     Raises:
         MissingFile, CorruptFile: the manifest of the packed files is missing or damaged.
     """
-    folders = [PACKED / BASE, PACKED] if source == EMBEDDED_BASE else [PACKED]
-    listed = read_json(folders[0] / manifest.NAME)
+    folders = _folders(source)
+    listed = read_json(_installed(folders[:1], manifest.NAME))
     commit = listed["commit"]
     files = {name: cache.RemoteFile(entry["size"], entry["sha256"]) for name, entry in listed["files"].items()}
     packed = cache.Remote("the embedded checkpoint", commit, files, partial(_read, folders), verb="unpacking")
     return cache.plan(home, source, commit, lambda: packed)
 
 
-def _read(folders: Sequence[Path], name: str, start: int) -> Iterator[bytes]:
-    """Yields the content of an unpacked file from byte `start`. Raises CorruptFile if the packed file is damaged."""
+def check(source: str) -> None:
+    """Checks that this installation has a variant's manifest and all files that it lists, without unpacking any.
+
+    Raises:
+        MissingFile, CorruptFile: the manifest or a packed file is missing, or the manifest is damaged.
+    """
+    folders = _folders(source)
+    for name in read_json(_installed(folders[:1], manifest.NAME))["files"]:
+        _installed(folders, name)
+
+
+def _folders(source: str) -> list[Path]:
+    """The folders with a variant's packed files, the one with its manifest first."""
+    return [PACKED / BASE, PACKED] if source == EMBEDDED_BASE else [PACKED]
+
+
+def _installed(folders: Sequence[Path], name: str) -> Path:
+    """Returns the first packed file that holds the unpacked file `name`. Raises MissingFile if there is none."""
     candidates = [folder / packed for folder in folders for packed in (name + SUFFIX, name)]
-    file = next((candidate for candidate in candidates if candidate.exists()), candidates[-1])
+    for file in candidates:
+        if file.exists():
+            return file
+    raise errors.MissingFile(
+        f"{candidates[-1]} is missing from this installation of Sophia. Install Sophia again, or set another source."
+    )
+
+
+def _read(folders: Sequence[Path], name: str, start: int) -> Iterator[bytes]:
+    """Yields the content of an unpacked file from byte `start`. Raises MissingFile or CorruptFile."""
+    file = _installed(folders, name)
     try:
         with lzma.open(file) if file.suffix == SUFFIX else file.open("rb") as stream:
             stream.seek(start)

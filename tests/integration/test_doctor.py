@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import yaml
 
+from miniature.pack import pack
 from serve_app.config import AppArgs
 from serve_app.ops import doctor
 from serve_app.ops.cli import main
+from serve_app.weights import embedded
 from tests.support.checkpoints import changed
 from tests.support.disks import fill, small_disk
 from tests.support.environments import bare, distribution, finding, without
@@ -156,6 +158,43 @@ def test_a_truncated_checkpoint_is_found(checkpoint: Path, tmp_path: Path) -> No
     [found] = _failures(_args(tmp_path, {"source": str(copy)}))
 
     assert (found.check, found.code) == ("m, checkpoint", "corrupt_file")
+
+
+@pytest.mark.parametrize(
+    ("source", "file", "content", "code"),
+    [
+        ("embedded", "sophia.manifest.json", None, "missing_file"),
+        ("embedded", "sophia.manifest.json", "{", "corrupt_file"),
+        ("embedded", "vae/diffusion_pytorch_model.safetensors.xz", None, "missing_file"),
+        ("embedded-base", "base/sophia.manifest.json", None, "missing_file"),
+    ],
+)
+def test_an_incomplete_packaged_checkpoint_is_found(
+    source: str,
+    file: str,
+    content: str | None,
+    code: str,
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A packaged checkpoint whose manifest is missing or damaged, or that lacks a file, is reported with the file's name."""
+    packed = tmp_path / "packed"
+    base = Path(shutil.copytree(checkpoint, tmp_path / "base"))
+    (base / "vae" / "config.json").write_text("{}")
+    pack(checkpoint, packed, base)
+    monkeypatch.setattr(embedded, "PACKED", packed)
+    args = _args(tmp_path, {"source": source})
+    assert not _failures(args)
+    if content is None:
+        (packed / file).unlink()
+    else:
+        (packed / file).write_text(content)
+
+    [found] = _failures(args)
+
+    assert (found.check, found.code) == ("m, checkpoint", code)
+    assert str(packed / file).removesuffix(".xz") in found.message
 
 
 def test_a_database_of_a_newer_sophia_is_found(tmp_path: Path) -> None:
