@@ -26,7 +26,7 @@ def why_waiting(context: Context, model: str, ahead: int, workers: list[WorkerRo
         return _paused(pause)
     ready = count_ready(workers)
     if ready:
-        return f"{_jobs_ahead(ahead)} before this one, {counted(ready, 'worker')} at work"
+        return f"{_jobs_ahead(ahead)} before this one, {counted(ready, 'worker')} ready"
     if elsewhere:
         return f"another cluster serves this model and has no worker for it yet: {elsewhere[0].reason}"
     return why_not_ready(context, model, workers, pause)

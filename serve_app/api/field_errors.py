@@ -12,7 +12,8 @@ from serve_app.music.spellings import our_name
 _MAX_SHOWN: Final = 100  # characters of a given value
 _MAX_MESSAGE: Final = 1000
 _SIMILARITY: Final = 0.9
-"""How similar an unknown name must be to a field's name to count as a typo: `lyrcs` is one of lyrics, `speed` is none of seed."""
+"""How similar an unknown name must be to a field's name to count as a typo of it: `lyrcs` is a typo of `lyrics`, `speed` is not one
+of `seed`."""
 
 _PATTERN_MESSAGES: Final = {
     "prompt": "must not contain a NUL character",

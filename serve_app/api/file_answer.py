@@ -74,8 +74,8 @@ async def answer_file(
 def _file(job: Job, index: int) -> StoredAudio:
     if job.audio_gone_at is not None:
         raise AudioExpired(
-            f"The audio of job {job.id} was removed at the end of its retention time. POST the same request again for the "
-            "same song"
+            f"The audio of job {job.id} was removed at the end of its retention time. To generate the same song again, POST the "
+            "job's `request`, which contains the seed"
         )
     if index >= len(job.audio):
         raise NotFound(f"Job {job.id} has {counted(len(job.audio), 'file')}, numbered from 0; there is no file {index}")

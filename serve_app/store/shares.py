@@ -184,7 +184,7 @@ def check_limits(connection: sa.Connection, owner: str, limits: QueueArgs) -> No
     waiting = connection.execute(sa.select(sa.func.sum(shares.c.jobs)).where(shares.c.jobs > 0)).scalar_one()
     if waiting > limits.max_jobs:
         raise QueueFull(
-            f"All owners together have {counted(int(waiting) - 1, 'job')} waiting, and queue.max_jobs is {limits.max_jobs}: "
+            f"All API keys together have {counted(int(waiting) - 1, 'job')} waiting, and queue.max_jobs is {limits.max_jobs}: "
             "try again later, or ask the operator to add workers or to raise the limit"
         )
 

@@ -80,7 +80,7 @@ class Startup:
         while (breaker := self._until_the_store_answers(self._breaker)).is_open or breaker.retry_in_s > 0:
             self._worker.show_pause(_pause_reason(breaker))
             if self._cancelled.wait(min(max(breaker.retry_in_s, 0.1), RETRY_S)):
-                raise LoadError(f"Ended while it waited to load {self._model}: {breaker.message}")
+                raise LoadError(f"The worker was stopped while it waited to load {self._model}: {breaker.message}")
 
     def _breaker(self) -> Breaker:
         host = Process.this().host
@@ -97,7 +97,7 @@ class Startup:
             except StoreUnavailable as error:
                 logger.warning("the start of a worker of %s waits for the job database: %s", self._model, error)
                 if self._cancelled.wait(RETRY_S):
-                    raise LoadError(f"Ended while it waited for the job database: {error}") from error
+                    raise LoadError(f"The worker was stopped while it waited for the job database: {error}") from error
 
 
 def migrate(store: Store, cancelled: threading.Event) -> None:
@@ -111,7 +111,9 @@ def migrate(store: Store, cancelled: threading.Event) -> None:
             store.migrate()
         except Exception as error:
             if cancelled.wait(task.record_failure(error)):
-                raise LoadError(f"Ended while it waited for the job database: {task.problem}") from error
+                raise LoadError(
+                    f"The worker was stopped while it waited for the job database: {task.problem}"
+                ) from error
         else:
             task.record_success()
             return

@@ -133,14 +133,19 @@ def test_a_janitor_waits_for_a_database_that_is_not_ready(database_url: str, art
 
 
 def test_a_client_learns_that_its_audio_is_gone(tmp_path: Path, eager: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After results_s the files answer 410 with their own code, and the job shows when they were removed."""
+    """After results_s the files answer 410, the job shows when they were removed, and its request can be posted again."""
     monkeypatch.setattr(janitor, "EXPIRE_EVERY_S", 0.05)
     retention = {"results_s": 0}
     with running(tmp_path, {"ace-step": simulated()}, retention=retention) as service:
         job = service.submit()
         gone = eventually(lambda: _gone(service.client, job["id"]))
         assert gone.json()["code"] == "audio_expired"
+        assert "POST the job's `request`" in gone.json()["detail"]
         view = service.job(job["id"])
+        again = service.client.post("/v1/jobs", json=view["request"])
+    assert again.status_code == 202
+    assert again.json()["request"] == view["request"]
+    assert view["request"]["seed"] is not None
     assert view["state"] == "succeeded"
     assert view["audio_gone_at"] >= view["finished_at"]
     assert len(view["audio"]) == 1

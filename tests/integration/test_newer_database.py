@@ -83,7 +83,7 @@ def test_a_worker_neither_claims_nor_ends_on_a_newer_database(database_url: str)
         starting.join()
 
     assert NEWER in problem
-    assert "Ended while it waited" in str(outcome[0])
+    assert "The worker was stopped while it waited for the job database" in str(outcome[0])
     operator.close()
     newcomer.close()
 

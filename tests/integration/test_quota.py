@@ -99,7 +99,7 @@ def test_the_queue_holds_so_many_jobs_of_all_owners(store: Store) -> None:
     submit_within(store, "a", limits)
     submit_within(store, "b", limits)
     with pytest.raises(
-        QueueFull, match=r"All owners together have 2 jobs waiting, and queue\.max_jobs is 2"
+        QueueFull, match=r"All API keys together have 2 jobs waiting, and queue\.max_jobs is 2"
     ) as refused:
         submit_within(store, "c", limits)
     provoked("queue_full", "the queue is full", str(refused.value))

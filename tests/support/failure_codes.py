@@ -25,7 +25,8 @@ ADVICE: Final[dict[str, str]] = {
     "cross_site": "Create an API key and send it, or send the request from a page served at Sophia's own address.",
     "bad_request": "Send a well-formed HTTP request.",
     "not_found": "Check the address. Finished jobs are deleted after their retention time.",
-    "audio_expired": "Run the job again. `retention.results_s` sets how long audio is kept.",
+    "audio_expired": "To generate the same song again, POST the job's `request`, which contains the seed. "
+    "`retention.results_s` sets how long audio is kept.",
     "method_not_allowed": "Use a method listed in the `Allow` header.",
     "conflict": "Check the job's state.",
     "idempotency_conflict": "Use a new Idempotency-Key for each new request.",

@@ -22,7 +22,8 @@ class Ready(BaseModel):
     """The answer to the readiness probe."""
 
     ready: bool = Field(
-        description="True if every model has a worker that can generate, or is scaled to zero because it is idle.",
+        description="True if songs can be stored and every model has a worker that can generate, or is scaled to zero because it "
+        "is idle.",
         examples=[True],
     )
     reason: str = Field(description="Why the service is ready, or why not.", examples=["1 worker is ready"])

@@ -132,7 +132,7 @@ class JobView(BaseModel):
         examples=[12.5],
     )
     waiting_for: str | None = Field(
-        description="Why the job has not started, while queued.", examples=["2 jobs before this one, 1 worker at work"]
+        description="Why the job has not started, while queued.", examples=["2 jobs before this one, 1 worker ready"]
     )
     progress: Progress | None = Field(description="How far the job is, while running.")
     request: MusicRequest = Field(description="The request as Sophia understood it, with model and seed filled in.")
