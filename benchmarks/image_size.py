@@ -22,7 +22,7 @@ from packaging.utils import canonicalize_name
 
 ROOT: Final = Path(__file__).parent.parent
 BUDGET_BYTES: Final = 6_000_000_000
-"""The old deployment's image had 14.8 GB. Raise this only for a reason that justifies minutes at every cold start."""
+"""The old deployment's image was 14.8 GB. Raise this only for a reason that justifies minutes at every cold start."""
 
 TORCH: Final = "2.13.0"
 """The release whose CUDA wheels were read. A test fails if constraints.txt has another version."""

@@ -17,6 +17,7 @@ class SophiaError(Exception):
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
     retryable: ClassVar[bool] = False
+    """Whether another attempt may succeed. A job that fails with a retryable error is queued again while it has attempts left."""
     title: ClassVar[str] = "Internal error"
 
     retry_after_s: int | None = None
@@ -297,7 +298,10 @@ LoadCause = Literal["host", "model", "transient"]
 
 
 class LoadError(SophiaError):
-    """A worker cannot load its model. The subclasses name the cause."""
+    """A worker cannot load its model. The subclasses name the cause.
+
+    They must be direct subclasses: `load_cause` and `codes_not_caused_by_host` see no deeper ones.
+    """
 
     cause: ClassVar[LoadCause] = "host"
     code = "load_failed"
@@ -497,4 +501,7 @@ class DeadlineExceeded(SophiaError):
 
 
 class Stopped(Exception):
-    """Raised between two denoising steps when the worker no longer holds the job's claim."""
+    """The worker no longer holds the job's claim.
+
+    Raised between two denoising steps, between two decoding tiles, and while finished songs wait to be stored or published.
+    """

@@ -34,7 +34,8 @@ NOT_SETTINGS: Final = {
     "SOPHIA_SECRETS_DIR": "the folder of secret files, which must be known before any setting is read",
     "SOPHIA_WRITE_DOCS": "tests: write docs/FAILURES.md",
 }
-"""Variables with the prefix of settings that are not settings, and who reads each. So are all that begin with SOPHIA_TEST_."""
+"""Variables that have the prefix but are no settings, and what reads each. Variables that begin with SOPHIA_TEST_ are no settings
+either."""
 
 _TEST_PREFIX: Final = "SOPHIA_TEST_"
 

@@ -15,7 +15,12 @@ class QueueArgs(Section):
         description="Seconds without a heartbeat after which a worker loses its job to another worker.",
     )
     max_attempts: int = Field(
-        3, ge=1, le=100, description="How often a job is started before it fails as `worker_lost`."
+        3,
+        ge=1,
+        le=100,
+        description="How often a job is started, if its worker is lost or an error occurs that another attempt may avoid. After "
+        "the last attempt it fails with that attempt's error, which is `worker_lost` if its worker was lost. Before the fifth "
+        "attempt, one that loses its device does not count.",
     )
     run_limit_s: float = Field(
         3600,

@@ -29,8 +29,8 @@ class ScalingArgs(Section):
     max_workers: int = Field(
         1,
         ge=1,
-        description="The most workers, however many jobs wait. This bounds the cost. On CUDA each worker uses a GPU of its own "
-        "(see `num_gpus`).",
+        description="The most workers, however many jobs wait. This bounds the cost. On CUDA each worker reserves `num_gpus` of a "
+        "GPU.",
     )
     target_wait_s: float = Field(
         60,

@@ -274,7 +274,8 @@ class Startups:
         self._known = {load.id for load in last}
         for load in reversed(new):
             requested_s = time.monotonic() - self._requests[0] if self._requests else 0.0
-            if requested_s < load.began_s:  # it began before the request, which is another worker's
+            if requested_s < load.began_s:
+                # This load began before the oldest request, so it cannot be the answer to it. Leave the request for another worker.
                 continue
             self._requests.popleft()
             if requested_s - load.age_s < _LONGEST_STARTUP_S:

@@ -138,9 +138,10 @@ def _needed(seen: Observation, bounds: ScalingArgs, have: int, load: float) -> i
 def _steady_load(seen: Observation) -> float:
     """Workers that arrivals will keep busy soon, from a straight line through the last half hour; 0.0 without a steady load.
 
-    "Soon" is the time when a worker that is started now will have been ready for as long as it took to start. The line goes through
-    the square roots of the counts: for Poisson counts their standard deviation is 1/2 at any load (Anscombe, Biometrika 35, 1948),
-    so the slope's standard error is known and is subtracted. A burst leaves the other windows empty, and is no steady load.
+    The line is extended by two start-up times, but at most by one window: a worker that is started now will then have been ready
+    for as long as it took to start. The line goes through the square roots of the counts: for Poisson counts their standard
+    deviation is 1/2 at any load (Anscombe, Biometrika 35, 1948), so the slope's standard error is known and is subtracted. A burst
+    leaves the other windows empty, and is no steady load.
     """
     counts = [count for count, _ in seen.arrivals]
     if len(counts) < WINDOWS or not sorted(counts)[1]:
@@ -172,7 +173,8 @@ def _kept(seen: Observation, bounds: ScalingArgs, have: int, load: float) -> int
         return 0
     beta = _RESERVE * math.log(_BREAK_EVEN * (_job_s(seen) + seen.startup_s) / bounds.target_wait_s)
     if not seen.queued_jobs:
-        # Without a queue the running jobs measure the load, within chance: idle workers show at once that it has fallen.
+        # Without a queue, idle workers show at once that the load has fallen. The number of running jobs varies at random, so the
+        # load may be 1 + beta standard deviations above it.
         load = min(load, max(0.0, math.sqrt(seen.running_jobs + 0.375) + (1 + beta) / 2) ** 2)
     kept = load + beta * math.sqrt(load)
     return max(0, min(have, math.ceil(kept) if beta > 0 else round(kept)))

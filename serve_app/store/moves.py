@@ -94,7 +94,7 @@ class Moves:
         self._tally.write(self.connection)
 
     def _count(self, moved: Job) -> None:
-        # A queued job has no worker, and one that ran keeps it: so a final state shows where the job came from.
+        # A job that ends without a worker was still queued, so it must be taken off its owner's share.
         if moved.status is Status.RUNNING:
             self._tally.claimed(moved)
         elif moved.status is Status.QUEUED and moved.started_at is None:

@@ -302,5 +302,5 @@ def _first_row(model: str, options: WorkerOptions) -> WorkerRow:
 
 
 def _cause(detail: str) -> str:
-    """The part of a pause's reason that does not count down."""
+    """The failure in a pause's reason. The text before it may contain the seconds until the next try, which change all the time."""
     return detail.partition(":")[2]

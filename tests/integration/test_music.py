@@ -49,7 +49,7 @@ def test_a_song_is_heard_for_as_long_as_was_asked(pianos: dict[str, Song]) -> No
 
 
 def test_songs_are_in_the_key_that_was_asked_for(pianos: dict[str, Song]) -> None:
-    """More than .85 of the energy is on the notes of the asked key's scale, and less than .45 on those of a distant key's."""
+    """More than .85 of the energy is on the notes of the requested key's scale, and less than .45 on those of a distant key's."""
     asked = [scale_share(song, key) for key, song in pianos.items()]
     far = [scale_share(song, FAR[key]) for key, song in pianos.items()]
 

@@ -1,7 +1,6 @@
 """The connection to a receiver: only to checked addresses, and only until a deadline.
 
-The sender resolves the host name, checks every address and connects to one of those. A name that resolves differently a moment
-later therefore gains nothing.
+The sender resolves the host name, checks every address and connects to one of those, so that DNS rebinding does not work.
 """
 
 import ssl

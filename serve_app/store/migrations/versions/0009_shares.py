@@ -25,7 +25,9 @@ def upgrade() -> None:
     some = sa.text("jobs > 0")
     op.create_index("shares_queued", "shares", ["model", "rank", "turn"], sqlite_where=some, postgresql_where=some)
     op.create_index("shares_by_owner", "shares", ["owner"])
-    op.execute("UPDATE jobs SET worker = NULL WHERE state = 'queued'")  # by that a moved job tells where it came from
+    # A job that ends without a worker was still queued. `Moves` relies on this to know whether to take the job off its owner's
+    # share.
+    op.execute("UPDATE jobs SET worker = NULL WHERE state = 'queued'")
     op.execute(
         "INSERT INTO shares (model, owner, rank, jobs, audio_s, turn, served) "
         "SELECT model, owner, 5, count(*), sum(audio_seconds), min(turn), "
