@@ -25,8 +25,8 @@ from miniature.tasks import BASE_SHARES, HELD_OUT, TURBO_SHARES, Clips, Examples
 from miniature.tasks import Texts as Words
 
 VARIANTS: Mapping[str, Mapping[str, float]] = {"base": BASE_SHARES, "turbo": TURBO_SHARES}
-RATES: Mapping[str, float] = {"base": 1.0, "turbo": 0.2}
-"""The share of the full learning rates: turbo starts from trained weights, which small batches at full rates destroyed."""
+RATES: Mapping[str, float] = {"base": 1.0, "turbo": 0.3}
+"""The fraction of the full learning rates. Turbo starts from base's weights and has a teacher without noise."""
 GUIDANCE = 3.0
 """The scale that turbo learns: of 1, 2, 3 and 4 it was best in key and tempo, and as good as 4 elsewhere."""
 GPU_BATCH = 128
@@ -74,14 +74,6 @@ class Training:
         average: Any = self._optimizers.average
         networks: Networks = average
         return networks
-
-    def compile(self) -> None:
-        """Compiles the layers, which takes a minute or two and saves a fifth of each step on a CPU."""
-        torch._dynamo.config.recompile_limit = 32  # both networks, two kinds of layers, batches of two lengths
-        trained = [self.networks] if self._teacher is None else [self.networks, self._teacher]
-        for networks in trained:
-            for layer in networks.transformer.layers:
-                layer.compile(dynamic=True)
 
     def step(self, inputs: Inputs, rate: float) -> Tensor:
         """One step with the full learning rates times `rate`; returns the examples' losses."""
@@ -158,9 +150,7 @@ class Validation:
         self._batch = batch_of(drawn, networks.silence.numpy(), frames, texts)
 
     def line(self, networks: Networks) -> None:
-        # The layers are compiled for training only: compiling them for this too would take longer than it saves.
-        with torch.compiler.set_stance("force_eager"):
-            losses = validation_losses(networks, self._batch.to(networks.silence.device), VALIDATION_TIMES)
+        losses = validation_losses(networks, self._batch.to(networks.silence.device), VALIDATION_TIMES)
         levels = " ".join(f"{level:g}" for level in VALIDATION_TIMES)
         print(f"    held-out loss at t {levels}: {_numbers(losses)}", flush=True)
 
@@ -184,16 +174,12 @@ class Plan:
     batch: int = 16
     device: str = "cpu"
     processes: int = 0
-    compiled: bool = True
 
 
 def on_gpu(plan: Plan) -> Plan:
-    """The plan for a GPU, which computes a large batch in the time of a small one.
-
-    Nothing is compiled: a CUDA graph saves as much, in seconds instead of minutes.
-    """
+    """The plan for a GPU, which computes a large batch in the time of a small one."""
     processes = max(1, (os.cpu_count() or 2) - 2)
-    return replace(plan, device="cuda", batch=GPU_BATCH, processes=processes, compiled=False)
+    return replace(plan, device="cuda", batch=GPU_BATCH, processes=processes)
 
 
 def prepare(plan: Plan) -> Training:
@@ -247,8 +233,6 @@ def train(plan: Plan, material: Material, session: stage.Session) -> int:
     batches = Batches(examples, shapes, texts, plan.batch).endless(first, plan.processes, device)
     training = prepare(plan)
     validation.line(training.average)
-    if plan.compiled:
-        training.compile()
     report = Report(session)
     while session.running:
         rate = RATES[plan.variant] * rate_at(training.steps - first, session.share)

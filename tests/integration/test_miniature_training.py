@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::Deprec
 
 @pytest.fixture
 def plan(checkpoint: Path, tmp_path: Path) -> Plan:
-    return Plan("base", tmp_path / "work", checkpoint, batch=2, compiled=False)
+    return Plan("base", tmp_path / "work", checkpoint, batch=2)
 
 
 @pytest.fixture(autouse=True)
