@@ -11,7 +11,7 @@ SAMPLE_RATE: Final = 48_000
 
 MAX_PROMPT_TOKENS: Final = 256
 MAX_LYRICS_TOKENS: Final = 2048
-"""AceStepPipeline silently cuts the prompt and the lyrics after this many tokens (its `max_text_length` and `max_lyric_length`)."""
+"""The model reads this many tokens of the prompt and of the lyrics, as the original ACE-Step does; the rest is ignored."""
 
 MAX_SEED: Final = 2**32 - 1
 

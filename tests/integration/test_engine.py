@@ -80,7 +80,7 @@ def test_a_song_is_what_the_pipeline_itself_plays(engine: AceStepEngine, checkpo
     assert np.abs(song.samples).max() == pytest.approx(10 ** (-1 / 20), abs=1e-6)
 
 
-@pytest.mark.parametrize("duration", [1.0, 1.013, 1.03999, 2.5])
+@pytest.mark.parametrize("duration", [1.0, 1.013, 1.03999, 1.1, 2.5])
 def test_a_song_has_exactly_the_asked_length(duration: float, engine: AceStepEngine) -> None:
     """A song has round(duration * 48000) frames of float32 stereo, also between two latents."""
     samples = generate(engine, duration=duration)[0].samples

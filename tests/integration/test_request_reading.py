@@ -8,7 +8,7 @@ import jsonschema
 import pytest
 from pydantic import ValidationError
 
-from serve_app.engine.ace_step.generating import lyrics_and_language, pipeline_settings, seeds
+from serve_app.engine.ace_step.generating import lyrics_and_language, sampling_settings, seeds
 from serve_app.music import MAX_SEED, MusicRequest
 from tests.support.helpers import quickest_s
 from tests.support.running import Service
@@ -170,12 +170,12 @@ def test_the_error_for_a_wrong_time_signature_shows_the_right_form(service: Serv
 @pytest.mark.fault("C4")
 def test_the_variants_defaults_are_the_originals() -> None:
     """Each variant has the defaults of the original ACE-Step: shift, guidance interval, and the lyrics of an instrumental."""
-    base = pipeline_settings(MusicRequest(prompt="x"), "base")
-    early = pipeline_settings(MusicRequest(prompt="x", cfg_interval_start=0.75), "sft")
+    base = sampling_settings(MusicRequest(prompt="x"), "base")
+    early = sampling_settings(MusicRequest(prompt="x", cfg_interval_start=0.75), "sft")
 
-    assert (base["shift"], base["num_inference_steps"]) == (1.0, 50)
-    assert (early["cfg_interval_start"], early["cfg_interval_end"]) == (0.0, 0.25)
-    assert pipeline_settings(MusicRequest(prompt="x"), "turbo")["shift"] == 3.0
+    assert (base.shift, base.steps) == (1.0, 50)
+    assert (early.guidance_start, early.guidance_end) == (0.75, 1.0)
+    assert sampling_settings(MusicRequest(prompt="x"), "turbo").shift == 3.0
     assert lyrics_and_language(MusicRequest(prompt="x")) == ("[Instrumental]", "unknown")
     assert lyrics_and_language(MusicRequest(prompt="x", lyrics="la la", vocal_language="de")) == ("la la", "de")
 

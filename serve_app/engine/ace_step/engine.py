@@ -1,7 +1,8 @@
-"""AceStepEngine: loads a checkpoint into an AceStepPipeline on one device, and generates songs with it.
+"""AceStepEngine: loads a checkpoint's components, as an AceStepPipeline, to one device, and generates songs with them.
 
-Only one thread at a time may call an engine, because the pipeline stores the state of a run in its own attributes. torch and
-diffusers are imported inside functions, so that a missing or broken package is reported as a LoadError.
+Only one thread at a time may call an engine, because the progress of decoding is reported by hooks on the VAE, which all songs
+share. torch and diffusers, and the files that import them, are imported inside functions, so that a missing or broken package
+is reported as a LoadError.
 """
 
 import contextlib
@@ -29,9 +30,8 @@ from serve_app.engine.ace_step.device import (
 from serve_app.engine.ace_step.generating import (
     TileProgress,
     lyrics_and_language,
-    metadata,
-    pipeline_settings,
     post_process,
+    sampling_settings,
     seeds,
     stop_if,
 )
@@ -51,7 +51,7 @@ class AceStepEngine:
     """
 
     slots: int = 1
-    """One, because the pipeline stores the state of a run in its own attributes."""
+    """One, because the progress of decoding is reported by hooks on the VAE, which all songs share."""
 
     def __init__(self, name: str, args: ModelArgs, cache: Path) -> None:
         self._name = name
@@ -95,7 +95,6 @@ class AceStepEngine:
         with memory_errors(device, needed):
             self._pipe = load_pipeline(checkpoint, device, dtype)
         self._variant = checkpoint.variant
-        self._pipe.is_turbo = self._variant == "turbo"  # the configuration overrides the checkpoint
 
         report("warm_up", None, "generating a short test song")
         with memory_errors(device, needed):
@@ -148,29 +147,20 @@ class AceStepEngine:
         """Returns the latents of all variations, of shape (variations, ceil(25 * duration), 64)."""
         import torch
 
-        chosen = pipeline_settings(request, self._variant)
-        lyrics, language = lyrics_and_language(request)
+        from serve_app.engine.ace_step.conditioning import open_slots, silent_context, silent_reference
+        from serve_app.engine.ace_step.sampling import advance
 
-        def after_step(_pipe: Any, step: int, _timestep: float, tensors: dict[str, Any]) -> dict[str, Any]:
-            on_step("denoising", step + 1, chosen["num_inference_steps"])
-            stop_if(stopped)
-            return tensors
-
+        settings = sampling_settings(request, self._variant)
         stop_if(stopped)
         on_step("conditioning", 0, 1)
         with torch.inference_mode():
-            result: torch.Tensor = self._pipe(
-                prompt=[request.prompt] * request.variations,
-                lyrics=[lyrics] * request.variations,
-                vocal_language=[language] * request.variations,
-                task_type=request.task_type,
-                generator=[torch.Generator(self._pipe.device).manual_seed(seed) for seed in seeds(request)],
-                output_type="latent",
-                callback_on_step_end=after_step,
-                **chosen,
-                **metadata(request),
-            ).audios
-        return result
+            context = silent_context(self._pipe, request.duration)
+            slots = open_slots(self._pipe, request, settings, context, silent_reference(self._pipe))
+            for step in range(1, settings.steps + 1):
+                advance(self._pipe.transformer, slots)
+                on_step("denoising", step, settings.steps)
+                stop_if(stopped)
+            return torch.cat([slot.latents for slot in slots])
 
     def _decode(self, latents: "torch.Tensor", tiles: "TileProgress") -> np.ndarray:
         """Returns raw float32 samples of shape (channels, frames). `latents` is one variation, of shape (1, latent frames, 64)."""

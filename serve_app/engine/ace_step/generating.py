@@ -1,7 +1,8 @@
-"""The steps around the pipeline: its arguments for a request, the progress of its decoder, and the post-processing of the audio."""
+"""The steps around sampling: the settings for a request, the progress of the decoder, and the post-processing of the audio."""
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING, Any, Final
 
@@ -32,20 +33,31 @@ def seeds(request: MusicRequest) -> list[int]:
     return [(request.seed + i) % (MAX_SEED + 1) for i in range(request.variations)]
 
 
-def pipeline_settings(request: MusicRequest, variant: Variant) -> dict[str, Any]:
-    """Returns the pipeline's arguments for steps, guidance and shift. A value that the request omits is the variant's default."""
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How the songs of a request are sampled."""
+
+    steps: int
+    shift: float
+    """Shift of the timestep schedule."""
+    guidance_scale: float
+    """Strength of guidance; 1 or less is none."""
+    guidance_start: float
+    guidance_end: float
+    """Guidance applies at noise levels t with start <= t <= end, as in the original ACE-Step."""
+
+
+def sampling_settings(request: MusicRequest, variant: Variant) -> SamplingSettings:
+    """Returns the settings of `request`. A value that it omits is the variant's default; turbo models have no guidance."""
     defaults = VARIANT_DEFAULTS[variant]
     guidance = defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale
-    # The pipeline raises an error for an interval that ends before it starts. In a request it means: never apply guidance.
-    never = request.cfg_interval_start > request.cfg_interval_end
-    return {
-        "num_inference_steps": defaults.steps if request.steps is None else request.steps,
-        "guidance_scale": 1.0 if never or variant == "turbo" else guidance,
-        "shift": defaults.shift if request.shift is None else request.shift,
-        # A request has noise levels t (start <= t <= end), as in the original ACE-Step. The pipeline expects 1 - t.
-        "cfg_interval_start": 0.0 if never else 1.0 - request.cfg_interval_end,
-        "cfg_interval_end": 1.0 if never else 1.0 - request.cfg_interval_start,
-    }
+    return SamplingSettings(
+        steps=defaults.steps if request.steps is None else request.steps,
+        shift=defaults.shift if request.shift is None else request.shift,
+        guidance_scale=1.0 if variant == "turbo" else guidance,
+        guidance_start=request.cfg_interval_start,
+        guidance_end=request.cfg_interval_end,
+    )
 
 
 def lyrics_and_language(request: MusicRequest) -> tuple[str, str]:
@@ -59,7 +71,7 @@ def lyrics_and_language(request: MusicRequest) -> tuple[str, str]:
 
 
 def metadata(request: MusicRequest) -> dict[str, Any]:
-    """Returns the pipeline's arguments for duration, tempo, key and time signature, which become part of the prompt."""
+    """Returns duration, tempo, key and time signature, which become part of the prompt, as arguments of `encode_prompt`."""
     return {
         "audio_duration": request.duration,
         "bpm": request.bpm,

@@ -104,7 +104,6 @@ def load_pipeline(checkpoint: weights.CheckpointFacts, device: "torch.device", d
     _require_all_weights(pipe, checkpoint)
     _fold_weight_norm(pipe.vae)
     pipe.vae.enable_tiling()  # off by default, although a comment in the pipeline says otherwise
-    pipe.set_progress_bar_config(disable=True)
     for part in pipe.components.values():
         if hasattr(part, "requires_grad_"):
             part.eval().requires_grad_(False)
