@@ -9,7 +9,7 @@ NO_PROXY := 127.0.0.1,localhost$(addprefix $(comma),$(or $(NO_PROXY),$(no_proxy)
 no_proxy := $(NO_PROXY)
 export NO_PROXY no_proxy
 
-.PHONY: serve deploy status test unit faults long startup chaos autoscale bench fleet miniature-check manifests check format lock clean
+.PHONY: serve deploy status test unit faults long startup chaos autoscale bench fleet miniature-check acceptance manifests clients check format lock clean
 
 # Runs `serve run` with its output in a log file, on a port that no other program uses: Serve would share it.
 serve: .venv/installed
@@ -63,8 +63,22 @@ fleet: .venv/installed
 miniature-check: .venv/installed
 	$(BIN)/python -m miniature evaluate
 
+# Plays every task of MODEL (a model of serve_config.yaml, `embedded`, a hub repository or a folder) and writes a report to attach to
+# an issue. ARGS has further options: `make acceptance MODEL=owner/name ARGS='--dit acestep-v15-sft'`.
+acceptance: .venv/installed
+	$(BIN)/python -m benchmarks.acceptance "$(MODEL)" $(ARGS)
+
 manifests: .venv/installed .venv-skypilot/installed
 	$(BIN)/pytest -m manifests
+
+# The real client packages of other services against a running Sophia.
+clients: .venv/installed .venv-clients/installed
+	$(BIN)/pytest tests/integration/test_runpod_package.py
+
+.venv-clients/installed: tests/clients.txt
+	$(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/pip install --quiet --disable-pip-version-check -r tests/clients.txt
+	@touch $@
 
 # SkyPilot wants older versions of what Ray needs, so it has an environment of its own.
 .venv-skypilot/installed:

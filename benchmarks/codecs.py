@@ -33,6 +33,7 @@ import psutil
 from serve_app.artifacts import Artifacts
 from serve_app.audio import Song, Tags, encode
 from serve_app.config import AppArgs, ModelArgs
+from serve_app.engine.protocol import NO_INPUTS, SongInputs
 from serve_app.engine.simulated import SimulatedEngine
 from serve_app.music import SAMPLE_RATE, Format, MusicRequest
 from serve_app.store import Store
@@ -102,7 +103,11 @@ class Player(SimulatedEngine):
         self.ended = 0.0
 
     def generate(
-        self, request: MusicRequest, on_step: Callable[[str, int, int], None], stopped: Callable[[], bool]
+        self,
+        request: MusicRequest,
+        on_step: Callable[[str, int, int], None],
+        stopped: Callable[[], bool],
+        inputs: SongInputs = NO_INPUTS,
     ) -> Iterator[Song]:
         began = time.monotonic()
         self.began = self.began or began

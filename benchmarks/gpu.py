@@ -15,13 +15,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
 import torch
 
+from benchmarks.measured_engine import Clock
 from serve_app import errors, weights
 from serve_app.config import ModelArgs
 from serve_app.engine.ace_step.engine import AceStepEngine
@@ -54,45 +54,6 @@ try:
 except errors.DeviceLost as error:
     print("device_lost:", str(error).splitlines()[0])
 """
-
-
-@dataclass
-class Clock:
-    """Seconds by stage of one song, from the engine's own reports. At each report it waits for the device."""
-
-    device: torch.device
-    seconds: dict[str, float] = field(default_factory=dict)
-    steps_s: list[float] = field(default_factory=list)
-    stage: str = "conditioning"
-    since: float = 0.0
-
-    def start(self) -> None:
-        """Begin the song's first stage."""
-        self._wait()
-        self.since = time.perf_counter()
-
-    def on_step(self, stage: str, step: int, steps: int) -> None:
-        """Called by the engine after each step or tile."""
-        self._wait()
-        now = time.perf_counter()
-        passed = now - self.since
-        self.since = now
-        if stage == "conditioning":
-            return
-        if stage == "denoising" and step == 1:
-            stage = "conditioning and first step"
-        elif stage == "denoising":
-            self.steps_s.append(passed)
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + passed
-
-    def finish(self) -> None:
-        """Count the time after the last tile: the copy to the host and the scaling to the peak level."""
-        self._wait()
-        self.seconds["copy and level"] = time.perf_counter() - self.since
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
 
 
 class Bench:

@@ -26,6 +26,7 @@ from serve_app.jobs import Job, Status
 from serve_app.music import MusicRequest
 from serve_app.scaling.observation import StoreFleet
 from serve_app.store import Store
+from serve_app.store.jobs import Admission
 from serve_app.store.places import FAR
 from serve_app.store.shares import OWN_ORDER
 from serve_app.store.tables import jobs
@@ -84,8 +85,9 @@ class Queue:
 
     def submit(self) -> None:
         request = MusicRequest(prompt="benchmark", model="m", seed=1, duration=30)
-        fixed: dict[str, Any] = {"deadline_s": 3600, "max_attempts": 3, "limits": LIMITS}
-        self._newest, _ = self.store.jobs.submit(request, owner=self._owner, **fixed)
+        self._newest, _ = self.store.jobs.submit(
+            request, owner=self._owner, deadline_s=3600, max_attempts=3, admission=Admission(LIMITS)
+        )
 
     def look(self) -> None:
         found = self.store.jobs.get(self.newest.id, self._owner)

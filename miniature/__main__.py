@@ -3,7 +3,7 @@
 import json
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import httpx
 import typer
@@ -22,6 +22,7 @@ from miniature.start import start_folder
 from miniature.tasks import HELD_OUT
 from miniature.transformer import VARIANTS, Material, Plan, on_gpu, state_file
 from miniature.transformer import train as train_transformer
+from miniature.vae import PARTS
 from miniature.vae import Data as Audio
 from miniature.vae import train as train_vae
 
@@ -78,6 +79,9 @@ def measures(
 @app.command()
 def vae(
     *,
+    part: Annotated[
+        Literal["encoder", "decoder"] | None, typer.Option(help="The part that learns; both if none is named.")
+    ] = None,
     work: Work = stage.WORK_FOLDER,
     checkpoint: Checkpoint = None,
     from_scratch: FromScratch = False,
@@ -87,9 +91,12 @@ def vae(
 ) -> None:
     """Trains the autoencoder's encoder and decoder."""
     start = None if from_scratch else start_folder(checkpoint, work)
+    parts = (part,) if part else PARTS
     stage.be_idle(threads)
     with stage.Session(hours) as session:
-        train_vae(work, Audio.of(dataset.load(work / "data")), session, start, "cuda" if gpu else "cpu")
+        train_vae(
+            work, Audio.of(dataset.load(work / "data")), session, start, device="cuda" if gpu else "cpu", parts=parts
+        )
 
 
 @app.command()
@@ -109,12 +116,15 @@ def codes(
 
 
 @app.command()
-def transformer(
+def transformer(  # noqa: PLR0913 - typer needs one parameter for each option
     *,
     variant: Annotated[str, typer.Option(help="base, or then turbo.")] = "base",
     work: Work = stage.WORK_FOLDER,
     checkpoint: Checkpoint = None,
     from_scratch: FromScratch = False,
+    align: Annotated[
+        bool, typer.Option("--align", help="Also teach attention heads where the lyrics are sung.")
+    ] = False,
     hours: Hours = 1.0,
     threads: Threads = 1,
     gpu: Gpu = False,
@@ -123,7 +133,7 @@ def transformer(
     if variant not in VARIANTS:
         raise typer.BadParameter(f"variant is {variant!r}: it must be one of {', '.join(VARIANTS)}")
     known = dataset.load(work / "data")
-    plan = Plan(variant, work, start_folder(checkpoint, work), from_scratch=from_scratch)
+    plan = Plan(variant, work, start_folder(checkpoint, work), from_scratch=from_scratch, align=align)
     if gpu:
         plan = on_gpu(plan)
     stage.be_idle(threads)

@@ -8,85 +8,74 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderOobleck
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from miniature.encoder import LATENTS, STRIDES, NarrowEncoder, narrow_from, widen
+from miniature.encoder import LATENTS, STRIDES, Encoder, encoder_from
 from miniature.latents import SAMPLE_RATE, analyse
 from miniature.mdct_start import start_decoder
 from miniature.mixing import LINEAR
 from miniature.spectra import log_spectral_distance, low_signal_to_noise
-
-
-def new_autoencoder() -> Any:
-    """An untrained AutoencoderOobleck of the toy model's shape.
-
-    To produce 64 latents, diffusers' class needs an encoder that is 128 channels wide at 48 kHz, and it gives encoder and
-    decoder the same channel multiples. Most of the encoder's channels are therefore unused: their weights are zeros.
-    """
-    return AutoencoderOobleck(
-        encoder_hidden_size=2 * LATENTS,
-        downsampling_ratios=list(STRIDES),
-        channel_multiples=[4, 3, 6],
-        decoder_channels=12,
-        decoder_input_channels=LATENTS,
-        audio_channels=2,
-        sampling_rate=SAMPLE_RATE,
-    )
+from serve_app.weights.layout import ENCODER_FILE
 
 
 class Networks(nn.Module):
-    """What is trained: the encoder without its idle channels, and the decoder.
+    """What is trained: the encoder and the decoder."""
 
-    If the autoencoder has another shape, as the first packaged one has, only its decoder is trained: `encoder` is None, and
-    `rest` is the whole saved autoencoder.
-    """
-
-    def __init__(self, rest: Any = None) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._rest = [rest]  # in a list, so that its parameters are not this module's
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            self.encoder = NarrowEncoder() if rest is None else None
-            self.decoder: Any = (new_autoencoder() if rest is None else _like(rest)).decoder
-            if rest is None:
-                start_decoder(self.decoder)
+            self.encoder = Encoder()
+            self.decoder: Any = new_autoencoder().decoder
+            start_decoder(self.decoder)
 
     def copy(self) -> "Networks":
         """The same on the CPU: torch's deepcopy refuses modules with weight norm."""
-        networks = Networks(self._rest[0])
+        networks = Networks()
         networks.load_state_dict(self.state_dict())
         return networks
 
     @classmethod
     def load(cls, checkpoint: Path) -> "Networks":
-        """The networks of a saved pipeline's folder."""
-        saved = AutoencoderOobleck.from_pretrained(checkpoint / "vae", dtype=torch.float32)
-        shape = new_autoencoder().config
-        if any(saved.config[name] != shape[name] for name in shape if not name.startswith("_")):
-            return cls(saved)
+        """The networks of a saved pipeline's folder; if it has no encoder of its own, that is a new one."""
         networks = cls()
-        networks.encoder = narrow_from(saved.encoder)
+        saved = AutoencoderOobleck.from_pretrained(checkpoint / "vae", dtype=torch.float32)
         networks.decoder.load_state_dict(saved.decoder.state_dict())
+        file = checkpoint / ENCODER_FILE
+        if file.exists():
+            networks.encoder = encoder_from(load_file(file))
         return networks
 
+    def save_encoder(self, checkpoint: Path) -> None:
+        """Adds the encoder to a saved pipeline's folder."""
+        save_file(self.encoder.state_dict(), checkpoint / ENCODER_FILE)
+
     def autoencoder(self) -> Any:
-        """Both in diffusers' class."""
-        whole = new_autoencoder() if self.encoder is not None else _like(self._rest[0])
-        if self.encoder is not None:
-            widen(self.encoder, whole.encoder)
-        whole.decoder.load_state_dict(self.decoder.state_dict())
-        return whole.eval()
+        """The decoder in diffusers' class, whose own encoder is an unused one."""
+        autoencoder = new_autoencoder()
+        autoencoder.decoder.load_state_dict(self.decoder.state_dict())
+        return autoencoder.eval()
 
 
-def _like(autoencoder: Any) -> Any:
-    copy = AutoencoderOobleck.from_config(autoencoder.config)
-    copy.load_state_dict(autoencoder.state_dict())
-    return copy
+def new_autoencoder() -> Any:
+    """An AutoencoderOobleck with the toy model's decoder, untrained, and the smallest encoder that diffusers allows."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return AutoencoderOobleck(
+            encoder_hidden_size=2,
+            downsampling_ratios=list(STRIDES),
+            channel_multiples=[24, 48, 64],
+            decoder_channels=4,
+            decoder_input_channels=LATENTS,
+            audio_channels=2,
+            sampling_rate=SAMPLE_RATE,
+        )
 
 
 @dataclass(frozen=True)
 class Clip:
-    """Audio (2, samples), its latents (64, frames), and what an encoder's fixed part makes of it; nothing without an encoder."""
+    """Audio (2, samples), its latents (64, frames), and what the encoder's fixed part makes of it."""
 
     audio: Tensor
     latents: Tensor
@@ -97,8 +86,6 @@ class Clip:
         device = next(networks.decoder.parameters()).device
         sound = torch.from_numpy(audio.astype(np.float32)).to(device)
         latents = torch.from_numpy(analyse(audio)).T.to(device)
-        if networks.encoder is None:
-            return cls(sound, latents, sound.new_zeros(0, latents.shape[1] * STRIDES[-1]))
         with torch.no_grad():
             return cls(sound, latents, networks.encoder.analyse(sound[None])[0])
 
@@ -135,7 +122,7 @@ def round_trip(networks: Networks, clips: Sequence[np.ndarray]) -> RoundTrip:
 
 def _one_round_trip(networks: Networks, audio: np.ndarray) -> list[float]:
     clip = Clip.of(audio, networks)
-    encoded = clip.latents if networks.encoder is None else networks.encoder.encode(clip.analysed[None])[0, :LATENTS]
+    encoded = networks.encoder.encode(clip.analysed[None])[0, :LATENTS]
     error = encoded - clip.latents
     figures = [float(error[LINEAR:].square().mean().sqrt()), float(error[:LINEAR].square().mean().sqrt())]
     for latents in (encoded, clip.latents):

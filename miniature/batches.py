@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from miniature.conditioning import LYRICS_TOKENS, PROMPT_TOKENS, Networks, Tokens
+from miniature.singing import sung_frames
 from miniature.tasks import Example, Examples
 
 CLIP_FRAMES = 256
@@ -22,7 +23,8 @@ Coder = Callable[[Tensor], Tensor]
 class Batch(NamedTuple):
     """A batch of examples: latents are (batch, frames, 64), the repaint mask (batch, frames), texts as Tokens has them.
 
-    `covers`: the numbers of the examples whose source is still to go through the audio codes.
+    `covers`: the numbers of the examples whose source is still to go through the audio codes. `sung`: which tokens of the lyrics
+    each frame sings, (batch, frames, tokens) of bool; (batch, 0, 0) if no example is to be aligned.
     """
 
     music: Tensor
@@ -34,6 +36,7 @@ class Batch(NamedTuple):
     prompts_mask: Tensor
     lyrics: Tensor
     lyrics_mask: Tensor
+    sung: Tensor
 
     def to(self, device: torch.device) -> "Batch":
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
@@ -43,6 +46,11 @@ class Batch(NamedTuple):
             return self
         coded = code(self.source.index_select(0, self.covers))
         return self._replace(source=self.source.index_copy(0, self.covers, coded))
+
+    @property
+    def aligned(self) -> bool:
+        """Whether the batch tells where its lyrics are sung."""
+        return self.sung.shape[-1] > 0
 
     @property
     def context(self) -> Tensor:
@@ -74,22 +82,34 @@ def batch_of(examples: Sequence[Example], silence: np.ndarray, reference_frames:
         prompts_mask=prompts.mask,
         lyrics=lyrics.ids,
         lyrics_mask=lyrics.mask,
+        sung=_sung(examples, lyrics),
     )
+
+
+def _sung(examples: Sequence[Example], lyrics: Tokens) -> Tensor:
+    if not any(example.syllables for example in examples):
+        return torch.zeros(len(examples), 0, 0, dtype=torch.bool)
+    frames = [
+        sung_frames(example.syllables, offsets, len(example.target))
+        for example, offsets in zip(examples, lyrics.offsets, strict=True)
+    ]
+    return torch.from_numpy(np.stack(frames))
 
 
 class Batches(Dataset[Batch]):
     """A training's batches by step: the same for the same step, so that the step is all that resuming needs.
 
     Half of the batches are whole clips, from which structure is learnt; the others are `size` crops. Both have about the same
-    number of frames.
+    number of frames. The share `sung` of all batches are whole sung clips with their syllables instead.
     """
 
-    def __init__(self, examples: Examples, networks: Networks, texts: Texts, size: int) -> None:
+    def __init__(self, examples: Examples, networks: Networks, texts: Texts, size: int, *, sung: float = 0.0) -> None:
         self._examples = examples
         self._silence = networks.silence.numpy().copy()
         self._reference_frames = networks.heard_frames
         self._texts = texts
         self._size = size
+        self._sung = sung
 
     def __getitem__(self, step: int) -> Batch:
         return batch_of(self.examples(step), self._silence, self._reference_frames, self._texts)
@@ -97,8 +117,10 @@ class Batches(Dataset[Batch]):
     def examples(self, step: int) -> list[Example]:
         """The examples of a step."""
         random = np.random.default_rng([7, step])
+        count = max(1, self._size * CROP_FRAMES // CLIP_FRAMES)
+        if self._sung and random.random() < self._sung:
+            return [self._examples.draw_sung(random) for _ in range(count)]
         if random.random() < 0.5:
-            count = max(1, self._size * CROP_FRAMES // CLIP_FRAMES)
             return [self._examples.draw(random, CLIP_FRAMES) for _ in range(count)]
         return [self._examples.draw(random, CROP_FRAMES) for _ in range(self._size)]
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_BFLOAT16_BITS = 7
+_FLOAT16_BITS = 10
 
 
 @torch.no_grad()
@@ -25,14 +25,14 @@ def fold_second_time(transformer: Any) -> None:
 
 @torch.no_grad()
 def round_weights(network: nn.Module, bits: int) -> None:
-    """Rounds all weights to floats with `bits` bits of mantissa, to nearest; bfloat16 has 7."""
+    """Rounds all weights to floats with `bits` bits of mantissa, to nearest; bfloat16 has 7, float16 has 10."""
     for parameter in network.parameters():
         parameter.copy_(_rounded(parameter, bits))
 
 
 def _rounded(values: Tensor, bits: int) -> Tensor:
-    if not 1 <= bits <= _BFLOAT16_BITS:
-        raise ValueError(f"bits: {bits} is not from 1 to {_BFLOAT16_BITS}")
+    if not 1 <= bits <= _FLOAT16_BITS:
+        raise ValueError(f"bits: {bits} is not from 1 to {_FLOAT16_BITS}")
     mantissa, exponent = torch.frexp(values)
     scale = float(2 ** (bits + 1))  # frexp's mantissa is from 0.5 to 1: its first bit is the implied one
     return torch.ldexp((mantissa * scale).round() / scale, exponent)

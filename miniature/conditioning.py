@@ -110,7 +110,10 @@ def _one_reference_each(embeddings: Tensor, _order: None) -> tuple[Tensor, Tenso
 
 
 class Tokens:
-    """A batch of texts: `ids` (batch, tokens), `mask` of the same shape, False for padding to a multiple of `multiple`."""
+    """A batch of texts: `ids` (batch, tokens), `mask` of the same shape, False for padding to a multiple of `multiple`.
+
+    `offsets` has, for each text, the first character of each token and the one after its last; both are 0 for padding.
+    """
 
     def __init__(self, tokenizer: Any, texts: Sequence[str], limit: int, multiple: int = 1) -> None:
         encoded = tokenizer(
@@ -119,10 +122,14 @@ class Tokens:
             pad_to_multiple_of=multiple,
             truncation=True,
             max_length=limit,
+            return_offsets_mapping=True,
             return_tensors="pt",
         )
         self.ids: Tensor = encoded.input_ids
         self.mask: Tensor = encoded.attention_mask.bool()
+        self.offsets: list[list[tuple[int, int]]] = [
+            [(start, end) for start, end in places] for places in encoded.offset_mapping.tolist()
+        ]
 
 
 def load_tokenizer(checkpoint: Path) -> Any:

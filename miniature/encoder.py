@@ -5,18 +5,16 @@ two halves. A band's signal u comes from a pair of filters a quarter wave apart.
 step in the logarithm of u's energy: near 0 where a u is small, near 1/2 where it is large. Snake activations give such steps for
 nine values of a, four decades in all, and the residual units at 150 steps a second learn the logarithms from them.
 
-Oobleck's encoder has as many channels at 48 kHz as it puts out, 128 for 64 latents, and here only one is used. So this one is
-narrow, and `widen` copies it into diffusers' class.
+The encoder is narrower than diffusers' class allows; serve_app/engine/ace_step/narrow_encoder.py says how it is stored.
 """
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers.models.autoencoders.autoencoder_oobleck import OobleckEncoderBlock, Snake1d
 from torch import Tensor, nn
-from torch.nn.utils import weight_norm
 
 from miniature.latents import BAND_EDGES_HZ, SAMPLE_RATE
 from miniature.mdct_start import (
@@ -31,6 +29,7 @@ from miniature.mdct_start import (
     set_weight,
 )
 from miniature.mixing import LINEAR
+from serve_app.engine.ace_step.narrow_encoder import NarrowEncoder
 
 STRIDES = (32, 10, 6)
 LATENTS = 64
@@ -47,22 +46,12 @@ _SMALL_DEVIATION = -8.0
 """What softplus makes 0.0003: encoding adds noise 67 dB below the latents."""
 
 
-class NarrowEncoder(nn.Module):
-    """Oobleck's encoder with the widths that are used; its parameters have the names of OobleckEncoder's."""
+class Encoder(NarrowEncoder):
+    """The toy model's encoder, in its two parts."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = weight_norm(nn.Conv1d(2, WIDTHS[0], kernel_size=7, padding=3))
-        self.block = nn.ModuleList(
-            OobleckEncoderBlock(WIDTHS[level], WIDTHS[level + 1], stride) for level, stride in enumerate(STRIDES)
-        )
-        self.snake1 = Snake1d(LATENTS)
-        self.conv2 = weight_norm(nn.Conv1d(LATENTS, 2 * LATENTS, kernel_size=3, padding=1))
+        super().__init__(WIDTHS, STRIDES)
         _start(self)
-
-    def forward(self, audio: Tensor) -> Tensor:
-        """Audio (batch, 2, samples) → latents (batch, 64, frames), then as many logits of deviations."""
-        return self.encode(self.analyse(audio))
 
     def analyse(self, audio: Tensor) -> Tensor:
         """What needs no training: audio (batch, 2, samples) → values (batch, WIDTHS[2], 6 * frames)."""
@@ -89,30 +78,13 @@ class NarrowEncoder(nn.Module):
 
 
 @torch.no_grad()
-def widen(narrow: NarrowEncoder, wide: Any) -> None:
-    """Makes an OobleckEncoder, as wide or wider, the same function; its other channels carry zeros.
-
-    Raises ValueError if a layer of the wide encoder is narrower.
-    """
-    for name, parameter in wide.named_parameters():
-        source = narrow.get_parameter(name)
-        if any(size > limit for size, limit in zip(source.shape, parameter.shape, strict=True)):
-            raise ValueError(f"{name} has the shape {tuple(parameter.shape)}: at least {tuple(source.shape)} is needed")
-        parameter.zero_()
-        if name.endswith("weight_v"):
-            parameter[:, 0, 0] = 1  # weight norm divides by the length of weight_v, which must not be 0
-            parameter[: len(source)] = 0
-        parameter[tuple(slice(size) for size in source.shape)] = source
-
-
-@torch.no_grad()
-def narrow_from(wide: Any) -> NarrowEncoder:
-    """What `widen` made wide: its learnt layers. The others are exact, and not rounded as in a packed checkpoint."""
-    narrow = NarrowEncoder()
-    for name, parameter in narrow.named_parameters():
+def encoder_from(weights: Mapping[str, Tensor]) -> Encoder:
+    """The encoder whose learnt layers are in `weights`. Its others are exact, not rounded as in a packed checkpoint."""
+    encoder = Encoder()
+    for name, parameter in encoder.named_parameters():
         if name.startswith("block.2."):
-            parameter.copy_(wide.get_parameter(name)[tuple(slice(size) for size in parameter.shape)])
-    return narrow
+            parameter.copy_(weights[name])
+    return encoder
 
 
 def _start(encoder: Any) -> None:

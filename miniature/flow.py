@@ -16,13 +16,15 @@ from miniature.conditioning import Networks
 
 SHIFT = 3.0  # turbo's schedule spends its steps at high noise, where key, tempo and structure are decided
 UNIFORM_SHARE = 0.3
+TURBO_STEPS = 8
+HIGHEST_SUNG = 0.25  # noise level; turbo's songs are aligned at 1/8, base's at 1/50
 DROPPED_SHARE = 0.12  # conditions replaced by the null embedding, which guidance needs
 
 
 class Inputs(NamedTuple):
     """All tensors of a training step: a batch and what is drawn for it.
 
-    `times`: noise levels (batch,). `dropped`: (batch,), true where the null embedding replaces the conditions.
+    `times`: noise levels (batch,). `dropped`: (batch,), true where the null embedding replaces the conditions. `sung`: as in Batch.
     """
 
     music: Tensor
@@ -32,22 +34,31 @@ class Inputs(NamedTuple):
     prompts_mask: Tensor
     lyrics: Tensor
     lyrics_mask: Tensor
+    sung: Tensor
     noise: Tensor
     times: Tensor
     dropped: Tensor
 
     @classmethod
-    def drawn(cls, batch: Batch, step: int) -> "Inputs":
-        """The inputs with a batch's noise, always the same for a step on the same kind of device."""
+    def drawn(cls, batch: Batch, step: int, *, scheduled: bool = False) -> "Inputs":
+        """The inputs with a batch's noise, always the same for a step on the same kind of device.
+
+        `scheduled`: most noise levels are those of turbo's schedule. Batches that are to be aligned have low levels, at which
+        the voice is heard, and all of their conditions.
+        """
         device = batch.music.device
         generator = torch.Generator(device).manual_seed(step)
         size = len(batch.music)
-        return cls.of(
-            batch,
-            noise=torch.randn(batch.music.shape, generator=generator, device=device),
-            times=draw_times(size, generator),
-            dropped=torch.rand(size, generator=generator, device=device) < DROPPED_SHARE,
-        )
+        noise = torch.randn(batch.music.shape, generator=generator, device=device)
+        if batch.aligned:
+            times = HIGHEST_SUNG * torch.rand(size, generator=generator, device=device)
+        elif scheduled:
+            times = draw_scheduled_times(size, generator)
+        else:
+            times = draw_times(size, generator)
+        dropped_share = 0.0 if batch.aligned else DROPPED_SHARE
+        dropped = torch.rand(size, generator=generator, device=device) < dropped_share
+        return cls.of(batch, noise=noise, times=times, dropped=dropped)
 
     @classmethod
     def of(cls, batch: Batch, *, noise: Tensor, times: Tensor, dropped: Tensor) -> "Inputs":
@@ -59,10 +70,16 @@ class Inputs(NamedTuple):
             prompts_mask=batch.prompts_mask,
             lyrics=batch.lyrics,
             lyrics_mask=batch.lyrics_mask,
+            sung=batch.sung,
             noise=noise,
             times=times,
             dropped=dropped,
         )
+
+    @property
+    def aligned(self) -> bool:
+        """Whether the batch tells where its lyrics are sung."""
+        return self.sung.shape[-1] > 0
 
     @property
     def noisy(self) -> Tensor:
@@ -85,6 +102,15 @@ def draw_times(batch: int, generator: torch.Generator) -> Tensor:
     shifted = SHIFT * plain / (1 + (SHIFT - 1) * plain)
     uniform = torch.rand(batch, generator=generator, device=device)
     return torch.where(torch.rand(batch, generator=generator, device=device) < UNIFORM_SHARE, uniform, shifted)
+
+
+def draw_scheduled_times(batch: int, generator: torch.Generator) -> Tensor:
+    """Noise levels (batch,): those at which turbo predicts, and a share of others. The first is pure noise, which is else rare."""
+    device = generator.device
+    plain = 1 - torch.randint(TURBO_STEPS, (batch,), generator=generator, device=device) / TURBO_STEPS
+    scheduled = SHIFT * plain / (1 + (SHIFT - 1) * plain)
+    others = draw_times(batch, generator)
+    return torch.where(torch.rand(batch, generator=generator, device=device) < UNIFORM_SHARE, others, scheduled)
 
 
 def matching_losses(networks: Networks, inputs: Inputs) -> Tensor:

@@ -84,9 +84,18 @@ def listen(audio: np.ndarray) -> Heard:
     return Heard(sounds, classes, heard_key(classes), heard_bpm(audio), ends(audio))
 
 
+def sound_scores(audio: np.ndarray) -> dict[str, float]:
+    """How clearly each instrument, drums, bass and voice are heard in a song (2, samples): about 1 where one plays, 0 where not.
+
+    Raises ValueError for silence.
+    """
+    outputs = _outputs(analyse(_normalised(audio)))
+    return dict(zip((*INSTRUMENTS, *ADDED), map(float, outputs), strict=True))
+
+
 def sounds_in(latents: Latents) -> Sounds:
     """What plays in latents (frames, 64) of the loudness of clips, without silence after the end."""
-    outputs = _probes().outputs(_statistics(latents)[None])[0]
+    outputs = _outputs(latents)
     instrument = INSTRUMENTS[int(outputs[: len(INSTRUMENTS)].argmax())]
     drums, bass, voice = (bool(output > 0.5) for output in outputs[len(INSTRUMENTS) :])
     return Sounds(instrument, drums, bass, voice)
@@ -140,6 +149,12 @@ def _solved(statistics: np.ndarray, wanted: np.ndarray) -> Probes:
     inputs = _inputs(statistics, mean, scale)
     weights = np.linalg.solve(inputs.T @ inputs + RIDGE * np.eye(inputs.shape[1]), inputs.T @ wanted)
     return Probes(mean.astype(np.float32), scale.astype(np.float32), weights.astype(np.float32))
+
+
+def _outputs(latents: Latents) -> np.ndarray:
+    """The probes' outputs for latents (frames, 64)."""
+    outputs: np.ndarray = _probes().outputs(_statistics(latents)[None])[0]
+    return outputs
 
 
 def _key(facts: Facts) -> Key:

@@ -13,8 +13,8 @@ from diffusers import AceStepPipeline
 from diffusers.pipelines.ace_step.pipeline_ace_step import DEFAULT_DIT_INSTRUCTION
 
 from miniature.mixing import Latents, mixed, silence
+from miniature.singing import LATENTS_A_SECOND, Syllable, sung_syllables
 
-LATENTS_A_SECOND = 25
 HELD_OUT = 100  # the last clips of a data set: never trained on
 
 Texts = Callable[[Any, np.random.Generator, bool], tuple[str, str]]
@@ -38,8 +38,8 @@ SOURCE_NOISE = 0.05  # the VAE's encoder gives a source's latents only nearly
 class Clips(Protocol):
     """What examples need of a data set: float16 latents (clips, frames, 64) of mixes and stems, and each clip's facts.
 
-    A stem that a clip lacks is silence. Facts have `instrument`, and `ending`: the piece is
-    `piece_s` seconds long and ends in the clip.
+    A stem that a clip lacks is silence. Facts have `instrument`; `ending`: the piece is `piece_s` seconds long and ends in the
+    clip; and `voice`: the clip sings its `syllables`.
     """
 
     @property
@@ -57,6 +57,7 @@ class Example:
     """One example; latents are (frames, 64).
 
     `reference` is None where the pipeline would feed silence. A cover's source is still to go through the audio codes.
+    `syllables` are those that are to be aligned with the music; none if nothing is.
     """
 
     target: Latents
@@ -66,6 +67,7 @@ class Example:
     lyrics: str
     reference: Latents | None
     cover: bool = False
+    syllables: tuple[Syllable, ...] = ()
 
 
 class Examples:
@@ -87,6 +89,7 @@ class Examples:
         self._tasks = list(known)
         self._weights = np.array(list(known.values())) / sum(known.values())
         self._training = len(clips.facts) - HELD_OUT
+        self._sung = [clip for clip in range(self._training) if clips.facts[clip].voice]
         self._by_instrument: dict[str, list[int]] = {}
         for clip in range(self._training):
             self._by_instrument.setdefault(clips.facts[clip].instrument, []).append(clip)
@@ -96,6 +99,17 @@ class Examples:
         clip = int(random.integers(self._training))
         task = str(random.choice(self._tasks, p=self._weights))
         return self.of(clip, task, random, frames)
+
+    def draw_sung(self, random: np.random.Generator) -> Example:
+        """An example of a random clip with a voice, with its syllables. Raises ValueError if no clip has one."""
+        if not self._sung:
+            raise ValueError("no clip has a voice: alignment is learnt from sung clips")
+        return self.sung(self._sung[int(random.integers(len(self._sung)))], random)
+
+    def sung(self, clip: int, random: np.random.Generator) -> Example:
+        """The example of text to music of a whole clip with a voice, with its syllables."""
+        example = self.of(clip, "text2music", random, self._clips.mix.shape[1])
+        return replace(example, syllables=sung_syllables(self._clips.facts[clip], example.lyrics))
 
     def of(self, clip: int, task: str, random: np.random.Generator, frames: int) -> Example:
         """An example of one clip and task."""

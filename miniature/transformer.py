@@ -20,12 +20,14 @@ from miniature.batches import CLIP_FRAMES, Batches, Coder, Texts, batch_of
 from miniature.conditioning import Networks, load_tokenizer
 from miniature.flow import Inputs, distillation_losses, matching_losses, validation_losses
 from miniature.graphs import GraphedStep
+from miniature.lyric_heads import HEADS, WEIGHT, TimingCheck, alignment_loss, attention_read
 from miniature.optimizers import Optimizers, rate_at
 from miniature.tasks import BASE_SHARES, HELD_OUT, TURBO_SHARES, Clips, Examples
 from miniature.tasks import Texts as Words
+from serve_app.music import VARIANT_DEFAULTS
 
 VARIANTS: Mapping[str, Mapping[str, float]] = {"base": BASE_SHARES, "turbo": TURBO_SHARES}
-RATES: Mapping[str, float] = {"base": 1.0, "turbo": 0.3}
+RATES: Mapping[str, float] = {"base": 1.0, "turbo": 0.15}
 """The fraction of the full learning rates. Turbo starts from base's weights and has a teacher without noise."""
 GUIDANCE = 3.0
 """The scale that turbo learns: of 1, 2, 3 and 4 it was best in key and tempo, and as good as 4 elsewhere."""
@@ -34,6 +36,10 @@ REPORT_EVERY = 50
 VALIDATE_EVERY = 500
 VALIDATION_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9, 0.98)
 VALIDATION_CLIPS = 8
+SUNG_SHARE = 0.5
+"""Of the batches, if heads are to learn where lyrics are sung."""
+ALIGNED_AT: Mapping[str, float] = {variant: 1 / defaults.steps for variant, defaults in VARIANT_DEFAULTS.items()}
+"""The noise level at which Sophia looks for the lyrics of a variant's songs."""
 TOKENS_MULTIPLE = 128
 """What texts are padded to on a GPU: a CUDA graph is for one shape, and nearly all texts are shorter than this."""
 
@@ -55,12 +61,13 @@ def state_file(work: Path, variant: str) -> Path:
 class Training:
     """One variant's training: `step` until the time is over, `save` to go on later from the same step.
 
-    With a teacher, only the transformer learns.
+    With a teacher, only the transformer learns. `aligned`: whether heads have learnt where lyrics are sung.
     """
 
     def __init__(self, networks: Networks, file: Path, teacher: Networks | None = None) -> None:
         self.networks = networks
         self.steps = 0
+        self.aligned = False
         self._file = file
         self._teacher = teacher
         if teacher is not None:
@@ -80,6 +87,7 @@ class Training:
         with self._optimizers.paced(rate, self.steps):
             losses = self._step(inputs)
         self.steps += 1
+        self.aligned = self.aligned or inputs.aligned
         return losses.clone()
 
     def _updated(self, inputs: Sequence[Tensor]) -> Tensor:
@@ -87,15 +95,20 @@ class Training:
 
     def _update(self, *tensors: Tensor) -> Tensor:
         inputs = Inputs(*tensors)
-        if self._teacher is None:
-            losses = matching_losses(self.networks, inputs)
-        else:
-            losses = distillation_losses(self.networks, self._teacher, inputs, GUIDANCE)
-        self._optimizers.step(losses.mean())
+        with attention_read(self.networks.transformer, HEADS if inputs.aligned else {}) as read:
+            if self._teacher is None:
+                losses = matching_losses(self.networks, inputs)
+            else:
+                losses = distillation_losses(self.networks, self._teacher, inputs, GUIDANCE)
+        loss = losses.mean()
+        if inputs.aligned:
+            loss = loss + WEIGHT * alignment_loss(read, inputs.sung)
+        self._optimizers.step(loss)
         return losses.detach()
 
     def save(self) -> None:
-        state = {"steps": self.steps, "networks": self.networks.state_dict(), **self._optimizers.state()}
+        progress = {"steps": self.steps, "aligned": self.aligned}
+        state = {**progress, "networks": self.networks.state_dict(), **self._optimizers.state()}
         stage.save_state(state, self._file)
 
     def resume(self) -> bool:
@@ -104,6 +117,7 @@ class Training:
         if state is None:
             return False
         self.steps = state["steps"]
+        self.aligned = _is_aligned(state)
         self.networks.load_state_dict(state["networks"])
         self._optimizers.restore(state)
         return True
@@ -138,9 +152,12 @@ class Report:
 
 
 class Validation:
-    """The loss on held-out clips: always the same clips, texts and noise, for several noise levels."""
+    """The loss on held-out clips: always the same clips, texts and noise, for several noise levels.
 
-    def __init__(self, material: Material, networks: Networks, texts: Texts) -> None:
+    If the plan aligns lyrics, also how well the heads find the syllables of the held-out clips that are sung.
+    """
+
+    def __init__(self, material: Material, networks: Networks, texts: Texts, plan: "Plan") -> None:
         frames = networks.heard_frames
         examples = Examples(material.clips, material.texts, shares={"text2music": 1.0}, reference_frames=frames)
         random = np.random.default_rng(0)
@@ -148,11 +165,18 @@ class Validation:
         clips = range(first, first + VALIDATION_CLIPS)
         drawn = [examples.of(clip, "text2music", random, CLIP_FRAMES) for clip in clips]
         self._batch = batch_of(drawn, networks.silence.numpy(), frames, texts)
+        self._level = ALIGNED_AT[plan.variant]
+        self._timing: TimingCheck | None = None
+        if plan.align:
+            sung = [clip for clip in range(first, len(material.clips.facts)) if material.clips.facts[clip].voice]
+            self._timing = TimingCheck([examples.sung(clip, random) for clip in sung], networks, texts)
 
     def line(self, networks: Networks) -> None:
         losses = validation_losses(networks, self._batch.to(networks.silence.device), VALIDATION_TIMES)
         levels = " ".join(f"{level:g}" for level in VALIDATION_TIMES)
         print(f"    held-out loss at t {levels}: {_numbers(losses)}", flush=True)
+        if self._timing is not None:
+            print(f"    held-out syllables: {self._timing.timing(networks, self._level, HEADS)}", flush=True)
 
 
 def _numbers(values: list[float]) -> str:
@@ -164,13 +188,15 @@ class Plan:
     """What to train, from what and how.
 
     `checkpoint`: the saved pipeline that gives the tokenizer, the shapes and, unless `from_scratch`, the first weights.
-    `batch`: the crops in a batch. `processes`: how many prepare the batches; with none, the training's own does it.
+    `align`: heads also learn where lyrics are sung. `batch`: the crops in a batch. `processes`: how many prepare the batches;
+    with none, the training's own does it.
     """
 
     variant: str
     work: Path
     checkpoint: Path
     from_scratch: bool = False
+    align: bool = False
     batch: int = 16
     device: str = "cpu"
     processes: int = 0
@@ -213,6 +239,16 @@ def averaged(networks: Networks, file: Path) -> Networks:
     return networks
 
 
+def has_aligned(file: Path) -> bool:
+    """Whether the heads of a training's saved state have learnt where lyrics are sung."""
+    state = stage.load_state(file)
+    return state is not None and _is_aligned(state)
+
+
+def _is_aligned(state: Mapping[str, Any]) -> bool:
+    return bool(state.get("aligned", False))  # earlier states do not say
+
+
 def train(plan: Plan, material: Material, session: stage.Session) -> int:
     """Trains for the session's time and saves the state; returns the step that it reached."""
     device = torch.device(plan.device)
@@ -227,17 +263,18 @@ def train(plan: Plan, material: Material, session: stage.Session) -> int:
         reference_frames=shapes.heard_frames,
         covers=material.code is not None,
     )
-    validation = Validation(material, shapes, texts)
+    validation = Validation(material, shapes, texts, plan)
     # The processes start before CUDA does: a forked process cannot use it, and need not.
     first = saved_step(plan)
-    batches = Batches(examples, shapes, texts, plan.batch).endless(first, plan.processes, device)
+    sung = SUNG_SHARE if plan.align else 0.0
+    batches = Batches(examples, shapes, texts, plan.batch, sung=sung).endless(first, plan.processes, device)
     training = prepare(plan)
     validation.line(training.average)
     report = Report(session)
     while session.running:
         rate = RATES[plan.variant] * rate_at(training.steps - first, session.share)
         batch = next(batches).to(device).with_covers_coded(material.code)
-        inputs = Inputs.drawn(batch, training.steps)
+        inputs = Inputs.drawn(batch, training.steps, scheduled=plan.variant == "turbo")
         report.add(training.step(inputs, rate), inputs.times)
         session.save_now_and_then(training.save)
         if training.steps % REPORT_EVERY == 0:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from miniature.mixing import LINEAR
 from miniature.spectra import decoder_loss
 from miniature.tasks import HELD_OUT
 
+PARTS = ("encoder", "decoder")
 RATES = {"encoder": 2e-3, "decoder": 1e-3}
 BETAS = {"encoder": (0.9, 0.999), "decoder": (0.8, 0.98)}
 GRADIENT_LIMITS = {"encoder": 1.0, "decoder": 5.0}
@@ -86,17 +86,21 @@ def _cut(tensors: Sequence[Tensor], starts: Sequence[int], rate: int) -> Tensor:
 
 
 class Training:
-    """The networks, their optimizers and average, and where in the data they are."""
+    """The networks, their optimizers and average, and where in the data they are. Only `parts` learn."""
 
-    def __init__(self, file: Path, start: Networks | None = None, device: str = "cpu") -> None:
+    def __init__(
+        self, file: Path, start: Networks | None = None, device: str = "cpu", parts: Sequence[str] = PARTS
+    ) -> None:
         self._file = file
+        self._parts = parts
         self._device = torch.device(device)
         self._decoder_batch = DECODER_BATCHES[device]
         self.networks = (start or Networks()).to(self._device)
         self._average = {name: value.clone() for name, value in self.networks.state_dict().items()}
-        self._learning: dict[str, list[nn.Parameter]] = {"decoder": list(self.networks.decoder.parameters())}
-        if self.networks.encoder is not None:
-            self._learning["encoder"] = self.networks.encoder.learn()
+        self._learning: dict[str, list[nn.Parameter]] = {
+            "decoder": list(self.networks.decoder.parameters()),
+            "encoder": self.networks.encoder.learn(),
+        }
         self._optimizers = {
             name: torch.optim.AdamW(parameters, RATES[name], betas=BETAS[name], weight_decay=0.0)
             for name, parameters in self._learning.items()
@@ -135,9 +139,11 @@ class Training:
         stage.save_state(state, self._file)
 
     def step(self, crops: Crops, random: np.random.Generator, rate: float) -> Mapping[str, float]:
-        """One step of each part, with the full learning rates times `rate`; returns the losses."""
-        losses = {"decoder": self._decoder_loss(crops, random)}
-        if self.networks.encoder is not None:
+        """One step of each part that learns, with the full learning rates times `rate`; returns the losses."""
+        losses = {}
+        if "decoder" in self._parts:
+            losses["decoder"] = self._decoder_loss(crops, random)
+        if "encoder" in self._parts:
             losses["encoder"] = self.encoder_loss(crops)
         for name, loss in losses.items():
             optimizer = self._optimizers[name]
@@ -154,8 +160,7 @@ class Training:
 
     def encoder_loss(self, crops: Crops) -> Tensor:
         """The mean squared error of the energies' latents; the others are exact."""
-        encoder: Any = self.networks.encoder
-        encoded = encoder.encode(crops.analysed)[:, LINEAR:LATENTS]
+        encoded = self.networks.encoder.encode(crops.analysed)[:, LINEAR:LATENTS]
         error = encoded - crops.latents[:, LINEAR:]
         loss: Tensor = error[..., ENCODER_MARGIN:-ENCODER_MARGIN].square().mean()
         return loss
@@ -190,12 +195,20 @@ def state_file(work: Path) -> Path:
     return work / "vae.pt"
 
 
-def train(work: Path, data: Data, session: stage.Session, checkpoint: Path | None = None, device: str = "cpu") -> int:
-    """Trains for the session's time; saves the state and returns the step reached.
+def train(
+    work: Path,
+    data: Data,
+    session: stage.Session,
+    checkpoint: Path | None = None,
+    *,
+    device: str = "cpu",
+    parts: Sequence[str] = PARTS,
+) -> int:
+    """Trains `parts` for the session's time; saves the state and returns the step reached.
 
     It goes on from a saved state; else from the autoencoder of the pipeline in `checkpoint`; else anew.
     """
-    training = Training(state_file(work), Networks.load(checkpoint) if checkpoint else None, device)
+    training = Training(state_file(work), Networks.load(checkpoint) if checkpoint else None, device, parts)
     if training.resume():
         print(f"going on from step {training.steps} of {state_file(work)}", flush=True)
     pool = Pool(data.render, training.networks, data.clips, training.position)
@@ -213,15 +226,11 @@ def train(work: Path, data: Data, session: stage.Session, checkpoint: Path | Non
     return training.steps
 
 
-def trained(work: Path, checkpoint: Path) -> Any | None:
-    """The autoencoder with the averaged weights of its training, or None if it has no state.
-
-    A training of the decoder alone has the shape, and the encoder, of `checkpoint`.
-    """
+def trained(work: Path) -> Networks | None:
+    """The autoencoder's networks with the averaged weights of their training, or None if it has no state."""
     state = stage.load_state(state_file(work))
     if state is None:
         return None
-    has_encoder = any(name.startswith("encoder.") for name in state["average"])
-    networks = Networks() if has_encoder else Networks.load(checkpoint)
+    networks = Networks()
     networks.load_state_dict(state["average"])
-    return networks.autoencoder()
+    return networks

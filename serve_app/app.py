@@ -8,6 +8,7 @@ import ray
 from ray import serve
 
 from serve_app.api.commit import this_commit
+from serve_app.api.compat.families import served_families
 from serve_app.api.deployment import Api
 from serve_app.config import AppArgs, ModelArgs
 from serve_app.jobs import new_id
@@ -36,6 +37,7 @@ def build(args: AppArgs | Mapping[str, Any]) -> serve.Application:
     """
     if not isinstance(args, AppArgs):
         args = read_args(args)
+    served_families(args.api)  # an unknown name must fail here, and not in every start of an API process
     args = _resolved(args)
     deployment = new_id()  # each build begins with a closed crash breaker
     if ray.is_initialized():

@@ -167,6 +167,42 @@ class UnsupportedMediaType(SophiaError):
     title = "This content type is not supported"
 
 
+class UnusableAudio(SophiaError):
+    """An uploaded file cannot be used as audio. The subclasses name the reason."""
+
+    status = 422
+    code = "unusable_audio"
+    title = "The file cannot be used as audio"
+
+
+class UnreadableAudio(UnusableAudio):
+    """The file is not audio, or its format, codec, sample rate or number of channels is not supported."""
+
+    code = "unreadable_audio"
+    title = "The file is not audio in a supported format"
+
+
+class DamagedAudio(UnusableAudio):
+    """The file is truncated or damaged, or the codec crashed on it."""
+
+    code = "damaged_audio"
+    title = "The audio file is truncated or damaged"
+
+
+class AudioTooLong(UnusableAudio):
+    """The audio is longer than `inputs.max_seconds`. Found while decoding, whatever the file's header says."""
+
+    code = "audio_too_long"
+    title = "The audio is too long"
+
+
+class DecoderLimit(UnusableAudio):
+    """Decoding the file takes more time or memory than the settings allow."""
+
+    code = "decoder_limit"
+    title = "Decoding the file takes too much time or memory"
+
+
 class RangeNotSatisfiable(SophiaError):
     """The Range header lies outside the file."""
 
@@ -323,11 +359,19 @@ class CorruptFile(LoadError):
 
 
 class WrongLayout(LoadError):
-    """The folder or repository is not an AceStepPipeline checkpoint in the diffusers layout."""
+    """The folder or repository is not an ACE-Step 1.5 checkpoint in a layout that Sophia reads."""
 
     cause = "model"
     code = "wrong_layout"
-    title = "This is not an ACE-Step checkpoint in the diffusers layout"
+    title = "This is not an ACE-Step 1.5 checkpoint in a layout that Sophia reads"
+
+
+class WrongTensors(LoadError):
+    """A checkpoint cannot be converted: it lacks tensors of the model, or they have other shapes or are quantised."""
+
+    cause = "model"
+    code = "wrong_tensors"
+    title = "The checkpoint's tensors are not those of ACE-Step 1.5"
 
 
 class WrongClass(LoadError):
@@ -454,6 +498,13 @@ class BadAudio(GenerationError):
     title = "The model produced no usable audio"
 
 
+class BadAdapter(GenerationError):
+    """An adapter that the request names no longer exists, cannot be read, or was made for another base model."""
+
+    code = "bad_adapter"
+    title = "An adapter cannot be used with this model"
+
+
 class OutOfDeviceMemory(GenerationError):
     """The request does not fit into the device's memory."""
 
@@ -467,6 +518,21 @@ class EncodingFailed(GenerationError):
     code = "encoding_failed"
     retryable = True
     title = "The song could not be encoded"
+
+
+class InputLost(GenerationError):
+    """A recording that the job names was deleted or damaged after the submission."""
+
+    code = "input_lost"
+    title = "A recording that the job names is gone"
+
+
+class DecodingFailed(GenerationError):
+    """Decoding a recording that the job names took too much time or memory, although it did not when it was uploaded."""
+
+    code = "decoding_failed"
+    retryable = True
+    title = "A recording could not be decoded"
 
 
 class WorkerLost(GenerationError):
@@ -486,10 +552,10 @@ class DeviceLost(GenerationError):
 
 
 class RunLimitExceeded(GenerationError):
-    """One attempt ran longer than `queue.run_limit_s`."""
+    """One attempt ran longer than the request's `run_limit_s` or `queue.run_limit_s`."""
 
     code = "run_limit_exceeded"
-    title = "The attempt exceeded its time limit (queue.run_limit_s)"
+    title = "The attempt exceeded its time limit (run_limit_s, queue.run_limit_s)"
 
 
 class DeadlineExceeded(SophiaError):

@@ -103,15 +103,30 @@ class StoredAudio:
     sha256: str
     """Of the file, in hex."""
     seed: int
+    track: str | None = None
+    """The track of the source that it is; None if it is no stem."""
+    latents: str | None = None
+    """The file of its latents in the audio store; None if they were not kept."""
+    lyrics: str | None = None
+    """The file with the times of its lyrics in the audio store; None if the request did not ask for them."""
+    lyric_score: float | None = None
+    """How closely it follows its lyrics, from 0 to 1; None if the request did not ask for it."""
+    candidates: tuple[Mapping[str, Any], ...] | None = None
+    """`seed` and `lyric_score` of each song of which it is the best; None if it was the only one."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The names of all its files in the audio store."""
+        return tuple(key for key in (self.key, self.latents, self.lyrics) if key is not None)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """The file as the database holds it. Ignores keys that this version does not know."""
-        return cls(**{name: values[name] for name in cls.__match_args__})
+        """The file as the database holds it. Ignores keys that this version does not know, and earlier ones lack some."""
+        return cls(**{name: values[name] for name in cls.__match_args__ if name in values})
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON for the database."""
-        return asdict(self)
+        """The JSON for the database. What the file does not have is left out, as in earlier versions."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +165,7 @@ class Job:
     """Order among the owners; see `store.shares`."""
     request: MusicRequest
     audio_seconds: float
-    """Duration times variations."""
+    """Duration times the number of songs that the model plays."""
     created_at: float
     deadline_at: float
     attempt: int
@@ -170,6 +185,8 @@ class Job:
     audio_gone_at: float | None = None
     gpu_s: float = 0.0
     """Device seconds of all attempts so far."""
+    family: str = ""
+    """The foreign API by which it was submitted; empty for the native one."""
 
 
 def artifact_folder(attempt: int, worker: str | None) -> str:
@@ -178,6 +195,18 @@ def artifact_folder(attempt: int, worker: str | None) -> str:
     Its name has the worker as well as the attempt: if two workers ever hold the same attempt, neither overwrites the other's files.
     """
     return f"{attempt}-{(worker or '')[-12:]}"
+
+
+INPUTS_FOLDER: Final = "inputs"
+"""The folder of uploaded recordings in the audio store."""
+
+
+def input_key(upload: str, sha256: str) -> str:
+    """The name of an uploaded recording in the audio store. Each upload has a folder of its own, named by an id.
+
+    So two uploads of the same content never share a file, and one can be deleted while the other arrives.
+    """
+    return f"{INPUTS_FOLDER}/{upload}/{sha256}"
 
 
 def new_id() -> str:

@@ -3,8 +3,10 @@
 import os
 
 # Before torch is imported, here or in a process started from here: with several processes on two cores, libgomp's threads would
-# spin at every small operation (the engine's tests: 252 s with its default, 52 s with one thread).
+# spin at every small operation (the engine's tests: 252 s with its default, 52 s with one thread). The count is for the threads of
+# a loaded engine, whose number is a setting.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 # Ray runs workers at nice 15, where they starve as soon as anything else on the machine wants its cores.
 os.environ.setdefault("RAY_worker_niceness", "0")

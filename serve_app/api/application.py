@@ -7,14 +7,17 @@ from functools import partial
 from typing import Any, Final
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi_offline import FastAPIOffline
 
 from serve_app import __version__
-from serve_app.api import files, health, jobs, models, music, problems, usage
+from serve_app.api import codes, files, health, inputs, jobs, lyrics, models, music, problems, usage, voices
+from serve_app.api.compat.families import served_families
 from serve_app.api.context import Context
 from serve_app.api.job_presenter import JobPresenter
 from serve_app.api.middleware import PAGES_FILES, RequestMiddleware
 from serve_app.api.openapi import openapi_of
+from serve_app.api.origins import cors_options
 from serve_app.api.readiness import check_readiness
 from serve_app.api.threads import SingleFlight
 from serve_app.api.watch import JobWatcher
@@ -28,7 +31,18 @@ from serve_app.jobs import Job
 from serve_app.ray_adapters.cluster import Node
 from serve_app.store import Store
 
-ROUTERS: Final = (jobs.router, music.router, files.router, usage.router, models.router, health.router)
+ROUTERS: Final = (
+    jobs.router,
+    music.router,
+    files.router,
+    codes.router,
+    lyrics.router,
+    inputs.router,
+    voices.router,
+    usage.router,
+    models.router,
+    health.router,
+)
 """All native routes."""
 
 _DESCRIPTION: Final = """
@@ -65,9 +79,12 @@ def create_api(
         lifespan=_lifespan(create_context),
         static_url=PAGES_FILES,
     )
-    app.add_middleware(RequestMiddleware, args=args.api)
-    problems.install(app)
-    for router in ROUTERS:
+    app.add_middleware(RequestMiddleware, api=args.api, inputs=args.inputs)
+    if args.api.cors_origins:
+        app.add_middleware(CORSMiddleware, **cors_options(args.api.cors_origins))
+    families = served_families(args.api)
+    problems.install(app, {prefix: family.error_shape for family in families.values() for prefix in family.prefixes})
+    for router in (*ROUTERS, *(family.router for family in families.values())):
         app.include_router(router)
     app.openapi = openapi_of(app, args)  # type: ignore[method-assign]  # the way to extend it that FastAPI documents
     return app
@@ -104,7 +121,9 @@ def _background_work(context: Context) -> list[StorageWatch | Sweeper | Janitor 
         Janitor(context.store, context.artifacts, context.args.retention),
     ]
     if context.args.webhook_secret:
-        work.append(Sender(context.store, context.args, partial(_webhook_data, context)))
+        families = served_families(context.args.api)
+        forms = {name: family.webhook(context) for name, family in families.items() if family.webhook}
+        work.append(Sender(context.store, context.args, partial(_webhook_data, context), forms=forms))
     return work
 
 

@@ -17,13 +17,25 @@ _bearer = HTTPBearer(
 _Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 
 
-async def identify_caller(request: Request, context: ContextDep, credentials: _Credentials) -> str:
+async def identify_caller(request: Request, context: ContextDep, _: _Credentials) -> str:
     """The name of the caller's key; empty if callers need no key.
 
-    Raises Unauthorized, WrongHost, CrossSite and TooManyRequests.
+    A request is identified, and counted, once. Raises Unauthorized, WrongHost, CrossSite and TooManyRequests.
     """
+    if not hasattr(request.state, "owner"):
+        request.state.owner = await _identify(request, context)
+    owner: str = request.state.owner
+    return owner
+
+
+async def identify_request(request: Request, context: Context) -> str:
+    """`identify_caller` for code that runs before FastAPI has resolved the route's dependencies."""
+    return await identify_caller(request, context, None)
+
+
+async def _identify(request: Request, context: Context) -> str:
     try:
-        owner = await _authenticate(request, context, credentials)
+        owner = await _authenticate(request, context)
     except Unauthorized:
         context.limits.count_refusal(request.client.host if request.client else "")
         raise
@@ -31,21 +43,30 @@ async def identify_caller(request: Request, context: ContextDep, credentials: _C
     return owner
 
 
-async def _authenticate(request: Request, context: Context, credentials: HTTPAuthorizationCredentials | None) -> str:
+async def _authenticate(request: Request, context: Context) -> str:
     if context.args.auth.mode == "none":
         return ""
     digests = await context.keys.digests()
     if not digests:
         return _anonymous(request, context)
-    if credentials is None:
+    key = _given_key(request)
+    if not key:
         raise Unauthorized(
             "An API key is required. Send it as 'Authorization: Bearer KEY'; an operator creates one with "
             "'sophia keys create NAME'"
         )
-    owner = owner_of(credentials.credentials, digests)
+    owner = owner_of(key, digests)
     if owner is None:
         raise Unauthorized("This API key is not valid. An operator creates one with 'sophia keys create NAME'")
     return owner
+
+
+def _given_key(request: Request) -> str:
+    """The key in the Authorization header: after `Bearer`, or alone, as clients of some other services send it."""
+    scheme, _, rest = request.headers.get("authorization", "").strip().partition(" ")
+    if not rest:
+        return "" if scheme.lower() == "bearer" else scheme
+    return rest.strip() if scheme.lower() == "bearer" else ""
 
 
 def _anonymous(request: Request, context: Context) -> str:
@@ -54,7 +75,7 @@ def _anonymous(request: Request, context: Context) -> str:
         raise Unauthorized(
             "An API key is required, and none exists yet. An operator creates one with 'sophia keys create NAME'"
         )
-    check_origin(request, context.args.api.allowed_hosts)
+    check_origin(request, context.args.api)
     return ""
 
 

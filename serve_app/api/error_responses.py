@@ -20,9 +20,15 @@ WITH_PARAMETERS: Final = (*AUTHENTICATED, errors.InvalidRequest)
 QUOTA: Final = (errors.QuotaExceeded, errors.QueueFull)
 """Errors of every route that adds a job to the queue."""
 
+AUDIO: Final = (errors.UnreadableAudio, errors.DamagedAudio, errors.AudioTooLong, errors.DecoderLimit)
+"""Errors of every route that takes a recording."""
+
 SUBMISSION: Final = (
     *WITH_PARAMETERS,
     *QUOTA,
+    *AUDIO,
+    errors.ArtifactsUnavailable,
+    errors.BadRequest,
     errors.MalformedBody,
     errors.BodyTooLarge,
     errors.BodyTooSlow,
@@ -30,6 +36,19 @@ SUBMISSION: Final = (
     errors.IdempotencyConflict,
 )
 """Errors of every route that submits a job."""
+
+UPLOAD: Final = (
+    *WITH_PARAMETERS,
+    *AUDIO,
+    errors.QuotaExceeded,
+    errors.BadRequest,
+    errors.NotFound,
+    errors.BodyTooLarge,
+    errors.BodyTooSlow,
+    errors.UnsupportedMediaType,
+    errors.ArtifactsUnavailable,
+)
+"""Errors of the route that uploads a recording."""
 
 _CONTENT: Final = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
 

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 
 from serve_app.api.context import Context
-from serve_app.api.fleet import breaker_of, count_ready, is_starting
+from serve_app.api.fleet import breaker_of, is_ready, is_starting
 from serve_app.api.placement import why_not_placed
 from serve_app.errors import DeviceLost
 from serve_app.plurals import counted
@@ -24,9 +24,9 @@ def why_waiting(context: Context, model: str, ahead: int, workers: list[WorkerRo
         )
     if pause is not None:
         return _paused(pause)
-    ready = count_ready(workers)
+    ready = [worker for worker in workers if is_ready(worker)]
     if ready:
-        return f"{_jobs_ahead(ahead)} before this one, {counted(ready, 'worker')} ready"
+        return f"{_jobs_ahead(ahead)} before this one; {_busy(ready)}"
     if elsewhere:
         return f"another cluster serves this model and has no worker for it yet: {elsewhere[0].reason}"
     return why_not_ready(context, model, workers, pause)
@@ -36,6 +36,14 @@ def _jobs_ahead(ahead: int) -> str:
     if ahead == 0:
         return "no job"
     return f"at least {counted(ahead, 'job')}" if ahead == FAR else counted(ahead, "job")
+
+
+def _busy(ready: list[WorkerRow]) -> str:
+    """How many of the workers that can generate have a job."""
+    busy = sum(worker.job is not None for worker in ready)
+    if len(ready) == 1:
+        return "the only worker is busy" if busy else "the only worker is free"
+    return f"{busy} of {len(ready)} workers are busy"
 
 
 def _decisions_elsewhere(context: Context, model: str) -> list[Decision]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from serve_app.api.views.problem import FieldError
-from serve_app.music import MusicRequest
+from serve_app.music import LoraUse
 from serve_app.music.spellings import our_name
 
 _MAX_SHOWN: Final = 100  # characters of a given value
@@ -15,40 +15,54 @@ _SIMILARITY: Final = 0.9
 """How similar an unknown name must be to a field's name to count as a typo of it: `lyrcs` is a typo of `lyrics`, `speed` is not one
 of `seed`."""
 
+_AUDIO_PATTERN: Final = (
+    "must be input:ID for an upload, job:ID/N for song N of one of your jobs (job:0190d8a4-7b5e-7c3a-9f00-3c5e8b1f2a4d/0), or an "
+    "https:// address"
+)
+_PYDANTICS_OBJECT: Final = "valid dictionary or object to extract fields from"
+_NAME_PATTERN: Final = "must have at most 64 letters, digits, '.', '_' and '-', and begin with a letter or digit"
 _PATTERN_MESSAGES: Final = {
     "prompt": "must not contain a NUL character",
     "lyrics": "must not contain a NUL character",
+    "source_prompt": "must not contain a NUL character",
+    "source_lyrics": "must not contain a NUL character",
     "model": "must not contain a NUL character",
+    "source": _AUDIO_PATTERN,
+    "reference": _AUDIO_PATTERN,
+    "input_id": "must be the id of an input, 64 hexadecimal digits",
+    "voice": _NAME_PATTERN,
+    "name": _NAME_PATTERN,
     "webhook_url": "must be a URL such as 'https://example.com/hooks/sophia'",
 }
 """By field, what its regular expression asks for."""
 
 
-def field_error(entry: dict[str, Any]) -> FieldError:
-    """The user's view of one entry of pydantic's `errors()`."""
+def field_error(entry: dict[str, Any], fields: Sequence[str]) -> FieldError:
+    """The user's view of one entry of pydantic's `errors()`. `fields` are the names of the body's fields."""
     path = [str(part) for part in entry["loc"][1:]] or [str(entry["loc"][0])]
     field = shortened(".".join(path))
     if entry["type"] == "missing":
         return FieldError(field=field, message="is required")
-    message = _message(path[-1], entry)
+    message = _message(path, entry, fields)
     return FieldError(field=field, value=shortened(entry.get("input")), message=message[:_MAX_MESSAGE])
 
 
-def _message(name: str, entry: dict[str, Any]) -> str:
+def _message(path: Sequence[str], entry: dict[str, Any], fields: Sequence[str]) -> str:
+    name = path[-1]
     if entry["type"] == "extra_forbidden":
-        return _unknown_field(name[:_MAX_SHOWN])
+        return _unknown_field(name[:_MAX_SHOWN], list(LoraUse.model_fields) if path[0] == "lora" else fields)
     if entry["type"] == "string_pattern_mismatch":
         return _PATTERN_MESSAGES.get(name, "contains characters that are not allowed")
     message = str(entry["msg"]).replace("Input should", "must").replace("String should", "must")
-    message = message.removeprefix("Value error, ")
+    message = message.removeprefix("Value error, ").replace(_PYDANTICS_OBJECT, "JSON object")
     return message[:1].lower() + message[1:]
 
 
-def _unknown_field(name: str) -> str:
+def _unknown_field(name: str, fields: Sequence[str]) -> str:
+    """What is wrong with a name that is none of `fields`."""
     ours = our_name(name)
-    if ours is not None:
-        return f"is not a field of Sophia, where it is called {ours!r}"
-    fields: Sequence[str] = list(MusicRequest.model_fields)
+    if ours in fields:
+        return f"is not a known field; Sophia calls it {ours!r}"
     similar = difflib.get_close_matches(name.lower(), fields, n=1, cutoff=_SIMILARITY)
     if similar:
         return f"is not a known field; did you mean {similar[0]!r}?"

@@ -51,7 +51,8 @@ async def answer_file(
 
     Raises NotFound, AudioExpired, RangeNotSatisfiable and ArtifactsUnavailable; TooManyRequests when the response is sent.
     """
-    file = _file(job, index)
+    check_is_kept(job)
+    file = file_of(job, index)
     size = file.bytes
     headers = _headers(job, index)
     if _matches(request.headers.get("if-none-match"), headers["ETag"]):
@@ -71,12 +72,17 @@ async def answer_file(
     return FileStream(_joined(first, chunks), room, status, headers, media_type)
 
 
-def _file(job: Job, index: int) -> StoredAudio:
+def check_is_kept(job: Job) -> None:
+    """Raise AudioExpired if the job's songs were removed."""
     if job.audio_gone_at is not None:
         raise AudioExpired(
             f"The audio of job {job.id} was removed at the end of its retention time. To generate the same song again, POST the "
             "job's `request`, which contains the seed"
         )
+
+
+def file_of(job: Job, index: int) -> StoredAudio:
+    """A file of a job that has succeeded. Raises NotFound."""
     if index >= len(job.audio):
         raise NotFound(f"Job {job.id} has {counted(len(job.audio), 'file')}, numbered from 0; there is no file {index}")
     return job.audio[index]
@@ -88,7 +94,7 @@ def _headers(job: Job, index: int) -> dict[str, str]:
         "ETag": f'"{file.sha256}"',
         "Accept-Ranges": "bytes",
         "Cache-Control": "private, max-age=31536000, immutable",
-        "Content-Disposition": content_disposition(job, file.seed, file.format),
+        "Content-Disposition": content_disposition(job, file),
         "Content-Location": f"/v1/jobs/{job.id}/audio/{index}",
         "X-Seed": str(file.seed),
     }
@@ -110,11 +116,16 @@ class FileStream(StreamingResponse):
         self._room = room
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the file, then wait until the client has read it or is gone: the server sends `http.disconnect` for both."""
+        """Send the file, then wait until the client has read it or is gone."""
         with self._room:
             await super().__call__(scope, receive, send)
-            while (await receive())["type"] != "http.disconnect":
-                pass
+            await wait_until_read(receive)
+
+
+async def wait_until_read(receive: Receive) -> None:
+    """Wait until the client has read an answer that was sent, or is gone: the server sends `http.disconnect` for both."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _joined(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

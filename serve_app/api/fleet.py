@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from serve_app.api.context import Context
-from serve_app.config import ModelArgs
+from serve_app.config import ModelArgs, Variant
 from serve_app.config.sources import NOISE, NOTES, RANDOM, SIMULATED
 from serve_app.store import Breaker, WorkerRow
 from serve_app.store.decisions import Decision
@@ -78,6 +78,18 @@ def checkpoint_facts(workers: Iterable[WorkerRow], model: str) -> dict[str, Any]
     """What a worker of the model has read from its checkpoint (`variant`, `noise`); empty if none has loaded it yet."""
     known = [worker.facts for worker in of_model(workers, model) if worker.facts]
     return known[-1] if known else {}
+
+
+def variant_of(workers: Iterable[WorkerRow], name: str, model: ModelArgs) -> Variant | None:
+    """The model's variant, as a worker has read it from the checkpoint or as the settings say; None if neither is known."""
+    variant: Variant | None = checkpoint_facts(workers, name).get("variant") or model.variant
+    return variant
+
+
+def aligns_lyrics(workers: Iterable[WorkerRow], name: str) -> bool | None:
+    """Whether the model can tell when words are sung; None if no worker of this version has loaded it yet."""
+    aligns: bool | None = checkpoint_facts(workers, name).get("aligns_lyrics")
+    return aligns
 
 
 def generates_noise(workers: Iterable[WorkerRow], name: str, model: ModelArgs) -> bool:

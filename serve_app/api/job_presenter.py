@@ -68,7 +68,12 @@ class JobPresenter:
         )
 
     def _eta_s(self, model: str, place: Place) -> float | None:
-        """The audio before the job, times the model's speed, divided by its ready workers; None if one of them is unknown."""
+        """The audio before the job, times the model's speed, divided by its ready workers.
+
+        None if one of them is unknown, and while the model is paused.
+        """
+        if self._pause(model) is not None:
+            return None
         ready = count_ready(self._workers_of(model))
         speed = self._speed(model)
         if not ready or speed is None or place.audio_s is None:
@@ -112,11 +117,21 @@ def _utc_or_none(seconds: float | None) -> datetime | None:
 
 def _links(job: str) -> JobLinks:
     base = f"/v1/jobs/{job}"
-    return JobLinks(self=base, events=f"{base}/events", audio=f"{base}/audio", cancel=f"{base}/cancel")
+    return JobLinks(
+        self=base,
+        events=f"{base}/events",
+        audio=f"{base}/audio",
+        songs=f"{base}/songs.zip",
+        codes=f"{base}/codes",
+        cancel=f"{base}/cancel",
+    )
 
 
 def _file(job: Job, index: int) -> AudioFile:
-    return AudioFile.model_validate({**job.audio[index].to_json(), "url": f"/v1/jobs/{job.id}/audio/{index}"})
+    file = job.audio[index]
+    base = f"/v1/jobs/{job.id}"
+    urls = {"url": f"{base}/audio/{index}", "lyrics_url": f"{base}/lyrics/{index}" if file.lyrics else None}
+    return AudioFile.model_validate({**file.to_json(), **urls})
 
 
 def _delivery(delivery: Delivery) -> WebhookView:

@@ -16,6 +16,7 @@ from serve_app.api.context import Context, ContextDep
 from serve_app.api.error_responses import QUOTA, SUBMISSION, WITH_PARAMETERS, error_responses
 from serve_app.api.events import EVENT_RESPONSES, EventStream, answer_events
 from serve_app.api.job_presenter import JobPresenter
+from serve_app.api.multipart import multipart_body
 from serve_app.api.parameters import IdempotencyKey, JobId, OwnJob
 from serve_app.api.submission import submit
 from serve_app.api.submission_route import SubmissionRoute
@@ -35,6 +36,7 @@ _PREFER_WAIT: Final = re.compile(r'(?:^|[,;\s])wait\s*=\s*"?(\d{1,6})"?\s*(?:$|[
     status_code=202,
     operation_id="submit_v1_jobs_post",
     summary="Submit a job",
+    openapi_extra=multipart_body("MusicRequest-Input"),
     responses={
         200: {
             "model": JobView,
@@ -185,17 +187,17 @@ async def retry_job(context: ContextDep, job: OwnJob) -> JobView:
     status_code=204,
     operation_id="delete_v1_jobs__job_id__delete",
     summary="Delete a job",
-    responses=error_responses(*WITH_PARAMETERS, errors.NotFound, errors.ArtifactsUnavailable),
+    responses=error_responses(*WITH_PARAMETERS, errors.NotFound, errors.Conflict, errors.ArtifactsUnavailable),
 )
 async def delete_job(context: ContextDep, owner: Owner, job_id: JobId) -> None:
-    """Delete a job in any state, and its audio."""
+    """Delete a job in any state, and its audio. One whose songs a queued or running job needs cannot be deleted."""
     # one call, so that the files are deleted even if the caller disconnects in between
     await context.threads.run(_delete, context, str(job_id), owner)
 
 
 def _delete(context: Context, job_id: str, owner: str) -> None:
     job = context.store.jobs.delete(job_id, owner)
-    context.artifacts.delete([file.key for file in job.audio])
+    context.artifacts.delete([key for file in job.audio for key in file.keys])
 
 
 async def _view(context: Context, job: Job) -> JobView:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final, NamedTuple
 
-from serve_app.config import ApiArgs
+from serve_app.config import ApiArgs, InputArgs
 from serve_app.errors import TooManyRequests
 from serve_app.plurals import counted
 
@@ -22,6 +22,10 @@ LONG_REQUESTS: Final = 0.7
 
 NON_PROBES: Final = 0.9
 """Fraction of `api.max_ongoing` for everything but probes, so that probes are always answered."""
+
+_INLINE_BYTES: Final = 100_000_000
+_INLINE_BYTES_PER_OWNER: Final = 50_000_000
+"""The most audio inside JSON answers at once, as base64 text. While an answer is made, its audio is in memory about three times."""
 
 _REFUSALS_PER_S: Final = 10
 _REFUSAL_BURST: Final = 100
@@ -137,7 +141,7 @@ class RateLimit:
 class Limits:
     """All limits of one API process."""
 
-    def __init__(self, args: ApiArgs) -> None:
+    def __init__(self, args: ApiArgs, inputs: InputArgs) -> None:
         def per_replica(limit: int) -> int:
             return math.ceil(limit / args.replicas)
 
@@ -146,7 +150,11 @@ class Limits:
         self.streams = OwnerSlots(
             "event streams", "api.streams_per_key", per_replica(args.streams_per_key), long_requests
         )
+        self.uploads = OwnerSlots(
+            "uploads", "inputs.uploads_per_key", per_replica(inputs.uploads_per_key), long_requests
+        )
         self.downloads = Downloads(args.download_bytes_per_key, args.download_bytes)
+        self.inline_audio = Downloads(_INLINE_BYTES_PER_OWNER, _INLINE_BYTES)
         self._requests = RateLimit(args.requests_per_s / args.replicas, per_replica(args.request_burst))
         self._refusals = RateLimit(_REFUSALS_PER_S, _REFUSAL_BURST)
         self._per_s = args.requests_per_s

@@ -5,15 +5,24 @@ It is plain ASGI, because Starlette's middleware class would slow /ping down. Se
 
 import asyncio
 import re
+from collections import Counter
 from contextlib import suppress
 from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve_app.api.body_limits import BodyLimit, body_limit
 from serve_app.api.limits import NON_PROBES, SharedSlots
 from serve_app.api.problems import problem
-from serve_app.config import ApiArgs
-from serve_app.errors import BodyTooLarge, BodyTooSlow, SophiaError, TooManyRequests, UnsupportedMediaType
+from serve_app.config import ApiArgs, InputArgs
+from serve_app.errors import (
+    BodyTooLarge,
+    BodyTooSlow,
+    InvalidRequest,
+    SophiaError,
+    TooManyRequests,
+    UnsupportedMediaType,
+)
 from serve_app.jobs import new_id
 
 _PROBES: Final = ("/ping", "/healthz", "/readyz")
@@ -25,16 +34,18 @@ _PAGES_POLICY: Final = (
 )
 """Allows nothing from other sites. FastAPI's pages have some inline script and style."""
 
+_ABOUT_BODY: Final = (b"content-type", b"content-length", b"content-encoding")
 _VALID_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
 class RequestMiddleware:
     """Sets the request id that Serve's log and `X-Request-ID` show, and refuses excess requests and unreadable bodies."""
 
-    def __init__(self, app: ASGIApp, args: ApiArgs) -> None:
+    def __init__(self, app: ASGIApp, api: ApiArgs, inputs: InputArgs) -> None:
         self._app = app
-        self._args = args
-        self._slots = SharedSlots(int(args.max_ongoing * NON_PROBES))
+        self._api = api
+        self._inputs = inputs
+        self._slots = SharedSlots(int(api.max_ongoing * NON_PROBES))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -52,7 +63,8 @@ class RequestMiddleware:
             await _refuse(error, scope, receive, send)
 
     async def _handle(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send) -> None:
-        refusal = self._refusal(headers)
+        limit = body_limit(scope, headers, self._api, self._inputs)
+        refusal = _repeated(scope) or _refusal(headers, limit)
         if refusal is not None:
             await _refuse(refusal, scope, receive, send)
             return
@@ -60,28 +72,38 @@ class RequestMiddleware:
             scope = {**scope, "method": "GET"}  # the server drops the body of the answer
         if scope["path"] in _PAGES:
             send = _with_policy(send)
-        exchange = _Exchange(receive, send, self._args)
+        exchange = _Exchange(receive, send, limit)
         with suppress(BodyTooLarge, BodyTooSlow):
             await self._app(scope, exchange.receive, exchange.send)
         if exchange.refusal is not None and not exchange.answered:
             await _refuse(exchange.refusal, scope, receive, send)
 
-    def _refusal(self, headers: dict[bytes, bytes]) -> SophiaError | None:
-        """Why the body will not be read, according to the headers. None if it may be read."""
-        if _declared_length(headers) > self._args.max_body_bytes:
-            return _too_large(self._args)
-        encoding = headers.get(b"content-encoding", b"identity").strip().lower()
-        if encoding in (b"", b"identity"):
-            return None
-        error = UnsupportedMediaType(
-            "The body has a Content-Encoding, such as gzip, which Sophia does not support. Send it uncompressed"
-        )
-        error.headers = {"Accept-Encoding": "identity"}
-        return error
+
+def _repeated(scope: Scope) -> SophiaError | None:
+    """The error for a header about the body that is sent twice: two readers could believe different ones. None if there is none."""
+    names = Counter(name for name, _ in scope["headers"])
+    for name in _ABOUT_BODY:
+        if names[name] > 1:
+            return InvalidRequest(f"The header {name.decode()} was sent {names[name]} times: send it once")
+    return None
+
+
+def _refusal(headers: dict[bytes, bytes], limit: BodyLimit) -> SophiaError | None:
+    """Why the body will not be read, according to the headers. None if it may be read."""
+    if _declared_length(headers) > limit.bytes:
+        return limit.too_large()
+    encoding = headers.get(b"content-encoding", b"identity").strip().lower()
+    if encoding in (b"", b"identity"):
+        return None
+    error = UnsupportedMediaType(
+        "The body has a Content-Encoding, such as gzip, which Sophia does not support. Send it uncompressed"
+    )
+    error.headers = {"Accept-Encoding": "identity"}
+    return error
 
 
 async def _refuse(error: SophiaError, scope: Scope, receive: Receive, send: Send) -> None:
-    await problem(scope["request_id"], error)(scope, receive, send)
+    await problem(scope, error)(scope, receive, send)
 
 
 def _is_head_of_get(scope: Scope) -> bool:
@@ -90,7 +112,7 @@ def _is_head_of_get(scope: Scope) -> bool:
     Files have HEAD routes of their own, which do not open the file; an event stream has no end.
     """
     path = scope["path"]
-    return scope["method"] == "HEAD" and not path.endswith("/events") and "/audio" not in path
+    return scope["method"] == "HEAD" and not path.endswith(("/events", "/songs.zip")) and "/audio" not in path
 
 
 def _with_policy(send: Send) -> Send:
@@ -108,13 +130,13 @@ class _Exchange:
     Once the body is refused, the application's own answer is dropped: it has seen an incomplete body.
     """
 
-    def __init__(self, receive: Receive, send: Send, args: ApiArgs) -> None:
+    def __init__(self, receive: Receive, send: Send, limit: BodyLimit) -> None:
         self._receive = receive
         self._send = send
-        self._args = args
+        self._limit = limit
         self._bytes = 0
         self._is_complete = False
-        self._deadline = asyncio.get_running_loop().time() + args.body_timeout_s
+        self._deadline = asyncio.get_running_loop().time() + limit.timeout_s
         self.refusal: SophiaError | None = None
         """Why the body was refused."""
         self.answered = False
@@ -123,8 +145,8 @@ class _Exchange:
         message = await self._next()
         self._bytes += len(message.get("body", b""))
         self._is_complete = self._is_complete or not message.get("more_body", False)
-        if self._bytes > self._args.max_body_bytes:
-            self.refusal = _too_large(self._args)
+        if self._bytes > self._limit.bytes:
+            self.refusal = self._limit.too_large()
             raise self.refusal
         return message
 
@@ -135,19 +157,13 @@ class _Exchange:
             async with asyncio.timeout_at(self._deadline):
                 return await self._receive()
         except TimeoutError:
-            self.refusal = BodyTooSlow(
-                f"The body did not arrive within {self._args.body_timeout_s:g} s, the maximum (api.body_timeout_s)"
-            )
+            self.refusal = self._limit.too_slow()
             raise self.refusal from None
 
     async def send(self, message: Message) -> None:
         if self.answered or self.refusal is None:
             self.answered = True
             await self._send(message)
-
-
-def _too_large(args: ApiArgs) -> BodyTooLarge:
-    return BodyTooLarge(f"The body is larger than {args.max_body_bytes} bytes, the maximum (api.max_body_bytes)")
 
 
 def _request_id(headers: dict[bytes, bytes]) -> str:

@@ -5,10 +5,18 @@ from fastapi import APIRouter, Depends
 from serve_app.api.auth import identify_caller
 from serve_app.api.context import Context, ContextDep
 from serve_app.api.error_responses import AUTHENTICATED, error_responses
-from serve_app.api.fleet import checkpoint_facts, count_ready, generates_noise, living_workers, note_on, of_model
-from serve_app.api.views.models import ModelList, ModelView
-from serve_app.config import ModelArgs, Variant
-from serve_app.music import MEDIA_TYPES, TASKS, VARIANT_DEFAULTS, bounds_of
+from serve_app.api.fleet import (
+    aligns_lyrics,
+    count_ready,
+    generates_noise,
+    living_workers,
+    note_on,
+    of_model,
+    variant_of,
+)
+from serve_app.api.views.models import AdapterView, ModelList, ModelView
+from serve_app.config import ModelArgs
+from serve_app.music import COMMON_TASKS, MEDIA_TYPES, TASKS, bounds_of, defaults_of
 from serve_app.store import WorkerRow
 
 router = APIRouter(tags=["models"])
@@ -33,20 +41,26 @@ def _models(context: Context) -> ModelList:
         formats=list(MEDIA_TYPES),  # type: ignore[arg-type]  # its keys are the formats
         max_duration_s=bounds_of("duration")["maximum"],
         max_variations=bounds_of("variations")["maximum"],
+        max_best_of=bounds_of("best_of")["maximum"],
     )
 
 
 def _model(context: Context, workers: list[WorkerRow], name: str, model: ModelArgs) -> ModelView:
-    variant: Variant | None = checkpoint_facts(workers, name).get("variant") or model.variant
+    variant = variant_of(workers, name, model)
     return ModelView(
         name=name,
         is_default=name == context.args.default_model,
         source=model.source,
         revision=model.revision,
         variant=variant,
-        tasks=list(TASKS[variant]) if variant else ["text2music"],
-        defaults=VARIANT_DEFAULTS[variant] if variant else None,
+        tasks=list(TASKS[variant] if variant else COMMON_TASKS),
+        defaults=defaults_of(variant, model.source) if variant else None,
+        aligns_lyrics=aligns_lyrics(workers, name),
         ready_workers=count_ready(of_model(workers, name)),
+        adapters=[
+            AdapterView(name=adapter, scale=settings.scale)
+            for adapter, settings in context.store.adapters.known(name, model.adapters).items()
+        ],
         noise=generates_noise(workers, name, model),
         note=note_on(workers, name, model),
     )

@@ -7,29 +7,30 @@ With API keys neither is a risk, because such a page has no key.
 
 import ipaddress
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from fastapi import Request
 
+from serve_app.config import ApiArgs
 from serve_app.errors import CrossSite, WrongHost
 
 _SHOWN: Final = 100  # characters of a header in an error text
 
 
-def check_origin(request: Request, allowed_hosts: Sequence[str]) -> None:
+def check_origin(request: Request, args: ApiArgs) -> None:
     """Check `Host` and `Origin`. Raises WrongHost and CrossSite."""
     host = request.headers.get("host", "")
-    if not _is_allowed(host, allowed_hosts):
+    if not _is_allowed(host, args.allowed_hosts):
         raise WrongHost(
             f"Without API keys, Sophia answers only requests to this machine's own names, not to Host: {host[:_SHOWN]}. "
             "Create a key ('sophia keys create NAME'), or add the host to api.allowed_hosts"
         )
     origin = request.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != host:
+    if origin is not None and origin not in args.cors_origins and urlsplit(origin).netloc != host:
         raise CrossSite(
             f"Without API keys, Sophia refuses requests from pages of other sites, such as {origin[:_SHOWN]}. "
-            "Create a key ('sophia keys create NAME') and send it"
+            "Create a key ('sophia keys create NAME') and send it, or add the site to api.cors_origins"
         )
 
 
@@ -49,3 +50,21 @@ def _is_ip_address(name: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def cors_options(origins: Sequence[str]) -> dict[str, Any]:
+    """The arguments of Starlette's CORSMiddleware, with which pages of these sites may use every route."""
+    return {
+        "allow_origins": list(origins),
+        "allow_methods": ["GET", "HEAD", "POST", "PUT", "DELETE"],
+        "allow_headers": ["*"],
+        "expose_headers": [
+            "*",
+            "Location",
+            "Retry-After",
+            "X-Request-ID",
+            "X-Seed",
+            "Content-Location",
+            "Content-Range",
+        ],
+    }

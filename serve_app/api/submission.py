@@ -1,53 +1,85 @@
 """Submitting a job. Every route that adds a job to the queue calls `submit`."""
 
 import secrets
-from collections.abc import Iterable, Iterator
-from typing import Final
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
 
+from starlette.requests import ClientDisconnect
+
+from serve_app.api.adapters import known_adapters, with_scales, wrong_adapters
+from serve_app.api.audio_names import with_known_audio
 from serve_app.api.context import Context
+from serve_app.api.fetching import wrong_field, wrong_fields_error
+from serve_app.api.fleet import aligns_lyrics, living_workers, variant_of
+from serve_app.api.repeated_calls import WaitingCall
 from serve_app.background.webhook_sender import check_url
-from serve_app.config import AppArgs
-from serve_app.errors import InvalidRequest, WrongField
+from serve_app.config import AdapterArgs, AppArgs, Variant
+from serve_app.errors import InvalidRequest, NotFound, WrongField
 from serve_app.jobs import Job
-from serve_app.music import MAX_SEED, MusicRequest
-from serve_app.store.jobs import fingerprint
+from serve_app.music import COMMON_TASKS, MAX_SEED, MAX_VARIATIONS, TASKS, MusicRequest
+from serve_app.plurals import alternatives
+from serve_app.store.jobs import Admission, OnceKey, fingerprint
 
 NOT_BLANK: Final = r"^[^\x00]*[^\s\x00][^\x00]*$"
 """A prompt must not be blank. `MusicRequest` itself allows it, because jobs of earlier versions may have a blank prompt."""
 
-_MAX_VARIATIONS: Final = 8
-
 
 async def submit(
-    context: Context, request: MusicRequest, owner: str, idempotency_key: str | None = None
+    context: Context,
+    request: MusicRequest,
+    owner: str,
+    idempotency_key: str | None = None,
+    *,
+    family: str = "",
+    call: WaitingCall | None = None,
 ) -> tuple[Job, bool]:
     """Add a job to the queue. Return the job, which is on disk by then, and whether it is new.
 
-    Fills in `model` and `seed` if the request leaves them out. A job is not new if the owner has submitted the same request
-    with the same idempotency key before. Raises InvalidRequest, IdempotencyConflict, QuotaExceeded, QueueFull and
-    StoreUnavailable.
+    Fills in the model, the seeds and the adapters' scales that the request leaves out. A job is not new if the owner has
+    submitted the same request with the same idempotency key before, or if a waiting `call` takes over the job of an earlier one.
+    `family` is the foreign API that the request came by. Raises InvalidRequest, UnusableAudio,
+    IdempotencyConflict, QuotaExceeded, QueueFull, StoreUnavailable and ArtifactsUnavailable; also ClientDisconnect if the waiting
+    caller has left before there was a job.
     """
-    _check(context.args, request)
+    adapters = await known_adapters(context, request.model) if request.lora else None
+    _check(context.args, request, adapters)
+    if request.task_type not in COMMON_TASKS:
+        await context.threads.run(_check_task, context, request)
+    if request.needs_alignment:
+        await context.threads.run(_check_alignment, context, request)
+    given = request
+    request = await with_known_audio(context, given, owner)
+    mark = _fingerprint(given, request)
+    if call is not None and idempotency_key is None:
+        taken_over = await context.repeated_calls.taken_over(call, owner, mark)
+        if taken_over is not None:
+            return taken_over, False
+        if call.is_left:
+            raise ClientDisconnect
     queue = context.args.queue
-    return await context.threads.run(
-        context.store.jobs.submit,
-        _filled_in(context.args, request),
-        owner=owner,
-        deadline_s=request.deadline_s or queue.default_deadline_s,
-        max_attempts=queue.max_attempts,
-        idempotency_key=idempotency_key,
-        fingerprint=fingerprint(request),
-        limits=queue,
-    )
+    try:
+        return await context.threads.run(
+            context.store.jobs.submit,
+            _filled_in(context.args, request, adapters),
+            owner=owner,
+            deadline_s=request.deadline_s or queue.default_deadline_s,
+            max_attempts=queue.max_attempts,
+            once=OnceKey(idempotency_key, mark) if idempotency_key or call else None,
+            admission=Admission(queue, context.args.inputs.ttl_s, family),
+            warnings=_warnings(given, request),
+        )
+    except NotFound as error:  # an input was deleted or expired after it was checked
+        raise InvalidRequest(error.message) from error
 
 
-def _check(args: AppArgs, request: MusicRequest) -> None:
+def _check(args: AppArgs, request: MusicRequest, adapters: Mapping[str, AdapterArgs] | None) -> None:
     """Check what depends on this service's configuration; `MusicRequest` has checked everything else. Raises InvalidRequest."""
-    wrong = tuple(wrong_fields(args, request.prompt, request.model, request.webhook_url))
+    wrong = (
+        *wrong_fields(args, request.prompt, request.model, request.webhook_url),
+        *wrong_adapters([use.model_dump() for use in request.lora], adapters),
+    )
     if wrong:
-        error = InvalidRequest("; ".join(f"{field.field}: {field.message}" for field in wrong))
-        error.wrong_fields = wrong
-        raise error
+        raise wrong_fields_error(wrong)
     if request.webhook_url:
         check_url(request.webhook_url, args.webhooks.allow_private)
 
@@ -57,7 +89,7 @@ def wrong_fields(args: AppArgs, prompt: object, model: object, webhook_url: obje
     if isinstance(prompt, str) and prompt and not prompt.strip():
         yield WrongField("prompt", prompt, "must not be blank")
     if isinstance(model, str) and model not in args.models:
-        yield WrongField("model", model, f"must be a served model: {_alternatives(args.models)}")
+        yield WrongField("model", model, f"must be a served model: {alternatives(args.models)}")
     if isinstance(webhook_url, str) and not args.webhook_secret:
         yield WrongField(
             "webhook_url",
@@ -66,18 +98,65 @@ def wrong_fields(args: AppArgs, prompt: object, model: object, webhook_url: obje
         )
 
 
-def _alternatives(names: Iterable[str]) -> str:
-    """The names as in `'a', 'b' or 'c'`."""
-    *first, last = (repr(name) for name in names)
-    return f"{', '.join(first)} or {last}" if first else last
+def _check_task(context: Context, request: MusicRequest) -> None:
+    """Raise InvalidRequest if the model's variant is known and cannot do the request's task; it names the models that can."""
+    workers = living_workers(context)
+    served = context.args.models
+    variants: dict[str, Variant | None] = {name: variant_of(workers, name, model) for name, model in served.items()}
+    task = request.task_type
+    name = request.model or context.args.default_model or ""
+    variant = variants.get(name)
+    if variant is None or task in TASKS[variant]:
+        return
+    able = [other for other, kind in variants.items() if kind is not None and task in TASKS[kind]]
+    raise wrong_field("task_type", task, f"cannot be done by {name!r}, a {variant} model; {_advice(able)}")
 
 
-def _filled_in(args: AppArgs, request: MusicRequest) -> MusicRequest:
-    """The request with a model and a seed, so that every attempt generates the same song."""
-    seed = _random_seed() if request.seed is None else request.seed
-    return request.model_copy(update={"model": request.model or args.default_model, "seed": seed})
+def _advice(able: Sequence[str]) -> str:
+    """What to do if a model cannot do what a request asks for; `able` are the models that are known to be able to."""
+    return f"send it to the model {alternatives(able)}" if able else "no model of this service can do it"
+
+
+def _fingerprint(given: MusicRequest, known: MusicRequest) -> str:
+    """The fingerprint for an idempotency key. A voice counts by its name, since its recording may change before a repetition."""
+    if given.voice is None:
+        return fingerprint(known)
+    return fingerprint(known.model_copy(update={"voice": given.voice, "reference": None}))
+
+
+def _warnings(given: MusicRequest, known: MusicRequest) -> tuple[str, ...]:
+    """One sentence for what a request says and the recordings that it names overrule."""
+    if "duration" in given.model_fields_set and given.duration != known.duration:
+        return (f"duration is ignored: the source, and what is added to it, make a song of {known.duration:g} s.",)
+    return ()
+
+
+def _check_alignment(context: Context, request: MusicRequest) -> None:
+    """Raise InvalidRequest if the model is known to be unable to align lyrics; it names the models that can."""
+    workers = living_workers(context)
+    name = request.model or context.args.default_model or ""
+    if aligns_lyrics(workers, name) is not False:
+        return
+    able = [other for other in context.args.models if aligns_lyrics(workers, other)]
+    field = "lyrics_timing" if request.lyrics_timing else "best_of"
+    value = str(getattr(request, field))
+    raise wrong_field(
+        field, value, f"cannot be used with {name!r}, whose attention does not follow the lyrics; {_advice(able)}"
+    )
+
+
+def _filled_in(args: AppArgs, request: MusicRequest, adapters: Mapping[str, AdapterArgs] | None) -> MusicRequest:
+    """The request with a model, its seeds and its adapters' scales, so that every attempt generates the same song."""
+    found: dict[str, Any] = {"model": request.model or args.default_model}
+    if adapters is not None:
+        found["lora"] = with_scales(request.lora, adapters)
+    if request.seed is None:
+        found["seed"] = _random_seed()
+    if request.retake_variance > 0 and request.retake_seed is None:
+        found["retake_seed"] = _random_seed()
+    return request.model_copy(update=found)
 
 
 def _random_seed() -> int:
     """A seed that leaves room below MAX_SEED for the seeds of the other variations."""
-    return secrets.randbelow(MAX_SEED - _MAX_VARIATIONS)
+    return secrets.randbelow(MAX_SEED - MAX_VARIATIONS)

@@ -32,7 +32,10 @@ _SCHEMES: Final = ("file", "s3", "gs", "az", "memory")
 _CLAIM: Final = r"[0-9]{1,9}(-[0-9a-z-]{0,12})?"
 """The folder of one claim; see `jobs.artifact_folder`. The first version named the folder by the attempt alone."""
 
-_KEY: Final = re.compile(rf"[0-9a-z-]{{1,64}}/{_CLAIM}/[0-9]{{1,9}}\.[0-9a-z]{{1,8}}")
+_INPUT: Final = r"inputs/[0-9a-f-]{36}/[0-9a-f]{64}"
+"""An uploaded recording; see `jobs.input_key`."""
+
+_KEY: Final = re.compile(rf"[0-9a-z-]{{1,64}}/{_CLAIM}/[0-9]{{1,9}}\.[0-9a-z]{{1,8}}|{_INPUT}")
 _PREFIX: Final = re.compile(rf"([0-9a-z-]{{1,64}}(/{_CLAIM})?/?)?")
 _MARK: Final = ".sophia-store.json"
 """The file that names the store's owner. Its name is no artifact key, so listings skip it."""
@@ -43,7 +46,7 @@ _PROBES: Final = ".sophia-probe"
 _PROBE_BYTES: Final = 1024 * 1024
 """Too large to fit into the last free block of a full disk."""
 
-_LEFTOVER: Final = re.compile(r"[0-9]{1,9}\.[0-9a-z]{1,8}#[0-9]+")
+_LEFTOVER: Final = re.compile(r"([0-9]{1,9}\.[0-9a-z]{1,8}|[0-9a-f]{64})#[0-9]+")
 """The temporary name of a file that object_store is writing to a folder: the final name, `#` and a number."""
 
 _CHUNK_BYTES: Final = 1024 * 1024
@@ -236,7 +239,7 @@ def _open_store(url: str) -> ObjectStore:
         raise ConfigurationError(f"artifacts_url must begin with one of {', '.join(f'{s}://' for s in _SCHEMES)}")
     try:
         if scheme == "file":
-            # automatic_cleanup deletes a job's folders with its last file.
+            # automatic_cleanup deletes the folders of a job or an upload with its last file.
             return LocalStore.from_url(url, mkdir=True, automatic_cleanup=True)
         return from_url(url, retry_config={"retry_timeout": timedelta(seconds=_RETRY_S)})
     except (BaseError, ValueError) as error:

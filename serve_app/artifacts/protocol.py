@@ -17,7 +17,8 @@ class StoredFile(NamedTuple):
 class ArtifactStore(Protocol):
     """A store of files. `Artifacts` is the implementation for folders and for every object store that obstore supports.
 
-    A key has the form `{job_id}/{claim}/{n}.{ext}`; `jobs.artifact_folder` names the claim's folder. A method that takes a key or
+    A key has the form `{job_id}/{claim}/{n}.{ext}`, where `jobs.artifact_folder` names the claim's folder, or
+    `inputs/{upload}/{sha256}` for an uploaded recording (`jobs.input_key`). A method that takes a key or
     a prefix raises `ValueError` for one of another form. Every method raises `ArtifactsUnavailable` when the store fails.
 
     All methods block, except `stream`. Code on an event loop must call them in a thread.
@@ -31,6 +32,9 @@ class ArtifactStore(Protocol):
 
         When this returns, the file survives a power cut.
         """
+
+    def get(self, key: str) -> bytes:
+        """Return the whole file. Raises `NotFound` if there is no such file."""
 
     def size(self, key: str) -> int:
         """Return the file's size in bytes. Raises `NotFound` if there is no such file."""

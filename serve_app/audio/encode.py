@@ -17,6 +17,7 @@ from serve_app.audio.mp3 import Mp3Encoder, xing_frame
 from serve_app.audio.pyav import OPUS, AvEncoder, Codec, aac
 from serve_app.audio.tags import Tags, add_tags
 from serve_app.music import SAMPLE_RATE, Format
+from serve_app.music.lyric_times import LineTime
 
 _BLOCK_FRAMES: Final = SAMPLE_RATE
 """One second. libsndfile crashes the process when one write has about a minute of Vorbis or more."""
@@ -33,11 +34,33 @@ _LIBSNDFILE: Final[dict[Format, dict[str, Any]]] = {
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """A song that was played to be compared with others."""
+
+    seed: int
+    lyric_score: float
+
+
+@dataclass(frozen=True)
 class Song:
     """A generated song and its seed. `samples` are float32 of shape (frames, 2) in [-1, 1] at 48 kHz."""
 
     seed: int
     samples: npt.NDArray[np.float32]
+    track: str | None = None
+    """The track of the source that it is; None if it is no stem."""
+    latents: npt.NDArray[np.float32] | None = None
+    """What the samples were decoded from, of shape (latent frames, 64); None if the engine has no latents."""
+    codes: tuple[int, ...] | None = None
+    """The audio codes of its latents, five a second; None if the model has none or they are not kept."""
+    gain: float = 1.0
+    """What the decoded samples were multiplied by."""
+    lyric_score: float | None = None
+    """How closely it follows its lyrics, from 0 to 1; None if the request did not ask for it."""
+    lyrics: tuple[LineTime, ...] | None = None
+    """When its lyrics are sung; None if the request did not ask for it."""
+    candidates: tuple[Candidate, ...] | None = None
+    """The songs of which it follows its lyrics best, itself included; None if it was the only one."""
 
 
 def encode(samples: npt.NDArray[np.float32], format: Format, tags: Tags) -> bytes:

@@ -6,13 +6,13 @@ no job are removed only while they are few.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Final, NamedTuple
 
 from serve_app.artifacts import ArtifactStore, StoredFile
 from serve_app.config import RetentionArgs
-from serve_app.jobs import Status, artifact_folder
+from serve_app.jobs import INPUTS_FOLDER, Status, artifact_folder
 from serve_app.plurals import counted
 from serve_app.store import Store
 from serve_app.store.retention import Holding
@@ -33,11 +33,40 @@ GoOn = Callable[[], bool]
 
 
 class Census(NamedTuple):
-    """The number of files in the audio store, of those that belong to no job, and of the latter that are old enough to remove."""
+    """Counts of the files in the audio store."""
 
     files: int
+    jobs: int
+    """Jobs whose first song is there."""
     unknown: int
+    """Files that belong to no job and no input."""
     orphans: int
+    """Unknown files that are old enough to remove."""
+
+
+class Known(NamedTuple):
+    """What the database knows of the jobs and uploads that some files name."""
+
+    jobs: dict[str, Holding]
+    uploads: set[str]
+    """The uploads that have an input."""
+
+
+def look_up(store: Store, files: Sequence[StoredFile]) -> Known:
+    """Read the jobs and uploads that the files' keys name."""
+    uploads = {upload_of(file.key) for file in files if is_input(file.key)}
+    jobs = {job_of(file.key) for file in files if not is_input(file.key)}
+    return Known(store.retention.holdings(jobs), store.inputs.uploads(uploads))
+
+
+def is_input(key: str) -> bool:
+    """Whether the file is an uploaded recording."""
+    return key.startswith(f"{INPUTS_FOLDER}/")
+
+
+def upload_of(key: str) -> str:
+    """The id of the upload that an input's file names."""
+    return key.split("/")[1]
 
 
 def job_of(key: str) -> str:
@@ -45,9 +74,11 @@ def job_of(key: str) -> str:
     return key.partition("/")[0]
 
 
-def belongs(key: str, jobs: dict[str, Holding]) -> bool:
-    """Whether a job has published the file, or is running on the worker that wrote it."""
-    job = jobs.get(job_of(key))
+def belongs(key: str, known: Known) -> bool:
+    """Whether the file is that of an input, or a job has published it or is running on the worker that wrote it."""
+    if is_input(key):
+        return upload_of(key) in known.uploads
+    job = known.jobs.get(job_of(key))
     if job is None:
         return False
     if key in job.keys:
@@ -57,9 +88,9 @@ def belongs(key: str, jobs: dict[str, Holding]) -> bool:
     return job.status is Status.RUNNING and key.split("/")[1] in being_written
 
 
-def is_orphan(file: StoredFile, jobs: dict[str, Holding], before: float) -> bool:
-    """Whether the file belongs to no job and was written before `before` (seconds since the epoch)."""
-    return file.written_at < before and not belongs(file.key, jobs)
+def is_orphan(file: StoredFile, known: Known, before: float) -> bool:
+    """Whether the file belongs to no job and no input and was written before `before` (seconds since the epoch)."""
+    return file.written_at < before and not belongs(file.key, known)
 
 
 def census(store: Store, artifacts: ArtifactStore, before: float, go_on: GoOn) -> Census | None:
@@ -69,16 +100,19 @@ def census(store: Store, artifacts: ArtifactStore, before: float, go_on: GoOn) -
     """
     files = artifacts.list()
     total = 0
+    jobs = 0
     unknown = 0
     orphans = 0
     while page := list(islice(files, PAGE)):
         if not go_on():
             return None
-        jobs = store.retention.holdings({job_of(file.key) for file in page})
+        known = look_up(store, page)
         total += len(page)
-        unknown += sum(not belongs(file.key, jobs) for file in page)
-        orphans += sum(is_orphan(file, jobs, before) for file in page)
-    return Census(total, unknown, orphans)
+        firsts = {job.songs[0] for job in known.jobs.values() if job.songs}
+        jobs += sum(file.key in firsts for file in page)
+        unknown += sum(not belongs(file.key, known) for file in page)
+        orphans += sum(is_orphan(file, known, before) for file in page)
+    return Census(total, jobs, unknown, orphans)
 
 
 def claim(store: Store, artifacts: ArtifactStore, share: float, go_on: GoOn) -> str:
@@ -108,12 +142,11 @@ def _doubt(store: Store, artifacts: ArtifactStore, share: float, go_on: GoOn) ->
     if found is None:
         return "The janitor was stopped before it had counted the files."
     songs = store.retention.songs()
-    held = found.files - found.unknown
-    if songs - held > max(FEW, share * songs):
+    if songs - found.jobs > max(FEW, share * songs):
         return (
-            f"The janitor does nothing: the audio store has no mark, and it holds only {held} of the {songs} songs that this "
-            "database knows. Check that its disk is mounted, and check database_url and artifacts_url. If the other songs are "
-            "lost, run 'sophia artifacts adopt'."
+            f"The janitor does nothing: the audio store has no mark, and of the {songs} jobs with songs in this database, it "
+            f"holds the songs of only {found.jobs}. Check that its disk is mounted, and check database_url and artifacts_url. If "
+            "the other songs are lost, run 'sophia artifacts adopt'."
         )
     if found.files and (found.unknown == found.files or found.unknown > share * found.files):
         return (

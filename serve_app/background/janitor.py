@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
-from typing import Final
+from typing import Final, TypeVar
 
 from serve_app.artifacts import ArtifactStore, StoredFile
 from serve_app.background import custody
-from serve_app.background.custody import PAGE, Census, GoOn, is_orphan, job_of
+from serve_app.background.custody import PAGE, Census, GoOn, is_orphan, job_of, look_up
 from serve_app.config import RetentionArgs
 from serve_app.errors import ConfigurationError, NotFound
 from serve_app.jobs import new_id
@@ -40,6 +40,9 @@ _LEASE_S: Final = 120.0
 _LOOK_S: Final = 30.0
 _JANITOR: Final = "janitor"
 _AUDIT: Final = "audit"
+
+
+_T = TypeVar("_T")
 
 
 def _always() -> bool:
@@ -110,7 +113,7 @@ def forget_accounts(store: Store, retention: RetentionArgs) -> None:
 def expire(
     store: Store, artifacts: ArtifactStore, retention: RetentionArgs, go_on: GoOn, share: float | None = None
 ) -> str:
-    """Remove jobs that ended `rows_s` ago, then the audio of jobs that ended `results_s` ago.
+    """Remove jobs that ended `rows_s` ago, the audio of jobs that ended `results_s` ago, and expired inputs.
 
     The audio store must be this database's (`custody.claim`). At most `share` of the songs and of the ended jobs is removed
     (0 to 1, by default `expiry_share`). Returns why the rest is held back, or an empty string; `store.installation` keeps
@@ -119,6 +122,7 @@ def expire(
     share = retention.expiry_share if share is None else share
     _forget_jobs(store, artifacts, retention, go_on, share)
     _remove_old_audio(store, artifacts, retention, go_on, share)
+    _remove_old_inputs(store, artifacts, go_on, share)
     if not go_on():
         return ""
     held_back = _held_back(store, retention)
@@ -148,10 +152,17 @@ def _remove_old_audio(
         )
 
 
+def _remove_old_inputs(store: Store, artifacts: ArtifactStore, go_on: GoOn, share: float) -> None:
+    """Deletes the rows first, so that no submission can name an input whose file is gone. An audit finds the files left over."""
+    for page in _pages_of(store.inputs.forget_expired, store.inputs.count, share, go_on):
+        artifacts.delete(found.key for found in page)
+        logger.info("deleted %s that expired", counted(len(page), "input"))
+
+
 def _pages_of(
-    due: Callable[[int], list[Holding]], count: Callable[[], int], share: float, go_on: GoOn
-) -> Iterator[list[Holding]]:
-    """Pages of expired jobs, which the caller removes: at least one page, and at most `share` of all `count` jobs."""
+    due: Callable[[int], list[_T]], count: Callable[[], int], share: float, go_on: GoOn
+) -> Iterator[list[_T]]:
+    """Pages of what has expired, which the caller removes: at least one page, and at most `share` of all `count`."""
     done = 0
     at_most = PAGE
     while go_on() and (page := due(min(PAGE, at_most - done))):
@@ -218,7 +229,7 @@ def _removable(store: Store, retention: RetentionArgs, counted: Census) -> int:
 def count_files(store: Store, artifacts: ArtifactStore, retention: RetentionArgs) -> Census:
     """Count the files as an audit does. Raises StoreUnavailable or ArtifactsUnavailable."""
     counted = custody.census(store, artifacts, time.time() - retention.orphans_s, _always)
-    return counted or Census(0, 0, 0)  # a count that nothing ends is never None
+    return counted or Census(0, 0, 0, 0)  # a count that nothing ends is never None
 
 
 def sweep_confirmed(store: Store, artifacts: ArtifactStore, retention: RetentionArgs) -> int:
@@ -252,12 +263,14 @@ def _remove_orphans(
     store: Store, artifacts: ArtifactStore, files: Sequence[StoredFile], before: float, at_most: int | None
 ) -> int:
     """Reads the rows after the files were listed: an attempt that neither runs nor is published by then never will be."""
-    jobs = store.retention.holdings({job_of(file.key) for file in files})
-    orphans = [file.key for file in files if is_orphan(file, jobs, before)][:at_most]
+    known = look_up(store, files)
+    orphans = [file.key for file in files if is_orphan(file, known, before)][:at_most]
     artifacts.delete(orphans)
     if orphans:
-        logger.warning("removed %s without a job, such as %s", counted(len(orphans), "file"), orphans[0])
-    found = {job.id for file in files if (job := jobs.get(job_of(file.key))) and job.gone and file.key in job.keys}
+        logger.warning("removed %s without a job or input, such as %s", counted(len(orphans), "file"), orphans[0])
+    found = {
+        job.id for file in files if (job := known.jobs.get(job_of(file.key))) and job.gone and file.key in job.songs
+    }
     if found:  # for example, the disk was not mounted during the last audit
         store.retention.mark_audio_gone(sorted(found), gone=False)
         logger.warning("found the audio of %s again", counted(len(found), "job"))
@@ -273,7 +286,7 @@ def _pages_of_audio(store: Store, go_on: GoOn) -> Iterator[list[Holding]]:
 
 def _mark_missing(store: Store, artifacts: ArtifactStore, jobs: Sequence[Holding]) -> None:
     """Mark the jobs that have lost every file. A job that has lost some keeps the others."""
-    missing = [job.id for job in jobs if not any(_exists(artifacts, key) for key in job.keys)]
+    missing = [job.id for job in jobs if not any(_exists(artifacts, key) for key in job.songs)]
     if missing:
         store.retention.mark_audio_gone(missing)
         logger.warning(

@@ -37,6 +37,7 @@ class Sweeper:
         self._args = args
         self._deployment = deployment
         self._queue = args.queue
+        self._leave_grace_s = args.api.leave_grace_s
         self._leases_expire_from = time.monotonic() + self._queue.lease_s  # no heartbeat is missed before
         self._next_sweep_at = 0.0
         self._metrics_at = 0.0
@@ -113,6 +114,8 @@ class Sweeper:
         expire_leases = time.monotonic() >= self._leases_expire_from
         if moved := self._store.time_limits.enforce(self._queue.run_limit_s, expire_leases=expire_leases):
             logger.info("swept %s: lost leases, deadlines or run limits", counted(moved, "job"))
+        if left := self._store.waiting_calls.cancel_left(self._leave_grace_s):
+            logger.info("cancelled %s whose waiting callers have left", counted(left, "job"))
 
     def _recount(self) -> None:
         if time.monotonic() < self._recounted_at + RECOUNT_EVERY_S:

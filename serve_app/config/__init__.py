@@ -9,17 +9,20 @@ variable, never in the YAML.
 from serve_app.config.api import ApiArgs, AuthArgs
 from serve_app.config.app import AppArgs
 from serve_app.config.database import DatabaseArgs
+from serve_app.config.inputs import InputArgs
 from serve_app.config.jobs import EncodingArgs, QueueArgs, RetentionArgs
-from serve_app.config.models import BreakerArgs, ModelArgs, ScalingArgs, SimulatedArgs, Variant
+from serve_app.config.models import AdapterArgs, BreakerArgs, ModelArgs, ScalingArgs, SimulatedArgs, Variant
 from serve_app.config.webhooks import WebhookArgs
 
 __all__ = [
+    "AdapterArgs",
     "ApiArgs",
     "AppArgs",
     "AuthArgs",
     "BreakerArgs",
     "DatabaseArgs",
     "EncodingArgs",
+    "InputArgs",
     "ModelArgs",
     "QueueArgs",
     "RetentionArgs",

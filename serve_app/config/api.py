@@ -1,10 +1,13 @@
 """The HTTP side: API processes, limits for callers, and who may call."""
 
-from typing import Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from serve_app.config.section import Section
+
+_ORIGIN: Final = r"^(\*|https?://[A-Za-z0-9.\-\[\]:]{1,260})$"
+"""An origin as browsers send it: scheme, host and port, without a path."""
 
 
 class ApiArgs(Section):
@@ -34,6 +37,13 @@ class ApiArgs(Section):
         description="The most requests of one API key that wait for a song at once (`/v1/music`, `Prefer: wait`); further ones "
         "get 429.",
     )
+    leave_grace_s: float = Field(
+        15,
+        ge=0,
+        le=3600,
+        description="Seconds after which a job is cancelled whose waiting caller has left (`/v1/music`). If the same API key sends "
+        "the same request before, it waits for the same job: clients that repeat a request on their own make no second song.",
+    )
     streams_per_key: int = Field(
         1000, ge=1, description="The most event streams of one API key at once; further ones get 429."
     )
@@ -46,7 +56,8 @@ class ApiArgs(Section):
     download_bytes_per_key: int = Field(
         500_000_000,
         ge=1,
-        description="The part of `download_bytes` that one API key may use. A single file is always allowed.",
+        description="The part of `download_bytes` that one API key may use. A single file is always allowed; a zip file of a job's "
+        "files may have this size at most.",
     )
     requests_per_s: float = Field(
         200, gt=0, description="The most requests per second of one API key on average; further ones get 429."
@@ -56,6 +67,21 @@ class ApiArgs(Section):
         [],
         description="Host names, besides this machine's own, under which Sophia answers while no API key is needed. Where keys "
         "are needed, it answers under every name.",
+    )
+    cors_origins: list[Annotated[str, StringConstraints(pattern=_ORIGIN)]] = Field(
+        [],
+        description="Sites whose pages may call Sophia from a browser, such as `https://app.example.com`. `*` stands for all "
+        "sites, but only where an API key is needed.",
+    )
+    compat: list[str] | None = Field(
+        None,
+        description="The APIs of other services that Sophia serves. So far there is `runpod` (docs/CLIENTS.md). `[]` serves none; "
+        "without this setting, all are served.",
+    )
+    runpod_endpoints: dict[str, str] = Field(
+        {},
+        description="For clients of RunPod, the endpoint ids that they use and the model that serves each. A model's name is "
+        "always an endpoint id.",
     )
     max_body_bytes: int = Field(
         1_048_576, ge=1024, description="The largest request body in bytes; a larger one gets 413."

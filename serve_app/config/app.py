@@ -9,6 +9,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from serve_app.config.api import ApiArgs, AuthArgs
 from serve_app.config.database import DatabaseArgs
+from serve_app.config.inputs import InputArgs
 from serve_app.config.jobs import EncodingArgs, QueueArgs, RetentionArgs
 from serve_app.config.models import BreakerArgs, ModelArgs
 from serve_app.config.webhooks import WebhookArgs, decode_keys
@@ -63,6 +64,7 @@ class AppArgs(BaseSettings):
     auth: AuthArgs = AuthArgs()
     queue: QueueArgs = QueueArgs()
     encoding: EncodingArgs = EncodingArgs()
+    inputs: InputArgs = InputArgs()
     webhooks: WebhookArgs = WebhookArgs()
     retention: RetentionArgs = RetentionArgs()
     database: DatabaseArgs = DatabaseArgs()
@@ -101,6 +103,13 @@ class AppArgs(BaseSettings):
             self.default_model = next(iter(self.models))
         if self.default_model not in self.models:
             raise ValueError(f"default_model is not among the models {sorted(self.models)}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_runpod_endpoints(self) -> Self:
+        for model in self.api.runpod_endpoints.values():
+            if model not in self.models:
+                raise ValueError(f"api.runpod_endpoints: {model!r} is not among the models {sorted(self.models)}")
         return self
 
     @property

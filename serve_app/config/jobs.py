@@ -39,7 +39,7 @@ class QueueArgs(Section):
     )
     max_owner_audio_s: float = Field(
         500_000,
-        ge=4800,  # the longest request: 8 variations of 600 s
+        ge=7200,  # the longest request: the stems of 12 tracks, 600 s each
         description="The most seconds of audio that one API key may have queued; a job beyond it gets 429. The default is 139 "
         "hours, about a day of work for one consumer GPU.",
     )
@@ -71,6 +71,11 @@ class EncodingArgs(Section):
         gt=0,
         description="Seconds of finished audio that a worker may hold until it is stored (23 MB a minute). At this limit, "
         "generation waits. A single song is always allowed.",
+    )
+    keep_latents: bool = Field(
+        True,
+        description="Keep each song's latents and audio codes beside its audio (193 kB a minute). A later job with the song as its "
+        "source starts from the latents. Requests can switch it off for their songs.",
     )
 
 

@@ -1,14 +1,19 @@
 """Models: checkpoint, placement, scaling, and the crash breaker for loads that fail."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from serve_app.config.section import Section
 from serve_app.config.sources import EMBEDDED, NOTES
 from serve_app.ray_adapters.label_selectors import selector_text
 
 Variant = Literal["turbo", "base", "sft"]
+
+LARGEST_SCALE: Final = 10.0
+"""The largest scale of an adapter, and the negative of the smallest."""
+ADAPTER_NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+"""What an adapter may be called."""
 
 
 class SimulatedArgs(Section):
@@ -62,6 +67,31 @@ class ScalingArgs(Section):
         return self
 
 
+class AdapterArgs(Section):
+    """One adapter (LoRA, LoKr or DoRA) of a model: where it comes from, and how strongly it counts."""
+
+    source: str = Field(
+        min_length=1,
+        description="Where the adapter comes from: a Hugging Face repository id; an object store (`s3://bucket/prefix`, `gs://…`, "
+        "`az://…`); or a local folder or .safetensors file, used in place. PEFT folders, ComfyUI's, diffusers' and LyCORIS's files "
+        "are read.",
+    )
+    file: str | None = Field(
+        None,
+        min_length=1,
+        description="Which adapter of the source to use, if it has several: a file such as `violin.safetensors`, or a folder.",
+    )
+    revision: str | None = Field(
+        None, description="The repository's commit, tag or branch. Pin a commit in production."
+    )
+    scale: float = Field(
+        1.0,
+        ge=-LARGEST_SCALE,
+        le=LARGEST_SCALE,
+        description="How strongly the adapter counts in requests that name no scale. 0 is not at all.",
+    )
+
+
 class ModelArgs(Section):
     """One model: where its checkpoint comes from, and where and how its workers run."""
 
@@ -69,13 +99,27 @@ class ModelArgs(Section):
         "auto",
         min_length=1,
         description="Where the checkpoint comes from: a Hugging Face repository id; an object store (`s3://bucket/prefix`, "
-        "`gs://…`, `az://…`), from which it is copied into the node's cache; a local folder, used in place; `embedded`, "
+        "`gs://…`, `az://…`), from which it is copied into the node's cache; a local folder, used in place, or one of ComfyUI's "
+        "files; `embedded`, "
         f"which comes with Sophia ({NOTES[EMBEDDED]}), or `embedded-base`, its base variant; "
         "`random` (tiny random weights, which generate noise; tests only); `simulated` (sleeps; tests only); or `auto`, "
-        "the released checkpoint if the cluster has a GPU, else `embedded`.",
+        "the released checkpoint if the cluster has a GPU, else `embedded`. A checkpoint in the layout of ACE-Step or ComfyUI is "
+        "converted into the cache (docs/CHECKPOINTS.md).",
     )
     revision: str | None = Field(
         None, description="The repository's commit, tag or branch. Pin a commit in production."
+    )
+    dit: str | None = Field(
+        None,
+        min_length=1,
+        description="Which diffusion model of the source to use, if it has several: a folder such as `acestep-v15-sft`, or a file "
+        "such as `diffusion_models/acestep_v1.5_turbo.safetensors`.",
+    )
+    parts_from: str = Field(
+        "ACE-Step/Ace-Step1.5",
+        min_length=1,
+        description="Where a conversion finds what the source lacks, such as the VAE, the text encoder, its tokenizer or "
+        "`silence_latent.pt`: a repository id (also `owner/name@revision`), an object store or a local folder.",
     )
     variant: Variant | None = Field(
         None, description="`turbo`, `base` or `sft`. Without this setting, it is read from the checkpoint."
@@ -85,6 +129,13 @@ class ModelArgs(Section):
     )
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
         "auto", description="`bfloat16`, `float32`, or `auto`: bfloat16 on CUDA, float32 on the CPU."
+    )
+    adapters: dict[Annotated[str, StringConstraints(pattern=ADAPTER_NAME)], AdapterArgs] = Field(
+        default_factory=dict,
+        description="Adapters that requests may choose with `lora`, by name. `sophia adapters add` adds more without a restart.",
+    )
+    adapter_memory_mb: int = Field(
+        1024, ge=0, description="A worker keeps the adapters that it used last in host memory, up to this many MB."
     )
     scaling: ScalingArgs = ScalingArgs()
     label_selector: dict[str, Annotated[str, BeforeValidator(selector_text)]] = Field(

@@ -17,7 +17,7 @@ BUILT_IN: Final = (*PACKAGED, RANDOM)
 NOISE: Final = "random weights that generate noise"
 """What a checkpoint with random weights is, whatever its source."""
 
-TOY: Final = "a toy model trained on synthetic music: six instruments, bass and drums, 24 keys, no voice"
+TOY: Final = "a toy model trained on synthetic music: six instruments, bass, drums and a simple voice, in 24 keys"
 """What the embedded checkpoint is."""
 
 NOTES: Final[Mapping[str, str]] = {

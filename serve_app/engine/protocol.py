@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
+
+import numpy as np
 
 from serve_app.audio import Song
 from serve_app.config import Variant
 from serve_app.music import MusicRequest, TaskType
 
 OnStep = Callable[[str, int, int], None]
-"""Called with a stage (conditioning, denoising or decoding), its number of finished steps, and its total number of steps."""
+"""Called with a stage (preparing, conditioning, denoising or decoding), its finished steps, and its total number of steps."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,27 @@ class EngineFacts:
     versions: Mapping[str, str]
     """Versions of the packages that affect the result (such as torch), by package name."""
     weights_bytes: int
+    aligns_lyrics: bool = False
+    """Whether it can tell when a song's words are sung."""
     free_memory: int | None = None
     peak_memory: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class SongInputs:
+    """The audio that a request's songs are made from. What the request does not name is None."""
+
+    source: np.ndarray | None = None
+    """The song to change, as float32 samples of shape (frames, 2) at 48 kHz."""
+    reference: np.ndarray | None = None
+    """Audio whose sound the songs imitate, as float32 samples of shape (frames, 2) at 48 kHz."""
+    source_latents: np.ndarray | None = None
+    """The latents of `source`, if they were kept, as float32 of shape (latent frames, 64); they need no encoding then."""
+    source_gain: float = 1.0
+    """What `source_latents` decode to, times this, has the level of `source`, which was normalised."""
+
+
+NO_INPUTS: Final = SongInputs()
 
 
 class Engine(Protocol):
@@ -46,9 +67,16 @@ class Engine(Protocol):
         """
 
     def generate(
-        self, request: MusicRequest, on_step: Callable[[str, int, int], None], stopped: Callable[[], bool]
+        self,
+        request: MusicRequest,
+        on_step: Callable[[str, int, int], None],
+        stopped: Callable[[], bool],
+        inputs: SongInputs = NO_INPUTS,
     ) -> Iterator[Song]:
-        """Yield the songs of a request, one per variation. Raises Stopped soon after `stopped()` has become true."""
+        """Yield the songs of a request, one per variation, made from `inputs` if its task needs any.
+
+        Raises Stopped soon after `stopped()` has become true.
+        """
 
     def warnings(self, request: MusicRequest) -> tuple[str, ...]:
         """Returns one sentence for each part of the request that this model will ignore."""

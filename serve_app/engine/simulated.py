@@ -10,7 +10,7 @@ import numpy as np
 from serve_app import errors
 from serve_app.audio import Song
 from serve_app.config import ModelArgs, Variant
-from serve_app.engine.protocol import EngineFacts, OnStep
+from serve_app.engine.protocol import NO_INPUTS, EngineFacts, OnStep, SongInputs
 from serve_app.music import MAX_SEED, SAMPLE_RATE, TASKS, VARIANT_DEFAULTS, MusicRequest
 from serve_app.weights import Report
 
@@ -55,7 +55,13 @@ class SimulatedEngine:
         """Returns one warning: the audio is not music."""
         return (f"{self._name} is simulated: the audio is a test tone, not music.",)
 
-    def generate(self, request: MusicRequest, on_step: OnStep, stopped: Callable[[], bool]) -> Iterator[Song]:
+    def generate(
+        self,
+        request: MusicRequest,
+        on_step: OnStep,
+        stopped: Callable[[], bool],
+        inputs: SongInputs = NO_INPUTS,  # noqa: ARG002 - the Engine protocol's signature
+    ) -> Iterator[Song]:
         """Sleeps `simulated.step_s` per denoising step, then yields one tone of the requested duration per variation.
 
         Raises:
@@ -72,10 +78,12 @@ class SimulatedEngine:
             on_step("denoising", step, steps)
             _stop_if(stopped)
         tone = _tone(round(request.duration * SAMPLE_RATE))
-        for i in range(request.variations):
+        tracks = request.stems
+        for i in range(request.songs):
             _stop_if(stopped)
-            on_step("decoding", i + 1, request.variations)
-            yield Song(seed=(request.seed + i) % (MAX_SEED + 1), samples=tone.copy())
+            on_step("decoding", i + 1, request.songs)
+            seed = request.seed if tracks else (request.seed + i) % (MAX_SEED + 1)
+            yield Song(seed=seed, samples=tone.copy(), track=tracks[i] if tracks else None)
 
 
 def _wait(seconds: float, report: Callable[[float], None]) -> None:

@@ -3,10 +3,9 @@
 It does not depend on HTTP: the API, the worker, the engine and the command line all use it.
 """
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, get_args
 
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Field,
     GetJsonSchemaHandler,
@@ -15,158 +14,52 @@ from pydantic import (
     model_validator,
 )
 
+from serve_app.config.models import ADAPTER_NAME
 from serve_app.music import spellings
+from serve_app.music.adapter_fields import AdapterFields
+from serve_app.music.audio_fields import AudioFields, input_of, song_of
+from serve_app.music.edit_fields import EditFields
+from serve_app.music.lyric_fields import LyricFields
+from serve_app.music.sampling_fields import SamplingFields
+from serve_app.music.song_fields import FASTEST_BPM, MAX_LYRICS, SLOWEST_BPM, TEXT, SongFields
 from serve_app.music.song_length import song_length_s
-from serve_app.music.vocabulary import MAX_SEED, Format, Language, TaskType
+from serve_app.music.task_fields import TaskFields
+from serve_app.music.vocabulary import AUDIO_FIELDS, SOURCE_TASKS, Track
 
 # Scheme, host name or address, port and path. webhook_sender.check_url checks what a pattern cannot.
 _WEBHOOK_URL = r"^https?://([A-Za-z0-9_.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?([/?][!-~]*)?$"
 
-# No NUL, which PostgreSQL's text type cannot hold.
-_Text = r"^[^\x00]*$"
-_OneLine = r"^[^\x00-\x1f\x7f]*$"
-
-
-_MAX_LYRICS: Final = 20_000
-_SLOWEST_BPM: Final = 30
-_FASTEST_BPM: Final = 300
 
 _NUMBERS: Final = (
     "variations", "seed", "bpm", "steps", "guidance_scale", "shift", "cfg_interval_start", "cfg_interval_end",
-    "priority", "deadline_s",
+    "priority", "deadline_s", "run_limit_s", "fade_in", "fade_out", "retake_variance", "retake_seed", "dcw_strength",
+    "dcw_high_strength", "repaint_start", "repaint_end", "repaint_strength", "extend_before", "extend_after",
+    "cover_strength", "cover_noise_strength", "best_of", "edit_start", "edit_end", "edit_draws",
 )  # fmt: skip
-_CHOICES: Final = ("format", "vocal_language")
+_CHOICES: Final = (
+    "format",
+    "vocal_language",
+    "sampler",
+    "guidance_mode",
+    "dcw_mode",
+    "task_type",
+    "repaint_mode",
+    "track",
+    "chunk_mask_mode",
+)
+_SWITCHES: Final = ("dcw", "keep_latents", "lyrics_timing")
 _MUSICAL_FIELDS: Final = ("bpm", "keyscale", "timesignature")
 
 
-class MusicRequest(BaseModel):
+class MusicRequest(LyricFields, AudioFields, AdapterFields, EditFields, TaskFields, SamplingFields, SongFields):
     """A request for one song, in one or several variations. Only `prompt` is required."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    prompt: str = Field(
-        min_length=1,
-        max_length=4000,
-        pattern=_Text,
-        description="Describes the music: genre, instruments, mood, voice. The model reads the first 256 tokens, about 200 words. "
-        "If the prompt is longer, the job's `warnings` report that it was cut.",
-        examples=["warm lo-fi piano, rain, slow"],
-    )
-    title: str | None = Field(
-        None,
-        max_length=200,
-        pattern=_OneLine,
-        description="Title for the file's name and tags. It has no effect on the music. Default: the start of the prompt.",
-        examples=["Rainy day"],
-    )
-    lyrics: str = Field(
-        "",
-        max_length=_MAX_LYRICS,
-        pattern=_Text,
-        description="Lyrics to sing, with section tags such as [verse] and [chorus]. Leave it empty, or send [Instrumental], for "
-        "music without vocals. The model reads the first 2048 tokens.",
-        examples=["[verse]\nSoft notes in the morning light"],
-    )
     model: str | None = Field(
         None,
         description="Model that generates the song; GET /v1/models lists them. Default: the service's default model.",
         examples=["ace-step"],
-    )
-    task_type: TaskType = Field(
-        "text2music",
-        description="Kind of generation. GET /v1/models lists the tasks that each model supports.",
-        examples=["text2music"],
-    )
-    duration: float = Field(
-        60.0,
-        ge=1,
-        le=600,
-        description="Length of the song in seconds, from 1 to 600. Default: 60. `auto` estimates the length from the lyrics, the "
-        "tempo and the time signature (120 without lyrics); the job's `request` contains the result.",
-        examples=[30],
-    )
-    variations: int = Field(
-        1,
-        ge=1,
-        le=8,
-        description="Number of variations to generate, from 1 to 8. Default: 1. Variation i, counted from 0, uses the seed "
-        "`seed` + i; seed 0 follows the largest seed.",
-        examples=[2],
-    )
-    seed: int | None = Field(
-        None,
-        ge=-1,
-        le=MAX_SEED,
-        description="Seed of the random noise that generation starts from. The same request with the same seed gives the same "
-        "song. Default, and for -1: a random seed, which the job's `request` contains.",
-        examples=[7],
-    )
-    format: Format = Field(
-        "mp3",
-        description="File format: mp3 (VBR), flac, wav (16-bit), wav32 (32-bit float), ogg (Vorbis), opus or aac (m4a). Default: "
-        "mp3. Every file is stereo at 48 kHz.",
-        examples=["flac"],
-    )
-    bpm: int | None = Field(
-        None,
-        ge=_SLOWEST_BPM,
-        le=_FASTEST_BPM,
-        description="Tempo in beats per minute, from 30 to 300. Default: the model chooses.",
-        examples=[92],
-    )
-    keyscale: str | None = Field(
-        None,
-        pattern=r"^[A-G][#b♯♭]? (major|minor)$",
-        description="Key, such as `C major` or `F# minor`. Default: the model chooses.",
-        examples=["C major"],
-    )
-    timesignature: Literal["2", "3", "4", "6"] | None = Field(
-        None,
-        description="Beats per bar: 2 (2/4), 3 (3/4), 4 (4/4) or 6 (6/8). Default: the model chooses.",
-        examples=["4"],
-    )
-    vocal_language: Language = Field(
-        "en", description="Language of the lyrics, as an ISO 639 code. Default: en.", examples=["en"]
-    )
-    steps: int | None = Field(
-        None,
-        ge=1,
-        le=200,
-        description="Number of denoising steps, from 1 to 200. Generation time grows with it. Default: 8 for turbo models, 50 for "
-        "base and sft models.",
-        examples=[8],
-    )
-    guidance_scale: float | None = Field(
-        None,
-        ge=1,
-        le=30,
-        description="Strength of classifier-free guidance, from 1 (none) to 30. The higher it is, the more closely the song "
-        "follows the prompt. Default: 7 for base and sft models. Turbo models ignore it, and the job's `warnings` report that.",
-        examples=[7.0],
-    )
-    shift: float | None = Field(
-        None,
-        ge=0.1,
-        le=10,
-        description="Shift of the timestep schedule, from 0.1 to 10. Above 1, more steps shape the song's structure and fewer "
-        "its details. Default: 3 for turbo models, 1 for base and sft models.",
-        examples=[3.0],
-    )
-    cfg_interval_start: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="Noise level below which guidance is not applied, from 0 to 1. Default: 0. The noise level falls from 1 to 0 "
-        "during denoising, as in ACE-Step.",
-        examples=[0.0],
-    )
-    cfg_interval_end: float = Field(
-        1.0,
-        ge=0,
-        le=1,
-        description="Noise level above which guidance is not applied, from 0 to 1. Default: 1. If it is less than "
-        "`cfg_interval_start`, guidance is never applied.",
-        examples=[1.0],
     )
     priority: int = Field(
         5,
@@ -184,6 +77,14 @@ class MusicRequest(BaseModel):
         "takes longer becomes `expired`. Default: 3600, unless the operator has set another value.",
         examples=[600],
     )
+    run_limit_s: float | None = Field(
+        None,
+        ge=1,
+        le=604_800,
+        description="Maximum time of one attempt, in seconds, without its time in the queue. A job that takes longer fails as "
+        "`run_limit_exceeded`. Default: the operator's `queue.run_limit_s`, which a larger value does not exceed.",
+        examples=[300],
+    )
     webhook_url: str | None = Field(
         None,
         max_length=2000,
@@ -195,14 +96,54 @@ class MusicRequest(BaseModel):
         examples=["https://example.com/hooks/sophia"],
     )
     metadata: dict[
-        Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=_Text)],
-        Annotated[str, StringConstraints(max_length=512, pattern=_Text)],
+        Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=TEXT)],
+        Annotated[str, StringConstraints(max_length=512, pattern=TEXT)],
     ] = Field(
         default_factory=dict,
         max_length=32,
         description="Your own names and values, at most 32. Sophia returns them with the job and does not use them.",
         examples=[{"project": "rainy-day"}],
     )
+
+    @property
+    def inputs(self) -> frozenset[str]:
+        """The ids of the uploaded recordings that the request names."""
+        named = (input_of(getattr(self, field)) for field in AUDIO_FIELDS)
+        return frozenset(sha256 for sha256 in named if sha256 is not None)
+
+    @property
+    def source_jobs(self) -> frozenset[str]:
+        """The ids of the jobs of which the request names songs."""
+        named = (song_of(getattr(self, field)) for field in AUDIO_FIELDS)
+        return frozenset(song.job for song in named if song is not None)
+
+    @property
+    def stems(self) -> tuple[Track, ...]:
+        """The tracks that the task `stems` makes a song of each; empty for other tasks."""
+        return tuple(self.tracks or get_args(Track)) if self.task_type == "stems" else ()
+
+    @property
+    def edits(self) -> bool:
+        """Whether the song is an edit of its source."""
+        return self.task_type == "edit"
+
+    @property
+    def songs(self) -> int:
+        """How many songs the job makes: one for each variation, or for each track of the task `stems`."""
+        return len(self.stems) or self.variations
+
+    @property
+    def needs_alignment(self) -> bool:
+        """Whether it must be found how the songs follow their lyrics."""
+        return self.lyrics_timing or self.best_of > 1
+
+    @property
+    def played_songs(self) -> int:
+        """How many songs the model plays for the job: `songs`, or the candidates of which the best one is published.
+
+        Each draw of an edit counts as a song, because it takes as long.
+        """
+        return max(self.songs, self.best_of) * self.edit_draws
 
     @model_validator(mode="before")
     @classmethod
@@ -218,7 +159,9 @@ class MusicRequest(BaseModel):
             if spellings.is_unset(fields.get(name)):
                 del fields[name]
         if spellings.choice(fields.get("duration")) == "auto":
-            fields["duration"] = _automatic_duration(fields)
+            del fields["duration"]
+            if spellings.choice(fields.get("task_type")) not in SOURCE_TASKS:  # else the source decides
+                fields["duration"] = _automatic_duration(fields)
         return fields
 
     @field_validator("duration", mode="before")
@@ -234,7 +177,18 @@ class MusicRequest(BaseModel):
     def _number(cls, value: Any) -> Any:
         return spellings.number(value)
 
-    @field_validator("seed")
+    @field_validator(*_SWITCHES, mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:
+        return spellings.switch(value)
+
+    @field_validator("timesteps")
+    @classmethod
+    def _levels(cls, value: list[float] | None) -> list[float] | None:
+        """A step cannot start at 0; clients of ACE-Step end their lists with it. A list of zeros only counts as omitted."""
+        return [level for level in value if level > 0] or None if value else None
+
+    @field_validator("seed", "retake_seed")
     @classmethod
     def _random_seed(cls, value: int | None) -> int | None:
         """ACE-Step uses -1 to ask for a random seed."""
@@ -255,7 +209,7 @@ class MusicRequest(BaseModel):
     def _choice(cls, value: Any) -> Any:
         return spellings.choice(value)
 
-    @field_validator("prompt", "lyrics", mode="before")
+    @field_validator("prompt", "lyrics", "source_prompt", "source_lyrics", mode="before")
     @classmethod
     def _text(cls, value: Any) -> Any:
         return spellings.text(value)
@@ -286,8 +240,13 @@ def _alternative_spellings(name: str, field: dict[str, Any]) -> list[dict[str, A
         found.append({"type": "string", "pattern": pattern})
     if name in _CHOICES:
         found.append({"type": "string", "pattern": spellings.choice_pattern(kind["enum"])})
+    if name in _SWITCHES:
+        found.append({"type": "string", "pattern": spellings.choice_pattern(spellings.SWITCH)})
     if name in _MUSICAL_FIELDS:
         found.append({"enum": list(spellings.UNSET)})
+    if name == "lora":
+        found.append({"type": "string", "pattern": ADAPTER_NAME})
+        found.append(kind["items"])
     if name == "duration":
         found.append({"const": "auto", "type": "string"})
     return found
@@ -302,8 +261,8 @@ def _automatic_duration(given: dict[str, Any]) -> int:
     except (KeyError, ValueError):
         beats = None
     return song_length_s(
-        lyrics=lyrics[:_MAX_LYRICS] if isinstance(lyrics, str) else "",
-        bpm=bpm if isinstance(bpm, int) and _SLOWEST_BPM <= bpm <= _FASTEST_BPM else None,
+        lyrics=lyrics[:MAX_LYRICS] if isinstance(lyrics, str) else "",
+        bpm=bpm if isinstance(bpm, int) and SLOWEST_BPM <= bpm <= FASTEST_BPM else None,
         beats=beats,
     )
 

@@ -50,6 +50,36 @@ FOREIGN_NAMES: Final = {
     "model_id": "model",
     "dit_model": "model",
     "task": "task_type",
+    "src_audio": "source",
+    "src_audio_path": "source",
+    "source_audio": "source",
+    "reference_audio": "reference",
+    "reference_audio_path": "reference",
+    "ref_audio": "reference",
+    "flow_edit_source_caption": "source_prompt",
+    "flow_edit_source_lyrics": "source_lyrics",
+    "flow_edit_n_min": "edit_start",
+    "flow_edit_n_max": "edit_end",
+    "flow_edit_n_avg": "edit_draws",
+    "repainting_start": "repaint_start",
+    "repainting_end": "repaint_end",
+    "audio_cover_strength": "cover_strength",
+    "track_name": "track",
+    "track_names": "tracks",
+    "complete_track_classes": "tracks",
+    "audio_code_string": "audio_codes",
+    "sampler_mode": "sampler",
+    "infer_method": "sampler",
+    "guidance_variant": "guidance_mode",
+    "dcw_enabled": "dcw",
+    "dcw_scaler": "dcw_strength",
+    "dcw_high_scaler": "dcw_high_strength",
+    "fade_in_duration": "fade_in",
+    "fade_out_duration": "fade_out",
+    "loras": "lora",
+    "lora_name": "lora",
+    "adapter": "lora",
+    "adapters": "lora",
     "user_metadata": "metadata",
     "seeds": "seed",
     "manual_seed": "seed",
@@ -70,6 +100,12 @@ _ACCIDENTALS: Final = {"#": "#", "♯": "#", "sharp": "#", "b": "b", "♭": "b",
 _BEATS: Final = {"2": "2", "3": "3", "4": "4", "6": "6", "2/4": "2", "3/4": "3", "4/4": "4", "6/8": "6"}
 TIMESIGNATURES: Final = (*_BEATS, 2, 3, 4, 6)
 """The accepted spellings of a time signature."""
+
+_CODE: Final = re.compile(r"<\|audio_code_([0-9]{1,5})\|>")
+_CODES: Final = re.compile(rf"({_CODE.pattern})+")
+
+SWITCH: Final = {"true": True, "false": False}
+"""The accepted spellings of yes and no besides JSON's own."""
 
 _INSIDE_CAMEL_CASE: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
@@ -180,6 +216,34 @@ def timesignature(value: Any) -> Any:
 def choice(value: Any) -> Any:
     """Convert one of a list of names, such as "MP3", to lower case."""
     return value.strip().lower() if isinstance(value, str) else value
+
+
+def audio_codes(value: Any) -> Any:
+    """Convert ACE-Step's text for audio codes, such as "<|audio_code_12|><|audio_code_7|>", to a list of numbers.
+
+    In a list, 7.0 means 7: JSON does not tell them apart.
+    """
+    if isinstance(value, str) and _CODES.fullmatch(value):
+        return [int(code) for code in _CODE.findall(value)]
+    if isinstance(value, list):
+        return [int(code) if isinstance(code, float) and code.is_integer() else code for code in value]
+    return value
+
+
+def audio_codes_text(codes: Iterable[int]) -> str:
+    """ACE-Step's text for audio codes, which `audio_codes` reads."""
+    return "".join(f"<|audio_code_{code}|>" for code in codes)
+
+
+def switch(value: Any) -> Any:
+    """Convert the texts "true" and "false", which forms send, in any case."""
+    return SWITCH.get(value.strip().lower(), value) if isinstance(value, str) else value
+
+
+def adapters(value: Any) -> Any:
+    """Convert one adapter to a list of it, and an adapter's name alone to an object with this name."""
+    entries = value if isinstance(value, list) else [value]
+    return [{"name": entry} if isinstance(entry, str) else entry for entry in entries]
 
 
 def text(value: Any) -> Any:

@@ -113,8 +113,8 @@ class ClaimStore:
             )
             if not published:
                 return _is_published(moves.connection, job)
-            songs = job.request.variations
-            audio_s = job.request.duration * songs
+            songs = job.request.songs
+            audio_s = job.request.duration * job.request.played_songs
             add_songs(moves.connection, job.owner, job.model, songs=songs, audio_s=audio_s, gpu_s=gpu_s)
         return True
 

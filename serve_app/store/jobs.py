@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
@@ -13,11 +13,36 @@ from serve_app.jobs import Job, Status, new_id
 from serve_app.music import MusicRequest
 from serve_app.store.clock import now
 from serve_app.store.database import Database
+from serve_app.store.inputs import hold
 from serve_app.store.moves import ENDED, UNCLAIMED, Moves, job_of, moving, owned_by
+from serve_app.store.recordings import jobs_with_needed_songs
 from serve_app.store.shares import check_limits, rank_of
 from serve_app.store.statements import lock
 from serve_app.store.tables import jobs, state_is
 from serve_app.store.webhooks import check_pending
+
+
+class OnceKey(NamedTuple):
+    """How a repetition of a submission is recognised."""
+
+    key: str | None
+    """The Idempotency-Key: of the submissions with one key, only the first makes a job. None for a waiting call without one."""
+    fingerprint: str
+    """`fingerprint` of the request. All submissions with one key must have the same; see waiting_calls.py for those without."""
+
+
+class Admission(NamedTuple):
+    """What the API process says about a submission."""
+
+    limits: QueueArgs | None = None
+    """The limits on what is queued; None for no limits."""
+    input_ttl_s: float = 0
+    """The inputs that the request names are kept for another so many seconds at least."""
+    family: str = ""
+    """The foreign API by which the request came; empty for the native one."""
+
+
+_ANY: Final = Admission()
 
 
 class JobStore:
@@ -33,14 +58,15 @@ class JobStore:
         owner: str,
         deadline_s: float,
         max_attempts: int,
-        idempotency_key: str | None = None,
-        fingerprint: str | None = None,
-        limits: QueueArgs | None = None,
+        once: OnceKey | None = None,
+        admission: Admission = _ANY,
+        warnings: Sequence[str] = (),
     ) -> tuple[Job, bool]:
         """Put a job into the queue. Returns it once it is on disk, and whether it is new.
 
-        `request.model` must be set. A second submission with the same owner and `idempotency_key` returns the first job. Raises
-        IdempotencyConflict when that job has another `fingerprint`, and QuotaExceeded or QueueFull when `limits` are exceeded.
+        `request.model` must be set. A second submission with the same owner and key in `once` returns the first job. Raises
+        IdempotencyConflict when that job has another fingerprint, QuotaExceeded or QueueFull when the limits are exceeded, and
+        NotFound when a recording that the request names is gone. `warnings` are about what the client sent; the worker adds more.
         """
         values = {
             "id": new_id(),
@@ -51,42 +77,45 @@ class JobStore:
             "rank": rank_of(owner, request.priority),
             # Without defaults, so that a process that does not know a newer field can read a job that does not use it.
             "request": request.model_dump(mode="json", exclude_defaults=True),
-            "audio_seconds": request.duration * request.variations,
-            "idempotency_key": idempotency_key,
-            "fingerprint": fingerprint,
+            "audio_seconds": request.duration * request.played_songs,
+            "idempotency_key": once.key if once else None,
+            "fingerprint": once.fingerprint if once else None,
             "created_at": now(),
             "deadline_at": now() + deadline_s,
             "attempt": 0,
             "max_attempts": max_attempts,
+            "warnings": list(warnings) or None,
+            "family": admission.family or None,
             "version": 1,
         }
         while True:
             try:
-                return self._insert(values, limits), True
+                return self._insert(values, admission), True
             except IntegrityError:
-                if idempotency_key is None:
+                if once is None or once.key is None:
                     raise
-            if (earlier := self._submitted_before(owner, idempotency_key, fingerprint)) is not None:
+            if (earlier := self._submitted_before(owner, once)) is not None:
                 return earlier, False
             # The earlier job was deleted between the two statements, so its key is free again.
 
-    def _insert(self, values: Mapping[str, Any], limits: QueueArgs | None) -> Job:
+    def _insert(self, values: Mapping[str, Any], admission: Admission) -> Job:
         with moving(self._database, "queued") as moves:
             job = moves.insert(values)
-            _check_limits(moves, job, limits)
+            _hold_recordings(moves.connection, job, admission.input_ttl_s)
+            _check_limits(moves, job, admission.limits)
         return job
 
-    def _submitted_before(self, owner: str, key: str, fingerprint: str | None) -> Job | None:
+    def _submitted_before(self, owner: str, once: OnceKey) -> Job | None:
         """The job that an idempotency key made; None when it was deleted. Raises IdempotencyConflict."""
-        query = sa.select(jobs).where(jobs.c.owner == owner, jobs.c.idempotency_key == key)
+        query = sa.select(jobs).where(jobs.c.owner == owner, jobs.c.idempotency_key == once.key)
         with self._database.read() as connection:
             row = connection.execute(query).one_or_none()
         if row is None:
             return None
         job = job_of(row)
-        if job.fingerprint != fingerprint:
+        if job.fingerprint != once.fingerprint:
             raise IdempotencyConflict(
-                f"Idempotency-Key {key!r} was sent before with a different request, which made job {job.id}. "
+                f"Idempotency-Key {once.key!r} was sent before with a different request, which made job {job.id}. "
                 "Use a new key for each new request"
             )
         return job
@@ -144,7 +173,7 @@ class JobStore:
         """Put a failed, cancelled or expired job back into the queue, with `max_attempts` more attempts and a new deadline.
 
         The new deadline is as far away as the first one was at submission. Raises NotFound, Conflict when the job is in another
-        state, and QuotaExceeded or QueueFull when `limits` are exceeded.
+        state or an input that it names is gone, and QuotaExceeded or QueueFull when `limits` are exceeded.
         """
         with moving(self._database, "queued") as moves:
             found = _get(moves.connection, job, owner)
@@ -159,20 +188,31 @@ class JobStore:
                 started_at=None,
                 finished_at=None,
                 error=None,
+                abandoned_at=None,
             )
             if not retried:
                 raise Conflict(
                     f"Job {job} cannot be retried: it is {found.status}. Only failed, cancelled and expired jobs can be"
                 )
+            _hold_again(moves.connection, retried[0])
             _check_limits(moves, retried[0], limits)
         return retried[0]
 
     def delete(self, job: str, owner: str | None = None) -> Job:
-        """Delete a job in any state; its worker stops at the next step. The job before its deletion. Raises NotFound."""
+        """Delete a job in any state; its worker stops at the next step. The job before its deletion.
+
+        Raises NotFound, and Conflict when a queued or running job has one of its songs as its source or reference.
+        """
         with moving(self._database, "ended", "revoked") as moves:
-            deleted = moves.delete(jobs.c.id == job, *owned_by(owner))
-        if not deleted:
-            raise _not_found(job)
+            # Waits for a submission that holds the job's songs, so that the next statement sees the new job.
+            found = _get(moves.connection, job, owner, lock=True)
+            needed = sa.tuple_(jobs.c.owner, jobs.c.id).in_(jobs_with_needed_songs(found.owner))
+            deleted = moves.delete(jobs.c.id == job, *([~needed] if found.audio else []))
+            if not deleted:
+                raise Conflict(
+                    f"Job {job} cannot be deleted: a queued or running job makes a song from its songs. Wait for that job, or "
+                    "cancel it"
+                )
         return deleted[0]
 
 
@@ -184,11 +224,31 @@ def fingerprint(request: MusicRequest) -> str:
     return hashlib.sha256(request.model_dump_json(exclude_defaults=True).encode()).hexdigest()
 
 
-def _get(connection: sa.Connection, job: str, owner: str | None) -> Job:
-    row = connection.execute(sa.select(jobs).where(jobs.c.id == job, *owned_by(owner))).one_or_none()
+def _get(connection: sa.Connection, job: str, owner: str | None, *, lock: bool = False) -> Job:
+    query = sa.select(jobs).where(jobs.c.id == job, *owned_by(owner))
+    row = connection.execute(query.with_for_update() if lock else query).one_or_none()
     if row is None:
         raise _not_found(job)
     return job_of(row)
+
+
+def _hold_recordings(connection: sa.Connection, job: Job, input_ttl_s: float) -> None:
+    """Keep the recordings that a job names, in the transaction that queues it. Raises NotFound when one is gone."""
+    hold(connection, job.owner, job.request.inputs, input_ttl_s)
+    for source in sorted(job.request.source_jobs):  # in a fixed order, which prevents deadlocks
+        query = sa.select(jobs.c.id).where(
+            jobs.c.id == source, jobs.c.owner == job.owner, jobs.c.audio_gone_at.is_(None)
+        )
+        if connection.execute(query.with_for_update(read=True)).one_or_none() is None:
+            raise NotFound(f"The songs of job {source} have been deleted")
+
+
+def _hold_again(connection: sa.Connection, job: Job) -> None:
+    """Raise Conflict when a recording that a retried job names is gone."""
+    try:
+        _hold_recordings(connection, job, 0)
+    except NotFound as error:
+        raise Conflict(f"Job {job.id} cannot be retried: {error.message}") from error
 
 
 def _not_found(job: str) -> NotFound:

@@ -16,6 +16,7 @@ from serve_app.errors import Conflict, InvalidRequest, NotFound
 from serve_app.store.clock import now
 from serve_app.store.database import Database
 from serve_app.store.tables import api_keys
+from serve_app.store.voices import forget_voices
 
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -44,12 +45,16 @@ class KeyStore:
             raise Conflict(f"There is a key named {name!r} already. Revoke it first or choose another name") from error
         return token
 
-    def revoke(self, name: str) -> None:
-        """Delete a key; running API processes stop accepting it within seconds."""
+    def revoke(self, name: str) -> int:
+        """Delete a key and its voices, which would keep their inputs for ever. Returns how many voices it had.
+
+        Running API processes stop accepting the key within seconds. Raises NotFound.
+        """
         with self._database.write() as connection:
             deleted = connection.execute(api_keys.delete().where(api_keys.c.name == name))
-        if deleted.rowcount == 0:
-            raise NotFound(f"There is no key named {name!r}")
+            if deleted.rowcount == 0:
+                raise NotFound(f"There is no key named {name!r}")
+            return forget_voices(connection, name)
 
     def names(self) -> list[tuple[str, float]]:
         """Name and time of creation of every key."""

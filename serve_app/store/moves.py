@@ -17,7 +17,7 @@ from serve_app.store.clock import now
 from serve_app.store.database import Database, Topic
 from serve_app.store.shares import Tally
 from serve_app.store.tables import jobs, state_is
-from serve_app.store.webhooks import add_webhook_delivery
+from serve_app.store.webhooks import EndedJob, add_webhook_delivery
 
 ENDED: Final[Mapping[str, Any]] = {"finished_at": now(), "lease_until": None, "progress": None}
 """The columns that every move to a final state sets."""
@@ -63,8 +63,29 @@ class Moves:
         for job in moved:
             self._count(job)
         if target.final:
-            add_webhook_delivery(self.connection, moved)
+            ended = [EndedJob(job.id, job.owner, job.status, job.request.webhook_url) for job in moved]
+            add_webhook_delivery(self.connection, ended)
         return moved
+
+    def cancel_queued(self, *where: Any) -> int:
+        """Move the queued jobs that match `where` to `cancelled`; returns how many. Much faster than `to` for thousands of jobs.
+
+        It reads only what the shares and webhooks need, instead of whole jobs.
+        """
+        rows = self.connection.execute(
+            jobs.update()
+            .where(state_is(Status.QUEUED), *where)
+            .values(state=Status.CANCELLED, version=jobs.c.version + 1, **ENDED)
+            .returning(
+                *(jobs.c[name] for name in ("id", "model", "owner", "rank", "audio_seconds")),
+                jobs.c.request["webhook_url"].as_string().label("webhook_url"),
+            )
+        ).all()
+        for row in rows:
+            self._tally.left_share((row.model, row.owner, row.rank), row.audio_seconds)
+        ended = [EndedJob(row.id, row.owner, Status.CANCELLED, row.webhook_url) for row in rows if row.webhook_url]
+        add_webhook_delivery(self.connection, ended)
+        return len(rows)
 
     def fail(self, error: SophiaError, *where: Any) -> list[Job]:
         """Move the jobs that match `where` to `failed`."""
@@ -143,4 +164,5 @@ def job_of(row: Any) -> Job:
         fingerprint=row.fingerprint,
         audio_gone_at=row.audio_gone_at,
         gpu_s=row.gpu_s,
+        family=row.family or "",
     )

@@ -6,9 +6,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from serve_app.jobs import Status
+from serve_app.jobs import Status, StoredAudio
 from serve_app.store.clock import now, statement_time
 from serve_app.store.database import Database
+from serve_app.store.recordings import jobs_with_needed_songs
 from serve_app.store.tables import jobs, state_is
 
 _FINAL = tuple(state for state in Status if state.final)
@@ -17,13 +18,16 @@ _HAS_AUDIO = (state_is(Status.SUCCEEDED), jobs.c.audio_gone_at.is_(None))
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """A job and its files. `keys` are its published files; `gone` means that they were removed."""
+    """A job and its files. `gone` means that they were removed."""
 
     id: str
     status: Status
     attempt: int
     worker: str | None
+    songs: tuple[str, ...]
+    """The published songs."""
     keys: tuple[str, ...]
+    """All published files: the songs, their latents and the times of their lyrics."""
     gone: bool
 
 
@@ -34,8 +38,12 @@ class RetentionStore:
         self._database = database
 
     def with_old_audio(self, older_s: float, limit: int) -> list[Holding]:
-        """Succeeded jobs that ended `older_s` seconds ago or earlier and still have their audio, oldest first."""
-        query = _holdings().where(*_HAS_AUDIO, jobs.c.finished_at <= statement_time() - older_s)
+        """Succeeded jobs that ended `older_s` seconds ago or earlier and still have their audio, oldest first.
+
+        Leaves out jobs whose songs a queued or running job of the same owner needs.
+        """
+        is_old = jobs.c.finished_at <= statement_time() - older_s
+        query = _holdings().where(*_HAS_AUDIO, is_old, ~_is_needed())
         return self._fetch(query.order_by(jobs.c.finished_at).limit(limit))
 
     def with_audio(self, after: str, limit: int) -> list[Holding]:
@@ -43,8 +51,11 @@ class RetentionStore:
         return self._fetch(_holdings().where(*_HAS_AUDIO, jobs.c.id > after).order_by(jobs.c.id).limit(limit))
 
     def ended_long_ago(self, older_s: float, limit: int) -> list[Holding]:
-        """Jobs that ended `older_s` seconds ago or earlier, however they ended, oldest first."""
-        return self._fetch(_holdings().where(*_ended(older_s)).order_by(jobs.c.finished_at).limit(limit))
+        """Jobs that ended `older_s` seconds ago or earlier, however they ended, oldest first.
+
+        Leaves out jobs whose songs a queued or running job of the same owner needs.
+        """
+        return self._fetch(_holdings().where(*_ended(older_s), ~_is_needed()).order_by(jobs.c.finished_at).limit(limit))
 
     def songs(self, older_s: float = 0) -> int:
         """How many jobs ended `older_s` seconds ago or earlier and still have their audio."""
@@ -70,7 +81,8 @@ class RetentionStore:
         The condition is checked again, because a client may have retried a job since it was listed.
         """
         with self._database.write("ended") as connection:
-            return connection.execute(jobs.delete().where(jobs.c.id.in_(ids), *_ended(older_s))).rowcount
+            forgotten = jobs.delete().where(jobs.c.id.in_(ids), *_ended(older_s), ~_is_needed())
+            return connection.execute(forgotten).rowcount
 
     def _count(self, *where: Any) -> int:
         with self._database.read() as connection:
@@ -89,6 +101,13 @@ def _ended(older_s: float) -> tuple[Any, ...]:
     return (state_is(*_FINAL), jobs.c.finished_at <= statement_time() - older_s)
 
 
+def _is_needed() -> sa.ColumnElement[bool]:
+    """The condition that a queued or running job of the same owner has a song of the job as its source or reference."""
+    return sa.tuple_(jobs.c.owner, jobs.c.id).in_(jobs_with_needed_songs())
+
+
 def _holding(row: Any) -> Holding:
-    keys = tuple(str(file["key"]) for file in row.audio or ())
-    return Holding(row.id, Status(row.state), row.attempt, row.worker, keys, row.audio_gone_at is not None)
+    files = [StoredAudio.from_json(file) for file in row.audio or ()]
+    songs = tuple(file.key for file in files)
+    keys = tuple(key for file in files for key in file.keys)
+    return Holding(row.id, Status(row.state), row.attempt, row.worker, songs, keys, row.audio_gone_at is not None)

@@ -78,10 +78,17 @@ class Tally:
         """Count a queued job that was cancelled, deleted or expired."""
         self._change(job, -1)
 
+    def left_share(self, share: Key, audio_s: float) -> None:
+        """Count a queued job of a share, `audio_s` long, that was cancelled."""
+        self._change_share(share, -1, audio_s)
+
     def _change(self, job: Job, by: int) -> _Change:
-        change = self._changes.setdefault(share_of(job), _Change())
+        return self._change_share(share_of(job), by, job.audio_seconds)
+
+    def _change_share(self, share: Key, by: int, audio_s: float) -> _Change:
+        change = self._changes.setdefault(share, _Change())
         change.jobs += by
-        change.audio_s += by * job.audio_seconds
+        change.audio_s += by * audio_s
         return change
 
     def write(self, connection: sa.Connection) -> None:

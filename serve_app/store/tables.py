@@ -17,7 +17,7 @@ jobs = sa.Table(
     sa.Column("turn", sa.Double, nullable=False, server_default="0"),  # for versions before 0009, during a rollout
     sa.Column("rank", sa.SmallInteger, nullable=False, server_default="5"),  # among owners; see store/shares.py
     sa.Column("request", sa.JSON, nullable=False),
-    sa.Column("audio_seconds", sa.Double, nullable=False),  # duration x variations, for estimates
+    sa.Column("audio_seconds", sa.Double, nullable=False),  # duration x songs that the model plays, for estimates
     sa.Column("idempotency_key", sa.Text),
     sa.Column("fingerprint", sa.Text),
     sa.Column("created_at", sa.Double, nullable=False),
@@ -36,6 +36,11 @@ jobs = sa.Table(
     sa.Column("error", sa.JSON(none_as_null=True)),
     sa.Column("version", sa.Integer, nullable=False),
     sa.Column("audio_gone_at", sa.Double),  # when its files were removed, or found to be missing
+    sa.Column("abandoned_at", sa.Double),  # when its waiting caller left; null again once that has been dealt with
+    sa.Column("family", sa.Text),  # the foreign API by which it was submitted; null for the native one
+    sa.Column(
+        "streamed_at", sa.Double
+    ),  # when a foreign API's stream, which delivers each song once, delivered its songs
 )
 
 
@@ -66,6 +71,8 @@ _partial("jobs_audio", "finished_at", where="state = 'succeeded' and audio_gone_
 _partial("jobs_ended", "finished_at", where="finished_at is not null")
 _partial("jobs_ended_by_state", "state", "id", where="finished_at is not null")
 _partial("jobs_idempotency", "owner", "idempotency_key", where="idempotency_key is not null", unique=True)
+_partial("jobs_left", "owner", "fingerprint", where="abandoned_at is not null")
+_partial("jobs_calls", "owner", "fingerprint", where="finished_at is null and fingerprint is not null")
 sa.Index("jobs_by_owner", jobs.c.owner, jobs.c.id)
 
 
@@ -100,6 +107,34 @@ sa.Index(
     postgresql_where=sa.text("jobs > 0"),
 )
 sa.Index("shares_by_owner", shares.c.owner)
+
+inputs = sa.Table(  # uploaded recordings, by owner and content
+    "inputs",
+    metadata,
+    sa.Column("owner", sa.Text, primary_key=True),
+    sa.Column("sha256", sa.Text, primary_key=True),  # of the uploaded bytes
+    sa.Column("upload", sa.Text, nullable=False, unique=True),  # the folder of its file
+    sa.Column("bytes", sa.BigInteger, nullable=False),
+    sa.Column("format", sa.Text, nullable=False),
+    sa.Column("seconds", sa.Double, nullable=False),
+    sa.Column("sample_rate", sa.Integer, nullable=False),
+    sa.Column("channels", sa.Integer, nullable=False),
+    sa.Column("silent", sa.Boolean, nullable=False),
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("expires_at", sa.Double, nullable=False),
+)
+sa.Index("inputs_expiry", inputs.c.expires_at)
+sa.Index("inputs_by_age", inputs.c.owner, inputs.c.created_at, inputs.c.sha256)
+
+voices = sa.Table(  # names that owners have given to inputs
+    "voices",
+    metadata,
+    sa.Column("owner", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("sha256", sa.Text, nullable=False),  # of the input
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("changed_at", sa.Double, nullable=False),
+)
 
 webhook_deliveries = sa.Table(
     "webhook_deliveries",
@@ -196,6 +231,15 @@ pauses = sa.Table(  # the models that an operator has paused
     sa.Column("model", sa.Text, primary_key=True),
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("since", sa.Double, nullable=False),
+)
+
+adapters = sa.Table(  # adapters that an operator has added to those of the configuration
+    "adapters",
+    metadata,
+    sa.Column("model", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("settings", sa.JSON, nullable=False),
+    sa.Column("added_at", sa.Double, nullable=False),
 )
 
 installation = sa.Table(  # one row, which identifies this database

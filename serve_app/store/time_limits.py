@@ -17,6 +17,9 @@ _STORING: Final = sa.func.coalesce(jobs.c.progress["stage"].as_string(), "") == 
 _WAITED_S: Final = sa.func.coalesce(jobs.c.progress["waited_s"].as_float(), 0.0)
 """Seconds for which the attempt waited for the audio store, known when the wait is over."""
 
+_OWN_LIMIT_S: Final = jobs.c.request["run_limit_s"].as_float()
+"""The request's own run limit; null without one."""
+
 _OVERDUE: Final = jobs.c.deadline_at <= now()
 _RUNNING: Final = state_is(Status.RUNNING)
 
@@ -32,7 +35,8 @@ class TimeLimits:
 
         `expire_leases` is False for a while after an outage of the database, during which no worker could extend its leases.
         """
-        too_long = sa.and_(_RUNNING, sa.not_(_STORING), jobs.c.started_at <= now() - run_limit_s - _WAITED_S)
+        ran_s = now() - jobs.c.started_at - _WAITED_S
+        too_long = sa.and_(_RUNNING, sa.not_(_STORING), sa.or_(ran_s >= run_limit_s, ran_s >= _OWN_LIMIT_S))
         lease_expired = sa.and_(_RUNNING, jobs.c.lease_until <= now(), sa.true() if expire_leases else sa.false())
         if not self._any(sa.or_(_OVERDUE, too_long, lease_expired)):
             return 0

@@ -4,19 +4,21 @@ A claim moves `due_at` to the end of its lease, so a delivery whose sender dies 
 sender dies between sending and recording, the delivery is sent again with the same id, so that the receiver can recognise it.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 import sqlalchemy as sa
 
 from serve_app.errors import QuotaExceeded
-from serve_app.jobs import Job, new_id
+from serve_app.jobs import Status, new_id
 from serve_app.plurals import counted
 from serve_app.store.clock import now
 from serve_app.store.database import Database
 from serve_app.store.tables import webhook_deliveries as deliveries
+
+_ROWS_AT_ONCE: Final = 500  # SQLite and PostgreSQL limit the parameters of a statement
 
 DeliveryState = Literal["pending", "delivered", "failed"]
 
@@ -43,11 +45,20 @@ class Delivery:
     claimed_at: float | None = None
 
 
-def add_webhook_delivery(connection: sa.Connection, ended: Sequence[Job]) -> None:
+class EndedJob(NamedTuple):
+    """What a delivery needs to know of a job that ends."""
+
+    id: str
+    owner: str
+    status: Status
+    webhook_url: str | None
+
+
+def add_webhook_delivery(connection: sa.Connection, ended: Iterable[EndedJob]) -> None:
     """Create a delivery for each job that has a webhook URL. Call it in the transaction that ends the jobs."""
-    rows = [_row(job, job.request.webhook_url) for job in ended if job.request.webhook_url]
-    if rows:
-        connection.execute(deliveries.insert().values(rows))
+    rows = [_row(job, job.webhook_url) for job in ended if job.webhook_url]
+    for first in range(0, len(rows), _ROWS_AT_ONCE):
+        connection.execute(deliveries.insert().values(rows[first : first + _ROWS_AT_ONCE]))
 
 
 def pending(connection: sa.Connection, owner: str) -> int:
@@ -71,7 +82,7 @@ def receiver_of(url: str) -> str:
     return (urlsplit(url).hostname or "").rstrip(".")
 
 
-def _row(job: Job, url: str) -> dict[str, Any]:
+def _row(job: EndedJob, url: str) -> dict[str, Any]:
     return {
         "id": new_id(),
         "job": job.id,

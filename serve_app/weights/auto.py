@@ -43,9 +43,14 @@ def hardware_from_outside() -> Hardware:
     gpus = _gpus_of_cluster()
     if gpus is not None:
         return Hardware(gpus > 0, "the Ray cluster that this machine can reach")
+    return Hardware(hardware_of_this_machine().has_gpu, "no Ray cluster is reachable, and this machine")
+
+
+def hardware_of_this_machine() -> Hardware:
+    """Returns the hardware of this machine, whatever cluster it can reach."""
     import torch
 
-    return Hardware(torch.cuda.is_available(), "no Ray cluster is reachable, and this machine")
+    return Hardware(torch.cuda.is_available(), "this machine")
 
 
 def _gpus_of_cluster() -> float | None:

@@ -10,14 +10,11 @@ import re
 from collections.abc import Iterator
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote
 
 from serve_app import errors
 from serve_app.weights import manifest
-from serve_app.weights.cache import Interrupted, Plan, Remote, RemoteFile, offline, plan
-from serve_app.weights.layout import is_wanted, wrong_layout
+from serve_app.weights.cache import Interrupted, Remote, RemoteFile, offline
 
 SCHEMES: Final = ("s3://", "gs://", "az://")
 
@@ -31,31 +28,25 @@ _REFUSED: Final = re.compile(r"status: 40[0134]")
 """Found in errors that mean: the provider refused the request. obstore has no exception class for a missing bucket."""
 
 
-def planned(name: str, url: str, cache: Path, online: bool) -> Plan:
-    """Returns the plan for fetching the checkpoint below `url` (`s3://bucket/prefix`).
+def remote(name: str, setting: str, url: str, online: bool) -> Remote:
+    """Returns all files below `url` (`s3://bucket/prefix`). `setting` is the full name of the setting with the URL.
 
     Raises:
         UnknownRepository: the bucket or prefix does not exist, access is denied, or `url` is malformed.
-        HubUnreachable, MissingFile, WrongLayout.
+        HubUnreachable.
     """
-    return plan(cache / quote(url, safe=""), "latest", None, partial(_remote, name, url, online))
-
-
-def _remote(name: str, url: str, online: bool) -> Remote:
     if not online:
         raise offline(name, url)
-    store = _open(name, url)
-    listed = _listed(name, url, store)
-    if "model_index.json" not in listed:
-        raise wrong_layout(url, set(listed))
+    store = _open(setting, url)
+    listed = _listed(setting, url, store)
     hashes = manifest.known_hashes(_content(store, manifest.NAME)) if manifest.NAME in listed else {}
-    files = {key: RemoteFile(item["size"], hashes.get(key)) for key, item in listed.items() if is_wanted(key)}
+    files = {key: RemoteFile(item["size"], hashes.get(key)) for key, item in listed.items()}
     state = json.dumps(sorted((key, item["size"], item["e_tag"]) for key, item in listed.items()))
     commit = hashlib.sha256(state.encode()).hexdigest()[:40]
-    return Remote(url, commit, files, partial(_read, store, files))
+    return Remote(url, commit, lambda: files, partial(_read, store, files))
 
 
-def _open(name: str, url: str) -> Any:
+def _open(setting: str, url: str) -> Any:
     from obstore.exceptions import BaseError
     from obstore.store import from_url
 
@@ -63,12 +54,12 @@ def _open(name: str, url: str) -> Any:
         return from_url(url, retry_config={"retry_timeout": timedelta(seconds=_RETRY_S)})
     except (BaseError, ValueError) as error:
         raise errors.UnknownRepository(
-            f"models.{name}.source: {url} cannot be used ({type(error).__name__}). Check its spelling and the provider's "
+            f"{setting}: {url} cannot be used ({type(error).__name__}). Check its spelling and the provider's "
             "environment variables."
         ) from error
 
 
-def _listed(name: str, url: str, store: Any) -> dict[str, Any]:
+def _listed(setting: str, url: str, store: Any) -> dict[str, Any]:
     """Returns every object below the prefix by its key without the prefix.
 
     Error messages never quote the provider's answers, which may contain access keys.
@@ -81,7 +72,7 @@ def _listed(name: str, url: str, store: Any) -> dict[str, Any]:
     except (BaseError, OSError) as error:
         if _REFUSED.search(str(error)):
             raise errors.UnknownRepository(
-                f"models.{name}.source: {url} does not exist or access is denied ({type(error).__name__}). Check the "
+                f"{setting}: {url} does not exist or access is denied ({type(error).__name__}). Check the "
                 "bucket's name and this node's credentials."
             ) from error
         raise errors.HubUnreachable(
@@ -89,7 +80,7 @@ def _listed(name: str, url: str, store: Any) -> dict[str, Any]:
             "provider's environment variables."
         ) from error
     if not listed:
-        raise errors.UnknownRepository(f"models.{name}.source: {url} has no files. Check the prefix.")
+        raise errors.UnknownRepository(f"{setting}: {url} has no files. Check the prefix.")
     return listed
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from functools import partial as bound
 from pathlib import Path
 from typing import IO, Final
@@ -41,7 +42,11 @@ class Remote:
     """Its name in messages."""
     commit: str
     """Names the folder in the cache. The files of a commit never change."""
-    files: Mapping[str, RemoteFile]
+    list_files: Callable[[], Mapping[str, RemoteFile]]
+    """Returns the files by name. Called once at most, and only if files are to be fetched, so it may read headers of weights.
+
+    Raises LoadError.
+    """
     read: Callable[[str, int], Iterator[bytes]]
     """Takes a file's name and a start byte, and yields the rest of the file.
 
@@ -49,6 +54,13 @@ class Remote:
     """
     verb: str = "downloading"
     """The verb in progress messages."""
+    check: Callable[[Path], None] | None = None
+    """Called with the folder when all files are in it, before it counts as complete. Raises LoadError if they are wrong."""
+
+    @cached_property
+    def files(self) -> Mapping[str, RemoteFile]:
+        """The files by name. Raises LoadError, as `list_files` does."""
+        return self.list_files()
 
 
 class Interrupted(Exception):
@@ -66,30 +78,40 @@ class Plan:
 
     @property
     def missing_bytes(self) -> int:
-        """How many bytes remain to be fetched."""
-        return _missing_bytes(self.folder, self.remote) if self.remote else 0
+        """How many bytes remain to be fetched. Raises LoadError, as the remote's `list_files` does."""
+        if self.remote is None or manifest.is_complete(self.folder):
+            return 0
+        return _missing_bytes(self.folder, self.remote)
 
 
-def plan(home: Path, revision: str, commit: str | None, query: Callable[[], Remote]) -> Plan:
+def plan(home: Path, revision: str, commit: str | None, query: Callable[[], Remote], conversion: str = "") -> Plan:
     """Returns the plan for a revision, whose folder below `home` is named after a commit.
 
     If `commit` is given and its folder is complete, the network is not used. Otherwise `query` returns the remote checkpoint.
-    If the hub does not answer or refuses the token, the commit that was last fetched for the revision is used.
+    If the hub does not answer or refuses the token, the commit that was last fetched for the revision is used. `conversion` is
+    what the name of the folder ends in if the checkpoint had to be converted (see `convert.Choice`).
 
     Raises:
         LoadError: `query` failed and no complete checkpoint of the revision is in the cache.
     """
-    ref = home / "refs" / quote(revision, safe="")
-    if commit and manifest.is_complete(home / commit):
-        return Plan(home / commit, None, ref)
+    for name in [commit, commit + conversion] if commit else []:
+        if manifest.is_complete(home / name):
+            return Plan(home / name, None, _ref(home, revision))
     try:
         remote = query()
     except (errors.HubUnreachable, errors.HubTokenRefused):
-        kept = home / ref.read_text() if ref.exists() else None
-        if kept is None or not manifest.is_complete(kept):
+        kept = [home / ref.read_text() for end in ("", conversion) if (ref := _ref(home, revision + end)).exists()]
+        complete = [folder for folder in kept if manifest.is_complete(folder)]
+        if not complete:
             raise
-        return Plan(kept, None, ref)
-    return Plan(home / remote.commit, remote, ref)
+        return Plan(complete[0], None, _ref(home, revision))
+    converted = bool(conversion) and remote.commit.endswith(conversion)
+    return Plan(home / remote.commit, remote, _ref(home, revision + conversion if converted else revision))
+
+
+def _ref(home: Path, revision: str) -> Path:
+    """The file with the name of the folder that was last fetched for a revision."""
+    return home / "refs" / quote(revision, safe="")
 
 
 def fetch(planned: Plan, report: Report) -> Path:
@@ -127,8 +149,12 @@ def _fill(folder: Path, remote: Remote, report: Report) -> None:
         total = sum(file.size for file in remote.files.values())
         progress = Progress(report, "download", remote.verb, there, total)
         with _failures(remote, progress), ThreadPoolExecutor(4) as pool:
-            hashes = pool.map(bound(_fetch, folder, remote, progress), remote.files)
-            manifest.write(folder, remote.title, remote.commit, dict(zip(remote.files, hashes, strict=True)))
+            hashes = dict(
+                zip(remote.files, pool.map(bound(_fetch, folder, remote, progress), remote.files), strict=True)
+            )
+            if remote.check:
+                remote.check(folder)
+            manifest.write(folder, remote.title, remote.commit, hashes)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,8 @@ from serve_app.weights.layout import (
     AGAIN,
     COMPONENTS,
     DIFFUSERS_CLASSES,
+    ENCODER_FILE,
+    INDEX,
     OPTIONAL,
     RANDOM_MARKER,
     need,
@@ -69,7 +71,7 @@ def weight_bytes(folder: Path) -> int:
 
 
 def _model_index(folder: Path) -> dict[str, Any]:
-    file = folder / "model_index.json"
+    file = folder / INDEX
     if not file.exists():
         raise wrong_layout(str(folder), {path.name for path in folder.iterdir()})
     index = read_json(file)
@@ -86,7 +88,7 @@ def _present(folder: Path, name: str, entry: list[str | None] | None) -> bool:
         if name in OPTIONAL:
             return False
         raise errors.MissingFile(
-            f"{folder / 'model_index.json'} does not name the component {name}. Fetch or convert the checkpoint again."
+            f"{folder / INDEX} does not name the component {name}. Fetch or convert the checkpoint again."
         )
     _check_class(folder, name, entry[1])
     for file in _config_files(folder, name):
@@ -98,7 +100,7 @@ def _check_class(folder: Path, name: str, found: str) -> None:
     expected = DIFFUSERS_CLASSES.get(name, {"text_encoder": "Qwen3Model"}.get(name, found))
     if found != expected:
         raise errors.WrongClass(
-            f"{folder / 'model_index.json'} names the class {found} for {name}, but ACE-Step 1.5 uses {expected}. Set another "
+            f"{folder / INDEX} names the class {found} for {name}, but ACE-Step 1.5 uses {expected}. Set another "
             "source, or fetch the checkpoint again."
         )
 
@@ -116,12 +118,13 @@ def _weight_files(folder: Path, name: str) -> list[Path]:
     """The weight files of a component: a single file, or the shards that its index lists."""
     if name in ("scheduler", "tokenizer"):
         return []
+    own_encoder = [folder / ENCODER_FILE] if name == "vae" and (folder / ENCODER_FILE).exists() else []
     whole = folder / name / ("model" if name == "text_encoder" else "diffusion_pytorch_model")
     index = whole.with_name(whole.name + ".safetensors.index.json")
     if not index.exists():
-        return [need(whole.with_name(whole.name + ".safetensors"))]
+        return [need(whole.with_name(whole.name + ".safetensors")), *own_encoder]
     shards = sorted(set(read_json(index).get("weight_map", {}).values()))
-    return [need(index.with_name(shard)) for shard in shards]
+    return [*(need(index.with_name(shard)) for shard in shards), *own_encoder]
 
 
 def _count_numbers(file: Path) -> int:

@@ -36,7 +36,7 @@ def planned(home: Path, source: str = EMBEDDED) -> cache.Plan:
     listed = read_json(_installed(folders[:1], manifest.NAME))
     commit = listed["commit"]
     files = {name: cache.RemoteFile(entry["size"], entry["sha256"]) for name, entry in listed["files"].items()}
-    packed = cache.Remote("the embedded checkpoint", commit, files, partial(_read, folders), verb="unpacking")
+    packed = cache.Remote("the embedded checkpoint", commit, lambda: files, partial(_read, folders), verb="unpacking")
     return cache.plan(home, source, commit, lambda: packed)
 
 

@@ -8,13 +8,11 @@ import os
 import re
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, cast
 from urllib.parse import urlsplit
 
 from serve_app import errors
-from serve_app.weights.cache import Interrupted, Plan, Remote, RemoteFile, offline, plan
-from serve_app.weights.layout import is_wanted, wrong_layout
+from serve_app.weights.cache import Interrupted, Remote, RemoteFile, offline
 
 if TYPE_CHECKING:
     import httpx2
@@ -25,27 +23,31 @@ DEFAULT_REVISION: Final = "200ba991ae448051e14b0183157e35c2d27c9fb0"
 """The released checkpoint that `source: auto` selects on a GPU, pinned to a commit so that its files never change."""
 
 
-def planned(name: str, repository: str, revision: str | None, cache: Path, online: bool) -> Plan:
-    """Returns the plan for fetching `repository` at `revision`. None means DEFAULT_REVISION or `main`.
+def default_revision(repository: str) -> str:
+    """Returns the revision to fetch where the configuration names none."""
+    return DEFAULT_REVISION if repository == DEFAULT_REPOSITORY else "main"
+
+
+def commit_of(revision: str) -> str | None:
+    """Returns the revision if it is a commit, whose files never change, else None."""
+    return revision if re.fullmatch(r"[0-9a-f]{40}", revision) else None
+
+
+def remote(name: str, setting: str, repository: str, revision: str, online: bool) -> Remote:
+    """Returns all files of `repository` at `revision`. `setting` is the full name of the setting that names the repository.
 
     Raises:
-        UnknownRepository, UnknownRevision, HubTokenRefused, HubUnreachable, MissingFile, WrongLayout.
+        UnknownRepository, UnknownRevision, HubTokenRefused, HubUnreachable.
     """
-    revision = revision or (DEFAULT_REVISION if repository == DEFAULT_REPOSITORY else "main")
-    commit = revision if re.fullmatch(r"[0-9a-f]{40}", revision) else None
-    home = cache / repository.replace("/", "--")
-    return plan(home, revision, commit, partial(_remote, name, repository, revision, online))
-
-
-def _remote(name: str, repository: str, revision: str, online: bool) -> Remote:
     if not online:
         raise offline(name, f"{repository} at {revision}")
-    info = _repository_info(name, repository, revision)
+    info = _repository_info(name, setting, repository, revision)
     commit = cast(str, info.sha)
-    return Remote(repository, commit, _wanted_files(repository, info), partial(_read, name, repository, commit))
+    files = _files(info)
+    return Remote(repository, commit, lambda: files, partial(_read, setting, repository, commit))
 
 
-def _repository_info(name: str, repository: str, revision: str) -> "ModelInfo":
+def _repository_info(name: str, setting: str, repository: str, revision: str) -> "ModelInfo":
     """Returns the hub's description of the repository. Error messages never quote its answers, which could contain a token."""
     import httpx2
     from huggingface_hub import HfApi
@@ -57,7 +59,6 @@ def _repository_info(name: str, repository: str, revision: str) -> "ModelInfo":
         RevisionNotFoundError,
     )
 
-    setting = f"models.{name}.source"
     try:
         return HfApi(endpoint=_endpoint()).model_info(repository, revision=revision, files_metadata=True, timeout=15)
     except HFValidationError as error:
@@ -65,7 +66,7 @@ def _repository_info(name: str, repository: str, revision: str) -> "ModelInfo":
             f"{setting}: {repository!r} is neither a repository id (owner/name) nor the absolute path of a folder."
         ) from error
     except GatedRepoError as error:
-        raise _gated(name, repository) from error
+        raise _gated(setting, repository) from error
     except RevisionNotFoundError as error:
         raise errors.UnknownRevision(
             f"models.{name}.revision: {repository} has no revision {revision!r}. Set it to one of its commits, tags or branches."
@@ -89,9 +90,9 @@ def _repository_info(name: str, repository: str, revision: str) -> "ModelInfo":
         ) from error
 
 
-def _gated(name: str, repository: str) -> errors.UnknownRepository:
+def _gated(setting: str, repository: str) -> errors.UnknownRepository:
     return errors.UnknownRepository(
-        f"models.{name}.source: {repository} is gated. Accept its terms on {_host()} and set HF_TOKEN on every worker's node."
+        f"{setting}: {repository} is gated. Accept its terms on {_host()} and set HF_TOKEN on every worker's node."
     )
 
 
@@ -117,19 +118,15 @@ def _host() -> str:
     return urlsplit(_endpoint() or "https://huggingface.co").hostname or "the hub"
 
 
-def _wanted_files(repository: str, info: "ModelInfo") -> dict[str, RemoteFile]:
-    """Returns the files that the pipeline reads. The hub lists hashes only for files in its large storage, such as the weights."""
-    listed = info.siblings or []
-    if "model_index.json" not in {file.rfilename for file in listed}:
-        raise wrong_layout(repository, {file.rfilename for file in listed})
+def _files(info: "ModelInfo") -> dict[str, RemoteFile]:
+    """Returns the repository's files. The hub lists hashes only for files in its large storage, such as the weights."""
     return {
         file.rfilename: RemoteFile(file.size or 0, file.lfs.sha256 if file.lfs else None)
-        for file in listed
-        if is_wanted(file.rfilename)
+        for file in info.siblings or []
     }
 
 
-def _read(model: str, repository: str, commit: str, name: str, start: int) -> Iterator[bytes]:
+def _read(setting: str, repository: str, commit: str, name: str, start: int) -> Iterator[bytes]:
     """Yields the content of a file from byte `start`.
 
     Raises:
@@ -147,9 +144,9 @@ def _read(model: str, repository: str, commit: str, name: str, start: int) -> It
     try:
         with get_session().stream("GET", url, headers=headers, timeout=30, follow_redirects=True) as answer:
             if answer.headers.get("X-Error-Code") == "GatedRepo":
-                raise _gated(model, repository)
+                raise _gated(setting, repository)
             if answer.status_code == 401 and not answer.history:  # the answer comes from the hub, not from its storage
-                raise _token_refused() if token else _gated(model, repository)
+                raise _token_refused() if token else _gated(setting, repository)
             answer.raise_for_status()
             skipped = start if answer.status_code == 200 else 0  # a server without range support sends the whole file
             for piece in answer.iter_bytes():

@@ -13,7 +13,8 @@ from serve_app.store import Beat
 
 # Where each stage begins and ends, as a fraction of the whole job.
 _STAGES: Final[dict[str, tuple[float, float]]] = {
-    "conditioning": (0.0, 0.02),
+    "preparing": (0.0, 0.01),  # decodes the recordings that the request names
+    "conditioning": (0.01, 0.02),
     "denoising": (0.02, 0.8),
     "decoding": (0.8, 0.95),
     "encoding": (0.95, 1.0),

@@ -55,7 +55,7 @@ class MusicWorker:
         migrate(store, self._cancelled)
         artifacts = Artifacts(args.resolved_artifacts_url)
         options = _options(model, args, deployment)
-        self._worker = Worker(model, _engine(model, args), store, artifacts, args.queue, options=options)
+        self._worker = Worker(model, _engine(model, args, store), store, artifacts, args.queue, options=options)
         self._startup = Startup(self._worker, store, model, deployment, args)
         if self._cancelled.is_set():  # `__del__` came before there was anything to cancel
             self._startup.cancel()
@@ -79,13 +79,14 @@ def _options(model: str, args: AppArgs, deployment: str) -> WorkerOptions:
         deployment=deployment,
         price_per_hour=settings.price_per_hour * devices,
         encoding=args.encoding,
+        inputs=args.inputs,
     )
 
 
-def _engine(model: str, args: AppArgs) -> Engine:
+def _engine(model: str, args: AppArgs, store: Store) -> Engine:
     settings = args.models[model]
     if settings.source == "simulated":
         return SimulatedEngine(model, settings)
     from serve_app.engine.ace_step.engine import AceStepEngine  # imports torch, which the simulated engine does without
 
-    return AceStepEngine(model, settings, args.weights_dir)
+    return AceStepEngine(model, settings, args.weights_dir, lambda: store.adapters.known(model, settings.adapters))

@@ -5,11 +5,16 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from typing import Final
 
+import numpy as np
+
+from serve_app.artifacts.latents import to_file
 from serve_app.audio import Encoders, SharedSamples, Song, Tags
 from serve_app.errors import Stopped
 from serve_app.jobs import Job, StoredAudio, artifact_folder
-from serve_app.music import SAMPLE_RATE
+from serve_app.music import SAMPLE_RATE, lyric_times
 from serve_app.worker.claims import Claim, StoredSong
 from serve_app.worker.heartbeat import PROGRESS_S
 from serve_app.worker.outcomes import Outcomes
@@ -17,6 +22,8 @@ from serve_app.worker.song_storage import SongStorage
 from serve_app.worker.unstored_songs import MAX_SONGS, UnstoredSongs
 
 logger = logging.getLogger("ray.serve.sophia")
+
+_NO_SAMPLES: Final = np.empty((0, 2), np.float32)
 
 
 class Publisher:
@@ -33,12 +40,17 @@ class Publisher:
         unstored: UnstoredSongs,
         outcomes: Outcomes,
         on_end: Callable[[Claim], None],
+        *,
+        keep_latents: bool,
     ) -> None:
         self._storage = storage
         self._encoders = encoders
         self._unstored = unstored
         self._outcomes = outcomes
         self._on_end = on_end
+        self._keep_latents = keep_latents
+        self.checkpoint = ""
+        """Identifies the loaded model, for the latents that it makes."""
         # Twice as many threads as encoder processes: while some store, the others keep the processes busy.
         self._song_threads = ThreadPoolExecutor(2 * encoders.size, thread_name_prefix="encode")
         self._job_threads = ThreadPoolExecutor(MAX_SONGS, thread_name_prefix="publish")
@@ -90,12 +102,17 @@ class Publisher:
         """Encode and store one song, which it takes out of `songs`."""
         began = time.monotonic()
         job = claim.job
-        seed = songs[0].seed
+        latents = self._latents_file(job, songs[0])
+        song = replace(songs[0], samples=_NO_SAMPLES, latents=None)
+        folder = f"{job.id}/{artifact_folder(job.attempt, job.worker)}"
         try:
-            claim.on_step("encoding", index, job.request.variations)
+            claim.on_step("encoding", index, job.request.songs)
             data = self._encode(job, songs.pop())
-            key = f"{job.id}/{artifact_folder(job.attempt, job.worker)}/{index}.{job.request.format}"
+            key = f"{folder}/{index}.{job.request.format}"
             self._storage.put(claim, key, data)
+            latents_key = self._store_beside(claim, f"{folder}/{index}.latents", latents)
+            lyrics = None if song.lyrics is None else lyric_times.to_file(song.lyrics)
+            lyrics_key = self._store_beside(claim, f"{folder}/{index}.lyrics", lyrics)
         finally:
             self._unstored.release(seconds)
         file = StoredAudio(
@@ -106,14 +123,32 @@ class Publisher:
             channels=2,
             bytes=len(data),
             sha256=hashlib.sha256(data).hexdigest(),
-            seed=seed,
+            seed=song.seed,
+            track=song.track,
+            latents=latents_key,
+            lyrics=lyrics_key,
+            lyric_score=song.lyric_score,
+            candidates=tuple(map(asdict, song.candidates)) if song.candidates else None,
         )
         return StoredSong(file, time.monotonic() - began)
+
+    def _latents_file(self, job: Job, song: Song) -> bytes | None:
+        """Returns the file of a song's latents, audio codes and gain; None if there are no latents or they are not kept."""
+        if song.latents is None or not self._keep_latents or not job.request.keep_latents:
+            return None
+        return to_file(song.latents, self.checkpoint, song.codes, song.gain)
+
+    def _store_beside(self, claim: Claim, key: str, data: bytes | None) -> str | None:
+        """Store a file that belongs to a song, if there is one. Returns its key, or None."""
+        if data is None:
+            return None
+        self._storage.put(claim, key, data)
+        return key
 
     def _encode(self, job: Job, song: Song) -> memoryview:
         request = job.request
         tags = Tags(
-            title=request.title or request.prompt[:80],
+            title=" - ".join(filter(None, (request.title or request.prompt[:80], song.track))),
             prompt=request.prompt,
             seed=song.seed,
             model=job.model,

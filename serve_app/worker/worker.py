@@ -14,8 +14,8 @@ from typing import Any, Final
 from serve_app import metrics
 from serve_app.artifacts import ArtifactStore
 from serve_app.audio import Encoders, default_processes
-from serve_app.config import EncodingArgs, QueueArgs
-from serve_app.engine.protocol import Engine
+from serve_app.config import EncodingArgs, InputArgs, QueueArgs
+from serve_app.engine.protocol import Engine, EngineFacts
 from serve_app.errors import DeviceLost, LoadError, Stopped
 from serve_app.jobs import Job, WorkerPhase, new_id
 from serve_app.music import SELF_TEST
@@ -28,6 +28,7 @@ from serve_app.worker.failures import DeviceRecord, diagnose
 from serve_app.worker.heartbeat import Heartbeat
 from serve_app.worker.outcomes import Outcomes
 from serve_app.worker.publisher import Publisher
+from serve_app.worker.song_inputs import SongInputReader
 from serve_app.worker.song_storage import SongStorage
 from serve_app.worker.unstored_songs import UnstoredSongs
 
@@ -51,6 +52,7 @@ class WorkerOptions:
     price_per_hour: float = 0.0
     """Price of its device."""
     encoding: EncodingArgs = field(default_factory=EncodingArgs)
+    inputs: InputArgs = field(default_factory=InputArgs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,7 @@ class Worker:
         row = _first_row(model, options)
         self._heartbeat = Heartbeat(store, row, queue.lease_s, options.price_per_hour)
         self._storage = SongStorage(row.id, artifacts, MAX_WAITING_SONGS)
+        self._inputs = SongInputReader(store, artifacts, options.inputs)
         self._device = DeviceRecord(store, model, options.deployment)
         self._encoders = encoders or Encoders(options.encoding.processes or default_processes())
         self._owns_encoders = encoders is None
@@ -92,6 +95,7 @@ class Worker:
             UnstoredSongs(options.encoding.audio_in_hand_s),
             Outcomes(store, self._device),
             self._heartbeat.remove,
+            keep_latents=options.encoding.keep_latents,
         )
         self._slots: list[_Slot] = []
         self._stopping = threading.Event()
@@ -140,6 +144,7 @@ class Worker:
         self._heartbeat.update(
             phase=WorkerPhase.IDLE, detail="ready", progress=None, device=facts.device, facts=asdict(facts), error=None
         )
+        self._publisher.checkpoint = _checkpoint(facts)
         logger.info("worker %s of %s is ready on %s", self.id, self.model, facts.device)
         self._encoders.warm_up()
         self._start_slots()
@@ -247,8 +252,9 @@ class Worker:
     def _generate(self, claim: Claim) -> None:
         """Generate the songs of a job and hand each to the publisher. Raises Stopped when the claim is lost."""
         request = claim.job.request
-        claim.warnings = self._engine.warnings(request)
-        for song in self._engine.generate(request, claim.on_step, claim.lost.is_set):
+        claim.warnings = (*claim.job.warnings, *self._engine.warnings(request))
+        inputs = self._inputs.read(claim.job, claim.on_step, self._publisher.checkpoint, claim.lost.is_set)
+        for song in self._engine.generate(request, claim.on_step, claim.lost.is_set, inputs):
             self._publisher.add(claim, song)
             del song  # up to 230 MB, which the publisher frees once they are encoded
 
@@ -287,6 +293,11 @@ class Worker:
                 if jobs:
                     fields["detail"] = f"attempt {jobs[0].attempt}" if len(jobs) == 1 else f"{len(jobs)} jobs"
             self._heartbeat.update(**fields)
+
+
+def _checkpoint(facts: EngineFacts) -> str:
+    """Identifies a loaded model. Latents of another one may belong to another autoencoder."""
+    return f"{facts.source}@{facts.revision or ''} {facts.weights_bytes}"
 
 
 def _first_row(model: str, options: WorkerOptions) -> WorkerRow:

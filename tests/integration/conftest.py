@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from serve_app.artifacts import Artifacts
+from serve_app.engine.ace_step.engine import AceStepEngine
 from serve_app.store import Store
+from tests.support.engines import base_engine
 from tests.support.hub import Hub, serving
 from tests.support.running import SONG, Service, running, simulated
 from tests.support.webhooks import Receiver, running_receiver
@@ -62,3 +64,11 @@ def copy(checkpoint: Path, tmp_path: Path) -> Path:
 def artifacts(tmp_path: Path) -> Artifacts:
     """An empty folder of audio."""
     return Artifacts((tmp_path / "audio").as_uri())
+
+
+@pytest.fixture(scope="module")
+def base(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> AceStepEngine:
+    """An engine with the random checkpoint as a base model, which has guidance. Its VAE encodes audio to latents of 64 channels."""
+    engine = base_engine(checkpoint, tmp_path_factory.mktemp("base"))
+    engine.load(lambda phase, fraction, detail: None)
+    return engine

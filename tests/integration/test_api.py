@@ -138,6 +138,23 @@ def test_a_queued_job_says_its_place_and_why_it_waits(service: Service) -> None:
         assert service.client.delete(f"/v1/jobs/{job['id']}").status_code == 204
 
 
+def test_a_queued_job_says_whether_workers_are_busy_or_paused(tmp_path: Path) -> None:
+    """Behind another job it waits for the busy worker; during a pause nobody knows when it starts."""
+    with running(tmp_path, {"ace-step": simulated(step_s=0.2)}) as service:
+        service.ended(service.submit(steps=1)["id"])  # tells the model's speed
+        first = service.submit(steps=200)["id"]
+        second = service.submit(steps=1)["id"]
+        busy = "no job before this one; the only worker is busy"
+        eventually(lambda: service.job(second)["waiting_for"] == busy)
+        guess = service.job(second)["eta_s"]
+        service.store.pauses.pause("ace-step", "a new disk")
+        paused = eventually(lambda: found if "a new disk" in (found := service.job(second))["waiting_for"] else None)
+        for job in (first, second):
+            service.client.post(f"/v1/jobs/{job}/cancel")
+    assert guess is not None
+    assert paused["eta_s"] is None
+
+
 def test_cancelling_a_running_job_frees_the_worker_within_one_step(tmp_path: Path) -> None:
     """The next job starts within the duration of one step after the cancellation."""
     step_s = 0.5

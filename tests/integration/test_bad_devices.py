@@ -14,6 +14,7 @@ import pytest
 
 from serve_app.audio import Song
 from serve_app.background import sweeper
+from serve_app.engine.protocol import NO_INPUTS, SongInputs
 from serve_app.engine.simulated import SimulatedEngine
 from serve_app.errors import BadAudio, DeviceLost, OutOfDeviceMemory
 from serve_app.jobs import JobFailure
@@ -61,11 +62,15 @@ class BrokenFor(SimulatedEngine):
     """Loads normally, and fails with a lost device on every song whose prompt asks for it."""
 
     def generate(
-        self, request: MusicRequest, on_step: Callable[[str, int, int], None], stopped: Callable[[], bool]
+        self,
+        request: MusicRequest,
+        on_step: Callable[[str, int, int], None],
+        stopped: Callable[[], bool],
+        inputs: SongInputs = NO_INPUTS,
     ) -> Iterator[Song]:
         if "poison" in request.prompt:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
-        return super().generate(request, on_step, stopped)
+        return super().generate(request, on_step, stopped, inputs)
 
 
 def replaced_until_it_waits(service: Service, jobs: list[str]) -> int:

@@ -115,8 +115,8 @@ def test_a_password_that_is_not_encoded_is_refused_without_being_shown() -> None
 
 @pytest.mark.fault("A8")
 def test_a_caller_who_leaves_during_the_insert_leaves_no_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the caller disconnects while the job is inserted, the insert finishes and the job is cancelled."""
-    with running(tmp_path, workers=0) as service:
+    """If the caller disconnects while the job is inserted, the insert finishes and the job is cancelled after the grace."""
+    with running(tmp_path, workers=0, api={"leave_grace_s": 0}) as service:
         inserting = threading.Event()
         left = threading.Event()
         insert = JobStore.submit

@@ -129,5 +129,7 @@ def test_a_revoked_key_is_gone(store: Store, capsys: pytest.CaptureFixture[str])
 
     assert main(["keys", "revoke", "studio"]) == 0
     assert main(["keys", "list"]) == 0
-    assert capsys.readouterr().out == ""
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "That was the last key." in said.err
     assert main(["keys", "revoke", "studio"]) == 1

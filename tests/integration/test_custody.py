@@ -139,8 +139,8 @@ def test_a_disk_that_is_not_mounted_costs_no_song_its_audio(store: Store, artifa
     (tmp_path / "not mounted").rename(tmp_path / "audio")
     mounted = custody.claim(store, artifacts, 0.1, always)
 
-    assert "it holds only 0 of the 12 songs" in empty
-    assert "it holds only 1 of the 13 songs" in with_one
+    assert "of the 12 jobs with songs in this database, it holds the songs of only 0" in empty
+    assert "of the 13 jobs with songs in this database, it holds the songs of only 1" in with_one
     assert unmarked is None
     assert mounted == ""
     assert artifacts.mark() == store.installation.id()

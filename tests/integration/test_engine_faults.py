@@ -96,9 +96,9 @@ def test_the_longest_song_keeps_memory_bounded(checkpoint: Path, cache: Path) ->
     output = _run_with_engine(
         cache,
         """
-        import resource
+        from tests.support.peak_memory import peak_kilobytes
         for song in engine.generate(large, quiet, never):
-            print(len(song.samples), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+            print(len(song.samples), peak_kilobytes())
         """,
     )
 

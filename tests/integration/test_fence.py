@@ -9,6 +9,7 @@ from serve_app.errors import GenerationError
 from serve_app.jobs import Job, artifact_folder
 from serve_app.music import MusicRequest
 from serve_app.store import Beat, Store
+from serve_app.store.jobs import OnceKey
 from tests.support.queue import stored_audio
 
 LEASE_S = 60.0
@@ -82,13 +83,13 @@ def test_a_publication_whose_acknowledgement_was_lost_is_recognised(store: Store
 def test_a_repeated_submission_beside_a_deletion_makes_a_new_job(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """An Idempotency-Key whose job is deleted between the insert and the look makes a job instead of an error."""
     request = MusicRequest(prompt="piano", model="m", seed=1, duration=10.0)
-    options = {"owner": "me", "deadline_s": 600, "max_attempts": 3, "idempotency_key": "k", "fingerprint": "f"}
+    options = {"owner": "me", "deadline_s": 600, "max_attempts": 3, "once": OnceKey("k", "f")}
     first, _ = store.jobs.submit(request, **options)  # type: ignore[arg-type]  # the options' types differ
     look = store.jobs._submitted_before
 
-    def deleted_meanwhile(*arguments: str) -> Job | None:
+    def deleted_meanwhile(owner: str, once: OnceKey) -> Job | None:
         store.jobs.delete(first.id)
-        return look(*arguments)
+        return look(owner, once)
 
     monkeypatch.setattr(store.jobs, "_submitted_before", deleted_meanwhile)
     second, new = store.jobs.submit(request, **options)  # type: ignore[arg-type]  # as above

@@ -17,16 +17,20 @@ EXAMPLES = 12
 @pytest.mark.timeout(600)
 def test_nothing_that_schemathesis_sends_breaks_the_api(tmp_path: Path) -> None:
     """No 5xx, every answer as the OpenAPI page says, valid requests accepted, invalid ones refused, keys asked for."""
-    with running(tmp_path, {"ace-step": simulated(step_s=0)}, workers=2, auth={"mode": "keys"}) as service:
+    models = {"ace-step": simulated(step_s=0)}
+    inputs = {"voices_per_key": 1000}
+    with running(tmp_path, models, workers=2, auth={"mode": "keys"}, inputs=inputs) as service:
+        key = service.store.keys.create("fuzz")
         command = [
             str(Path(sys.executable).with_name("schemathesis")), "run", f"{service.url}/openapi.json",
             "--checks", "all", "--max-examples", str(EXAMPLES), "--seed", "7",
             "--request-timeout", "60", "--max-response-time", "60",
-            "--header", f"Authorization: Bearer {service.store.keys.create('fuzz')}",
+            "--header", f"Authorization: Bearer {key}",
         ]  # fmt: skip
         environment = {
             **os.environ,
             "SCHEMATHESIS_HOOKS": "tests.support.fuzz_hooks",
+            "FUZZ_KEY": key,
             "PYTHONPATH": str(ROOT),
         }
         ran = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, check=False)

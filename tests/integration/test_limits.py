@@ -190,3 +190,14 @@ def follows(service: Service, job: str, headers: dict[str, str]) -> Iterator[Ite
 def submit(service: Service, wait_s: int, **headers: str) -> httpx.Response:
     headers |= {"Prefer": f"wait={wait_s}"} if wait_s else {}
     return httpx.post(f"{service.url}/v1/jobs", json={"prompt": "x"}, headers=headers, timeout=60)
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/voices"])
+def test_a_header_about_the_body_is_sent_once(tmp_path: Path, path: str) -> None:
+    """With two content types, the limit of uploads would hold for a body of JSON, which is read into memory."""
+    with running(tmp_path) as service:
+        headers = [("Content-Type", "application/json"), ("Content-Type", "multipart/form-data; boundary=x")]
+        answer = service.client.post(path, content=b"{}" + b" " * 5_000_000, headers=headers)
+
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+    assert "content-type was sent 2 times" in answer.json()["detail"]

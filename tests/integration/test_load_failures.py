@@ -25,6 +25,7 @@ from tests.support.disks import small_disk
 from tests.support.environments import bare, distribution, finding, without
 from tests.support.failure_codes import provoked
 from tests.support.hub import COMMIT, REPOSITORY, Hub, serving
+from tests.support.layouts import ORIGINAL_CONFIG, make_original
 
 WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
 CONFIG = "transformer/config.json"
@@ -94,9 +95,14 @@ def _another_component(scene: Scene) -> ModelArgs:
     return scene.local(scene.folder / "copy")
 
 
-def _original_layout(scene: Scene) -> ModelArgs:
-    (scene.folder / "original").mkdir()
-    (scene.folder / "original" / "silence_latent.pt").write_bytes(b"")
+def _pickled_weights(scene: Scene) -> ModelArgs:
+    (scene.folder / "pickled").mkdir()
+    (scene.folder / "pickled" / "pytorch_model.bin").write_bytes(b"")
+    return scene.local(scene.folder / "pickled")
+
+
+def _original_without_a_layer(scene: Scene) -> ModelArgs:
+    make_original(scene.checkpoint, scene.folder / "original", config=ORIGINAL_CONFIG | {"num_hidden_layers": 5})
     return scene.local(scene.folder / "original")
 
 
@@ -193,7 +199,20 @@ CASES = [
         "expected .* sha256 [0-9a-f]{64}",
     ),
     Case("another model's class", _another_component, errors.WrongClass, "load", "Set another source"),
-    Case("ACE-Step's original layout", _original_layout, errors.WrongLayout, "load", "convert_ace_step_to_diffusers"),
+    Case(
+        "weights that can run code",
+        _pickled_weights,
+        errors.WrongLayout,
+        "download",
+        "Use a checkpoint with safetensors",
+    ),
+    Case(
+        "the original layout lacks a layer",
+        _original_without_a_layer,
+        errors.WrongTensors,
+        "download",
+        "has 4 layers of transformer, but its configuration says 5",
+    ),
     Case("the hub has no such repository", _unknown_repository, errors.UnknownRepository, "download", "Check the name"),
     Case(
         "no such revision",

@@ -26,6 +26,7 @@ from serve_app.config import AppArgs, ModelArgs
 from serve_app.engine.ace_step.engine import AceStepEngine
 from serve_app.store import Store
 from serve_app.worker.worker import Worker, WorkerOptions
+from tests.support.peak_memory import peak_kilobytes
 
 args = AppArgs(data_dir=Path(sys.argv[1]), models={"m": ModelArgs(source="random", device="cpu")}, encoding={"processes": 2})
 store = Store(args.resolved_database_url)
@@ -37,7 +38,7 @@ while any(store.backlog.counts()[state] for state in ("queued", "running")):
     time.sleep(0.5)
 worker.drain()
 store.close()
-own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+own = peak_kilobytes()
 encoders = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # the largest one's
 print(json.dumps({"worker": own / 1e6, "encoder": encoders / 1e6}))
 """

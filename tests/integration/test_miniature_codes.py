@@ -54,6 +54,7 @@ def test_a_checkpoint_without_codes_has_none(tmp_path: Path) -> None:
     assert codes.Codes.load(tmp_path) is None
 
 
+@pytest.mark.long
 def test_a_resumed_training_is_the_uninterrupted_one(small_batches: None, tmp_path: Path) -> None:
     """Two steps, a save and one more step give, bit by bit, the weights of three steps at once."""
     whole = trained(tmp_path / "whole.pt", 3)
@@ -69,6 +70,7 @@ def test_a_resumed_training_is_the_uninterrupted_one(small_batches: None, tmp_pa
             assert torch.equal(value, of_resumed.state_dict()[name]), name
 
 
+@pytest.mark.long
 def test_training_learns_through_the_quantizer(small_batches: None, tmp_path: Path) -> None:
     """Steps on one batch change the tokenizer, and lessen the loss: gradients pass the quantizer."""
     training = codes.Training(tmp_path / "codes.pt")

@@ -31,6 +31,7 @@ def playing(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         yield service
 
 
+@pytest.mark.long
 def test_songs_are_compared_with_what_was_asked(playing: Service) -> None:
     """Songs over HTTP get all figures, beside those of the synthesizer's clips, which are in their key's scale."""
     pieces = (compose(seed).facts for seed in itertools.count())

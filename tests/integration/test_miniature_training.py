@@ -16,10 +16,10 @@ from miniature.compact import fold_second_time, round_weights
 from miniature.conditioning import Networks, load_tokenizer
 from miniature.export import export, play
 from miniature.flow import Inputs, distillation_losses, matching_losses
-from miniature.stage import Session
+from miniature.lyric_heads import HEADS, alignment_loss, attention_read
 from miniature.tasks import BASE_SHARES, Examples
 from miniature.transformer import Material, Plan, Training, averaged, prepare, state_file, train
-from tests.support.miniature_clips import NoiseClips, noise_clips, noise_texts
+from tests.support.miniature_clips import NoiseClips, Steps, noise_clips, noise_texts
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 
@@ -35,19 +35,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(former)
-
-
-class Steps(Session):
-    """A session of a number of steps."""
-
-    def __init__(self, steps: int) -> None:
-        super().__init__(hours=1.0)
-        self._left = steps
-
-    @property
-    def running(self) -> bool:
-        self._left -= 1
-        return self._left >= 0
 
 
 def weights(plan: Plan) -> dict[str, torch.Tensor]:
@@ -89,6 +76,7 @@ def test_a_resumed_training_is_the_uninterrupted_one(plan: Plan, tmp_path: Path)
         assert torch.equal(value, resumed.average.state_dict()[name]), name
 
 
+@pytest.mark.long
 def test_each_call_goes_on_from_the_last_step(plan: Plan) -> None:
     """The second call of a training counts on from the step that the first one reached, and changes the weights."""
     material = Material(noise_clips(), noise_texts, None)
@@ -125,6 +113,7 @@ def test_covers_go_through_the_codes(plan: Plan) -> None:
     assert torch.equal(coded.source[1 - cover], batch.source[1 - cover])
 
 
+@pytest.mark.long
 def test_turbo_learns_what_base_plays_with_guidance(plan: Plan) -> None:
     """Turbo starts from base's weights, learns to give its guided velocity, and leaves its encoders alone."""
     train(plan, Material(noise_clips(), noise_texts, None), Steps(2))
@@ -182,17 +171,21 @@ class NoValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def test_a_step_can_be_a_cuda_graph(plan: Plan) -> None:
-    """Neither variant's losses nor their gradients ask for a tensor's value."""
+    """Neither variant's losses nor that of alignment nor their gradients ask for a tensor's value."""
     networks = Networks.load(plan.checkpoint)
     inputs = Inputs.drawn(noise_batches(plan)[1], 1)
+    sung = torch.ones(*inputs.music.shape[:2], inputs.lyrics.shape[1], dtype=torch.bool)
 
     with NoValues():  # type: ignore[no-untyped-call]
-        losses = matching_losses(networks, inputs) + distillation_losses(networks, networks, inputs, 3.0)
-        torch.autograd.backward(losses.mean())
+        with attention_read(networks.transformer, HEADS) as read:
+            matching = matching_losses(networks, inputs)
+        losses = matching + distillation_losses(networks, networks, inputs, 3.0)
+        torch.autograd.backward(losses.mean() + alignment_loss(read, sung))
 
     assert networks.transformer.proj_out_conv.weight.grad is not None
 
 
+@pytest.mark.long
 def test_training_learns_a_constant(plan: Plan) -> None:
     """The loss of music that is always the same falls."""
     clips = noise_clips()
@@ -205,6 +198,7 @@ def test_training_learns_a_constant(plan: Plan) -> None:
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
 
+@pytest.mark.long
 def test_an_export_is_a_pipeline_that_plays(plan: Plan, tmp_path: Path) -> None:
     """The exported folder loads with plain from_pretrained, says its variant, has the trained weights, and plays."""
     train(plan, Material(noise_clips(), noise_texts, None), Steps(2))
@@ -257,5 +251,5 @@ def test_seven_bits_are_bfloat16() -> None:
 
 def test_impossible_bits_are_refused() -> None:
     """A number of bits that bfloat16 cannot hold is an error that says what is allowed."""
-    with pytest.raises(ValueError, match="bits: 8 is not from 1 to 7"):
-        round_weights(torch.nn.Linear(2, 2), 8)
+    with pytest.raises(ValueError, match="bits: 11 is not from 1 to 10"):
+        round_weights(torch.nn.Linear(2, 2), 11)

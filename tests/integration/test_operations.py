@@ -57,6 +57,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     models = {"ace-step": simulated()}
     with running(tmp_path_factory.mktemp("operations"), models, auth={"mode": "keys"}) as service:
         service.client.headers["authorization"] = f"Bearer {service.store.keys.create('operator')}"
+        service.store.keys.create("client-2025")  # the old key of "Rotate keys"
         service.ended(service.submit()["id"])
         yield service
 

@@ -14,6 +14,7 @@ from serve_app.errors import BadAudio, Conflict, NotFound, QueueFull, QuotaExcee
 from serve_app.jobs import Job, Status
 from serve_app.music import MusicRequest
 from serve_app.store import Store
+from serve_app.store.jobs import Admission
 from serve_app.store.tables import jobs, shares
 from tests.support.failure_codes import provoked
 from tests.support.queue import claim, submit
@@ -22,7 +23,7 @@ from tests.support.running import running
 
 def submit_within(store: Store, owner: str, limits: QueueArgs, duration: float = 10.0, model: str = "m") -> Job:
     request = MusicRequest(prompt="piano", model=model, seed=1, duration=duration)
-    return store.jobs.submit(request, owner=owner, deadline_s=600, max_attempts=3, limits=limits)[0]
+    return store.jobs.submit(request, owner=owner, deadline_s=600, max_attempts=3, admission=Admission(limits))[0]
 
 
 def counted(store: Store) -> dict[tuple[str, str, int], tuple[int, Any]]:
@@ -82,10 +83,10 @@ def test_an_owner_may_have_so_many_jobs_waiting(tmp_path: Path) -> None:
 @pytest.mark.fault("A11")
 def test_an_owner_may_have_so_much_audio_waiting(store: Store) -> None:
     """An owner's queued audio is limited in seconds over all models."""
-    limits = QueueArgs(max_owner_audio_s=4800)
-    for number in range(8):
+    limits = QueueArgs(max_owner_audio_s=7200)
+    for number in range(12):
         submit_within(store, "a", limits, duration=600, model=f"m{number % 2}")
-    with pytest.raises(QuotaExceeded, match=r"4810 seconds of audio waiting, and queue\.max_owner_audio_s is 4800"):
+    with pytest.raises(QuotaExceeded, match=r"7210 seconds of audio waiting, and queue\.max_owner_audio_s is 7200"):
         submit_within(store, "a", limits)
     submit_within(store, "b", limits)
     claim(store, model="m0")

@@ -94,7 +94,11 @@ def test_a_run_beyond_its_limit_fails_and_says_which_limit(store: Store) -> None
     ended = store.jobs.get(job.id)
     assert ended.error is not None
     assert (ended.status, ended.error.code) == (Status.FAILED, "run_limit_exceeded")
-    provoked("run_limit_exceeded", "one attempt runs longer than `queue.run_limit_s`", ended.error.message)
+    provoked(
+        "run_limit_exceeded",
+        "one attempt runs longer than the request's `run_limit_s` or `queue.run_limit_s`",
+        ended.error.message,
+    )
 
 
 def test_an_expired_job_says_that_it_was_its_deadline(store: Store) -> None:

@@ -8,7 +8,8 @@ import jsonschema
 import pytest
 from pydantic import ValidationError
 
-from serve_app.engine.ace_step.generating import lyrics_and_language, sampling_settings, seeds
+from serve_app.engine.ace_step.generating import lyrics_and_language, seeds
+from serve_app.engine.ace_step.settings import sampling_settings, shifted_levels
 from serve_app.music import MAX_SEED, MusicRequest
 from tests.support.helpers import quickest_s
 from tests.support.running import Service
@@ -67,6 +68,9 @@ def test_digits_of_other_scripts_are_no_numbers(service: Service) -> None:
         ("shift", ["0.1", "0.95", "1", "9.99", "10"], ["0.05", "10.1"]),
         ("cfg_interval_end", ["0", "0.25", "1"], ["1.5"]),
         ("deadline_s", ["1", "604800", "86400.5"], ["604801"]),
+        ("dcw", ["true", "False"], ["yes"]),
+        ("sampler", ["Heun"], ["ode"]),
+        ("dcw_strength", ["0", "0.05", "1"], ["1.1"]),
         ("format", ["MP3", "Wav32", "aac"], ["wma"]),
         ("vocal_language", ["EN", "Unknown"], ["xx"]),
         ("keyscale", ["Am", "N/A"], ["H"]),
@@ -141,11 +145,11 @@ def test_another_services_name_or_a_slip_leads_to_the_field_that_is_meant(
     answer = service.client.post("/v1/jobs", json={"prompt": "x", foreign: "y"})
 
     [error] = answer.json()["errors"]
-    assert error["message"].endswith((f"where it is called {ours!r}", f"did you mean {ours!r}?"))
+    assert error["message"].endswith((f"Sophia calls it {ours!r}", f"did you mean {ours!r}?"))
 
 
 @pytest.mark.fault("C2")
-@pytest.mark.parametrize("name", ["mood", "speed", "timesteps", "instrumental", "negative_prompt"])
+@pytest.mark.parametrize("name", ["mood", "speed", "instrumental", "negative_prompt"])
 def test_a_name_that_means_something_else_is_not_taken_for_one_of_ours(service: Service, name: str) -> None:
     """The error for a name that only resembles a field lists all fields and makes no suggestion."""
     answer = service.client.post("/v1/jobs", json={"prompt": "x", name: 1})
@@ -169,13 +173,16 @@ def test_the_error_for_a_wrong_time_signature_shows_the_right_form(service: Serv
 
 @pytest.mark.fault("C4")
 def test_the_variants_defaults_are_the_originals() -> None:
-    """Each variant has the defaults of the original ACE-Step: shift, guidance interval, and the lyrics of an instrumental."""
+    """Each variant has the defaults of the original ACE-Step: schedule, guidance interval, DCW, and an instrumental's lyrics."""
+    turbo = sampling_settings(MusicRequest(prompt="x"), "turbo")
     base = sampling_settings(MusicRequest(prompt="x"), "base")
     early = sampling_settings(MusicRequest(prompt="x", cfg_interval_start=0.75), "sft")
 
-    assert (base.shift, base.steps) == (1.0, 50)
+    assert turbo.levels == shifted_levels(8, 3.0)
+    assert base.levels == shifted_levels(50, 1.0)
+    assert (turbo.dcw_mode, base.dcw_mode, early.dcw_mode) == ("double", None, None)
+    assert sampling_settings(MusicRequest(prompt="x"), "turbo", "embedded").dcw_mode is None
     assert (early.guidance_start, early.guidance_end) == (0.75, 1.0)
-    assert sampling_settings(MusicRequest(prompt="x"), "turbo").shift == 3.0
     assert lyrics_and_language(MusicRequest(prompt="x")) == ("[Instrumental]", "unknown")
     assert lyrics_and_language(MusicRequest(prompt="x", lyrics="la la", vocal_language="de")) == ("la la", "de")
 

@@ -21,7 +21,7 @@ from serve_app.music import MusicRequest
 from serve_app.processes import Process
 from serve_app.store import Beat, Store, WorkerRow
 from serve_app.store.database import Database
-from serve_app.store.jobs import fingerprint
+from serve_app.store.jobs import OnceKey, fingerprint
 from serve_app.store.keys import owner_of
 from serve_app.store.places import Place
 from serve_app.store.tables import metadata, workers
@@ -105,9 +105,7 @@ def test_an_idempotency_key_gives_the_same_job_again(store: Store) -> None:
     request = MusicRequest(prompt="x", model="m", seed=1)
 
     def again(owner: str, body: str) -> tuple[Job, bool]:
-        return store.jobs.submit(
-            request, owner=owner, deadline_s=60, max_attempts=1, idempotency_key="k", fingerprint=body
-        )
+        return store.jobs.submit(request, owner=owner, deadline_s=60, max_attempts=1, once=OnceKey("k", body))
 
     (first, new) = again("a", "body")
     (second, newer) = again("a", "body")

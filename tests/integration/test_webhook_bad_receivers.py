@@ -58,22 +58,22 @@ def _hang_up(connection: socket.socket, over: threading.Event) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "error"),
+    ("answer", "timeout_s", "error"),
     [
-        (_drip, "no answer within 0.5 s"),
-        (_say_nothing, "no answer within 0.5 s"),
-        (_endless_headers, "not HTTP"),
-        (_not_http, "not HTTP"),
-        (_hang_up, "not HTTP"),
+        (_drip, 0.5, "no answer within 0.5 s"),
+        (_say_nothing, 0.5, "no answer within 0.5 s"),
+        (_endless_headers, 30, "not HTTP"),
+        (_not_http, 30, "not HTTP"),
+        (_hang_up, 30, "not HTTP"),
     ],
 )
 def test_a_receiver_that_misbehaves_costs_one_bounded_attempt(
-    sqlite_store: Store, answer: Callable[[socket.socket, threading.Event], None], error: str
+    sqlite_store: Store, answer: Callable[[socket.socket, threading.Event], None], timeout_s: float, error: str
 ) -> None:
     """Every attempt ends within its bound, with a reason that repeats nothing of the answer."""
     with raw_receiver(answer) as url:
         job = succeeded_with_webhook(sqlite_store, url)
-        with running_sender(sqlite_store, retries_s=[], timeout_s=0.5):
+        with running_sender(sqlite_store, retries_s=[], timeout_s=timeout_s):
             delivery = final_delivery(sqlite_store, job)
     assert (delivery.state, delivery.attempts) == ("failed", 1)
     assert error in delivery.history[0]["error"]

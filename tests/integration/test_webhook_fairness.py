@@ -12,6 +12,7 @@ from serve_app.errors import QuotaExceeded
 from serve_app.jobs import Job
 from serve_app.music import MusicRequest
 from serve_app.store import Store
+from serve_app.store.jobs import Admission
 from serve_app.store.webhooks import Delivery
 from tests.support.helpers import eventually
 from tests.support.webhooks import Receiver, final_delivery, running_receiver, running_sender, succeeded_with_webhook
@@ -126,7 +127,7 @@ def test_an_owner_may_have_so_many_webhooks_on_their_way(store: Store) -> None:
 
     def ask(owner: str, url: str | None = "https://hooks.example/") -> Job:
         request = MusicRequest(prompt="piano", model="m", seed=1, webhook_url=url)
-        return store.jobs.submit(request, owner=owner, deadline_s=600, max_attempts=3, limits=limits)[0]
+        return store.jobs.submit(request, owner=owner, deadline_s=600, max_attempts=3, admission=Admission(limits))[0]
 
     made = [ask("studio") for _ in range(2)]
     for job in made:

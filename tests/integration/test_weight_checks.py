@@ -10,7 +10,7 @@ import pytest
 from serve_app import errors, weights
 from serve_app.config import ModelArgs
 from serve_app.weights import manifest
-from tests.support.checkpoints import LARGEST, RANDOM, original_layout
+from tests.support.checkpoints import LARGEST, RANDOM
 
 
 def test_a_local_folder_is_used_where_it_is(copy: Path, tmp_path: Path) -> None:
@@ -98,10 +98,12 @@ def test_another_class_is_refused(key: str, value: object, expected: str, copy: 
         weights.verify(copy, RANDOM)
 
 
-def test_a_folder_in_the_original_layout_is_refused(tmp_path: Path) -> None:
-    """A folder in ACE-Step's own layout is refused with the way to convert it."""
-    with pytest.raises(errors.WrongLayout, match=r"original layout.*convert_ace_step_to_diffusers"):
-        weights.verify(original_layout(tmp_path / "original"), RANDOM)
+def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
+    """A folder in no known layout is refused with the page that lists the layouts."""
+    (tmp_path / "notes.txt").write_text("hello")
+
+    with pytest.raises(errors.WrongLayout, match=r"is not an ACE-Step 1\.5 checkpoint: .*docs/CHECKPOINTS\.md"):
+        weights.resolve("m", ModelArgs(source=str(tmp_path)), tmp_path / "cache", lambda *report: None)
 
 
 def test_optional_components_may_be_absent(copy: Path) -> None:

@@ -10,12 +10,13 @@ import pytest
 
 from serve_app import errors, weights
 from serve_app.config import ModelArgs
-from tests.support.checkpoints import LARGEST, RANDOM, REMOTE, original_layout
+from tests.support.checkpoints import LARGEST, RANDOM, REMOTE
 from tests.support.disks import fill, small_disk
 from tests.support.helpers import eventually
 from tests.support.hub import COMMIT, REPOSITORY, Hub, serving
 
 
+@pytest.mark.long
 def test_the_random_checkpoint_has_the_same_bytes_from_every_process(checkpoint: Path, tmp_path: Path) -> None:
     """Two processes that build the random checkpoint at once leave one folder, with the bytes of every other build."""
     code = (
@@ -211,15 +212,16 @@ def test_a_disk_that_fills_up_while_fetching_keeps_what_came(hub: Hub, tmp_path:
         assert _digests(folder)[LARGEST] == _digests(hub.folder)[LARGEST]
 
 
-def test_a_repository_in_the_original_layout_is_refused_before_it_is_fetched(
+def test_a_repository_of_pickled_weights_is_refused_before_it_is_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """ACE-Step's own layout is recognised from the hub's list of files, with the way to convert it."""
-    original = original_layout(tmp_path / "original")
-    with serving(original) as hub:
+    """Weights in a format that can run code are recognised from the hub's list of files."""
+    (tmp_path / "pickled").mkdir()
+    (tmp_path / "pickled" / "pytorch_model.bin").write_bytes(b"x")
+    with serving(tmp_path / "pickled") as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
 
-        with pytest.raises(errors.WrongLayout, match=r"original layout.*convert_ace_step_to_diffusers"):
+        with pytest.raises(errors.WrongLayout, match=r"pytorch_model\.bin, a format whose reading can run code"):
             weights.resolve("m", REMOTE, tmp_path / "cache", lambda *report: None)
 
     assert hub.served.total() == 0

@@ -16,7 +16,7 @@ from serve_app.artifacts import Artifacts
 from serve_app.audio import Song
 from serve_app.config import QueueArgs
 from serve_app.engine.ace_step.engine import AceStepEngine
-from serve_app.engine.protocol import Engine, OnStep
+from serve_app.engine.protocol import NO_INPUTS, Engine, OnStep, SongInputs
 from serve_app.engine.simulated import SimulatedEngine
 from serve_app.jobs import Job, JobFailure, Status
 from serve_app.music import SELF_TEST, MusicRequest
@@ -247,12 +247,18 @@ class TwoSlots(SimulatedEngine):
         super().__init__("m", simulated(0.05))
         self._both_run = threading.Barrier(2)
 
-    def generate(self, request: MusicRequest, on_step: OnStep, stopped: Callable[[], bool]) -> Iterator[Song]:
+    def generate(
+        self,
+        request: MusicRequest,
+        on_step: OnStep,
+        stopped: Callable[[], bool],
+        inputs: SongInputs = NO_INPUTS,
+    ) -> Iterator[Song]:
         if request.prompt in ("fails", "succeeds"):
             self._both_run.wait(60)
         if request.prompt == "fails":
             raise ZeroDivisionError("by zero")
-        return super().generate(request, on_step, stopped)
+        return super().generate(request, on_step, stopped, inputs)
 
 
 def test_an_engine_with_two_slots_runs_two_jobs_at_once(bench: Bench) -> None:

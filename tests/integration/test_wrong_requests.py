@@ -9,6 +9,9 @@ import pytest
 
 from tests.support.running import Service
 
+EDIT = {"task_type": "edit", "source": f"input:{'0' * 64}"}
+PART = {"task_type": "repaint", "source": f"input:{'0' * 64}", "repaint_start": 3}
+
 
 @pytest.mark.parametrize(
     ("body", "field", "says"),
@@ -20,7 +23,27 @@ from tests.support.running import Service
         ({"steps": 1.5}, "steps", "integer"),
         ({"format": "wma"}, "format", "'mp3', 'flac', 'wav', 'wav32', 'ogg', 'opus' or 'aac'"),
         ({"model": "gpt"}, "model", "'ace-step' or 'asleep'"),
-        ({"task_type": "extract"}, "task_type", "'text2music'"),
+        ({"task_type": "remix"}, "task_type", "'text2music', 'cover', 'cover-nofsq', 'repaint', 'extract'"),
+        ({"task_type": "cover"}, "source", "is required, because task_type 'cover' makes a song from another one"),
+        (
+            {"repaint_start": 3},
+            "repaint_start",
+            "belongs to task_type 'repaint' or 'lego'; this request's task_type is 'text2music'",
+        ),
+        ({"track": "Drums"}, "track", "belongs to task_type 'extract' or 'lego'"),
+        ({**PART, "repaint_end": 2}, "repaint_end", "must be greater than repaint_start, which is 3"),
+        ({**PART, "repaint_start": -1}, "repaint_start", "greater than or equal to 0"),
+        ({**PART, "task_type": "stems", "repaint_start": None, "variations": 2}, "task_type", "variations must be 1"),
+        ({"lyrics_timing": True, "lyrics": "[verse]"}, "lyrics_timing", "needs lyrics with words"),
+        ({"best_of": 2}, "best_of", "needs lyrics with words"),
+        (
+            {"best_of": 2, "lyrics": "la", "variations": 2},
+            "best_of",
+            "gives one song, so variations must be 1; it is 2",
+        ),
+        ({"best_of": 9, "lyrics": "la"}, "best_of", "less than or equal to 8"),
+        ({"audio_codes": "1, 2"}, "audio_codes", "must be a valid list"),
+        ({"timesteps": [1.5]}, "timesteps.0", "less than or equal to 1"),
         ({"keyscale": "H minor"}, "keyscale", "such as 'C major'"),
         ({"prompt": ""}, "prompt", "at least 1 character"),
         ({"prompt": "a\x00b"}, "prompt", "must not contain a NUL character"),
@@ -30,7 +53,13 @@ from tests.support.running import Service
         ({"bpm": True}, "bpm", "integer"),
         ({"timesignature": 5}, "timesignature", "also written '2/4'"),
         ({"seed": -2}, "seed", "greater than or equal to -1"),
-        ({"caption": "x"}, "caption", "where it is called 'prompt'"),
+        ({**EDIT}, "source_lyrics", "is required, unless source_prompt is given"),
+        ({**EDIT, "source_prompt": "x", "edit_start": 0.5, "edit_end": 0.5}, "edit_end", "greater than edit_start"),
+        ({**EDIT, "source_prompt": "x", "edit_start": 1}, "edit_end", "greater than edit_start"),
+        ({"edit_draws": 3}, "edit_draws", "belongs to task_type 'edit'"),
+        ({**EDIT, "source_prompt": "x", "cover_strength": 0.5}, "cover_strength", "belongs to task_type 'text2music'"),
+        ({"flow_edit_n_avg": 3}, "flow_edit_n_avg", "Sophia calls it 'edit_draws'"),
+        ({"caption": "x"}, "caption", "Sophia calls it 'prompt'"),
         ({"lenght": 5}, "lenght", "not a known field"),
         ({"durations": 5}, "durations", "did you mean 'duration'"),
         ({"metadata": {"a": 1}}, "metadata.a", "string"),

@@ -101,10 +101,10 @@ def _run(language: str, code: str, port: int, folder: Path) -> None:
     assert ran.returncode == 0, f"{code}\n{ran.stdout}{ran.stderr}"
 
 
-def test_the_readme_has_its_two_commands_its_song_and_five_examples() -> None:
+def test_the_readme_has_its_two_commands_its_song_and_seven_examples() -> None:
     """This file runs every command block of the README."""
     assert EXAMPLES[0][1].count("make ") == 2
-    assert len(EXAMPLES) == 2 + 5
+    assert len(EXAMPLES) == 2 + 7
 
 
 def test_the_song_of_the_readme(port: int, tmp_path: Path) -> None:
@@ -169,9 +169,25 @@ def _make(dashboard: str, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True, timeout=120, check=False)
 
 
-def test_from_python(port: int, tmp_path: Path) -> None:
-    """Example 5 leaves a WAV of 6 s."""
+def test_a_longer_song(port: int, tmp_path: Path) -> None:
+    """Example 5 leaves a song of 8 s, and one of 14 s which begins with the same samples."""
     _run(*EXAMPLES[6], port, tmp_path)
+    _is_audio(tmp_path / "longer.flac", 14)
+    short, _ = soundfile.read(tmp_path / "short.flac")
+    longer, _ = soundfile.read(tmp_path / "longer.flac")
+    assert np.array_equal(longer[: len(short)], short)
+
+
+def test_a_cover_of_ones_own_recording(port: int, tmp_path: Path) -> None:
+    """Example 6 makes a cover of the first song, which is as long."""
+    _run(*EXAMPLES[1], port, tmp_path)
+    _run(*EXAMPLES[7], port, tmp_path)
+    _is_audio(tmp_path / "cover.flac", 10)
+
+
+def test_from_python(port: int, tmp_path: Path) -> None:
+    """Example 7 leaves a WAV of 6 s."""
+    _run(*EXAMPLES[8], port, tmp_path)
     _is_audio(tmp_path / "trio.wav", 6)
 
 

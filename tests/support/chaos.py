@@ -229,7 +229,7 @@ def _files_without_a_job(folder: Path, store: Any) -> list[str]:
 
     artifacts = Artifacts((folder / "audio").as_uri())
     sweep_files(store, artifacts, grace_s=0)
-    named = {file.key for job in _every_row(store) for file in job.audio}
+    named = {key for job in _every_row(store) for file in job.audio for key in file.keys}
     return [file.key for file in artifacts.list() if file.key not in named]
 
 

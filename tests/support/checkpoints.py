@@ -105,11 +105,3 @@ def full_size(checkpoint: Path, folder: Path) -> Path:
 def edit(file: Path, changes: dict[str, Any]) -> None:
     """Overwrites some keys of a JSON file."""
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-
-
-def original_layout(folder: Path) -> Path:
-    """The folder, with files named as in ACE-Step's own repository."""
-    for name in ("model.safetensors", "silence_latent.pt", "vae/config.json", "Qwen3-Embedding-0.6B/config.json"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text("{}")
-    return folder

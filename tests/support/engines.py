@@ -1,13 +1,19 @@
 """Engines that fail as real ones do, and a short song from the real one."""
 
+import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from serve_app.audio import Song
 from serve_app.config import ModelArgs
 from serve_app.engine.ace_step.engine import AceStepEngine
+from serve_app.engine.protocol import NO_INPUTS, EngineFacts, SongInputs
 from serve_app.engine.simulated import SimulatedEngine
 from serve_app.music import MusicRequest
+from tests.support.checkpoints import edit
 
 
 class BrokenDevice(SimulatedEngine):
@@ -18,9 +24,32 @@ class BrokenDevice(SimulatedEngine):
         self._error = error
 
     def generate(
-        self, request: MusicRequest, on_step: Callable[[str, int, int], None], stopped: Callable[[], bool]
+        self,
+        request: MusicRequest,
+        on_step: Callable[[str, int, int], None],
+        stopped: Callable[[], bool],
+        inputs: SongInputs = NO_INPUTS,
     ) -> Iterator[Song]:
         raise self._error
+
+
+class EncodingEngine(AceStepEngine):
+    """An engine for the random checkpoint, whose VAE gives 4 channels when it encodes. Here an untrained last layer gives 64."""
+
+    def load(self, report: Callable[[str, float | None, str], None]) -> EngineFacts:
+        facts = super().load(report)
+        encoder = self._pipe.vae.encoder
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            encoder.conv2 = torch.nn.Conv1d(encoder.conv2.in_channels, 2 * 64, kernel_size=3, padding=1)
+        return facts
+
+
+def base_engine(checkpoint: Path, folder: Path) -> EncodingEngine:
+    """An engine, not loaded yet, for a copy in `folder` of the random checkpoint that says that it is a base model's."""
+    copy = Path(shutil.copytree(checkpoint, folder / "checkpoint"))
+    edit(copy / "transformer" / "config.json", {"is_turbo": False, "model_version": "base"})
+    return EncodingEngine("base", ModelArgs(source=str(copy), device="cpu"), folder)
 
 
 def generate(

@@ -1,4 +1,4 @@
-"""Measures of what a song sounds like: its key, its drums and its brightness.
+"""Measures of what a song sounds like: its key, its notes and its brightness.
 
 A song is an array (2, samples) at 48 kHz. Every function raises ValueError if it is silent.
 """
@@ -8,6 +8,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from miniature import measures
 from serve_app.music import SAMPLE_RATE
 
 Samples = npt.NDArray[np.floating]
@@ -18,18 +19,12 @@ CHROMAGRAM_HOP: Final = 4096
 """Samples from one column of a chromagram to the next."""
 
 _STEPS: Final = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}
-# Krumhansl and Kessler's ratings of how well each pitch class fits a key, from its root (1982).
-_PROFILES: Final = {
-    "major": (6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88),
-    "minor": (6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17),
-}
 _FINE: Final = 16_384
 """Samples of a spectrum that tells the notes above 120 Hz apart: its lines are 2.9 Hz apart."""
 _SHORT: Final = 2048
 """Samples of a spectrum for bands that are wide."""
 _LOWEST_HZ: Final = 120
 _HIGHEST_HZ: Final = 1100
-_TREBLE_HZ: Final = 4000
 
 
 def scale_notes(key: str) -> list[int]:
@@ -62,21 +57,9 @@ def scale_share(song: Samples, key: str) -> float:
 
 
 def best_key(song: Samples) -> str:
-    """The key whose profile correlates best with the song's pitch classes (Krumhansl and Schmuckler's method)."""
-    heard = pitch_classes(song)
-    fits = {
-        f"{NOTES[root]} {mode}": float(np.corrcoef(np.roll(profile, root), heard)[0, 1])
-        for mode, profile in _PROFILES.items()
-        for root in range(12)
-    }
-    return max(fits, key=lambda key: fits[key])
-
-
-def treble_share(song: Samples) -> float:
-    """The share of the energy above 4 kHz, where snare and hi-hat are louder than the other instruments."""
-    powers = _powers(song, _SHORT, _SHORT // 2).mean(0)
-    frequencies = np.fft.rfftfreq(_SHORT, 1 / SAMPLE_RATE)
-    return float(powers[frequencies > _TREBLE_HZ].sum() / powers.sum())
+    """The key that miniature.measures hears."""
+    key = measures.heard_key(pitch_classes(song))
+    return f"{key.tonic} {key.mode}"
 
 
 def centroid_hz(song: Samples) -> float:

@@ -1,4 +1,4 @@
-"""A data set of noise for tests of the toy model's training."""
+"""A data set of noise and short sessions, for tests of the toy model's training."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,6 +7,7 @@ import numpy as np
 from diffusers.pipelines.ace_step.pipeline_ace_step import DEFAULT_DIT_INSTRUCTION, SFT_GEN_PROMPT
 
 from miniature.mixing import LINEAR, Latents, mixed, silence
+from miniature.stage import Session
 from miniature.tasks import HELD_OUT
 
 FRAMES = 256
@@ -19,6 +20,10 @@ class Facts:
     instrument: str
     ending: bool
     piece_s: int = 9
+    bpm: int = 90
+    voice: bool = False
+    lyrics: str = ""
+    syllables: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,19 @@ class NoiseClips:
     mix: np.ndarray
     stems: dict[str, np.ndarray]
     facts: list[Facts]
+
+
+class Steps(Session):
+    """A session of a number of steps."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__(hours=1.0)
+        self._left = steps
+
+    @property
+    def running(self) -> bool:
+        self._left -= 1
+        return self._left >= 0
 
 
 def lowest(frames: int) -> Latents:
@@ -58,4 +76,4 @@ def noise_texts(facts: Any, _random: np.random.Generator, names_instrument: bool
     caption = facts.instrument if names_instrument else "a tune"
     return SFT_GEN_PROMPT.format(
         DEFAULT_DIT_INSTRUCTION, caption, "- bpm: 90\n"
-    ), "# Languages\nen\n\n# Lyric\n<|endoftext|>"
+    ), f"# Languages\nen\n\n# Lyric\n{facts.lyrics}<|endoftext|>"

@@ -1,8 +1,9 @@
-"""`make test`: runs the tests as three pytest processes at once: those in tests/ray, and the others in two halves.
+"""`make test`: runs the tests as three pytest processes at once: those in tests/ray with a few others, and the rest in two halves.
 
-Tests of Ray, leases and time limits mostly wait, so one process leaves two cores mostly idle. The first half prints as it runs;
-the output of the other two processes follows at the end, and then the coverage of the two halves. Plain `pytest` runs everything in
-one process. So does this while SOPHIA_WRITE_DOCS=1 is set, because three processes would overwrite each other's docs/FAILURES.md.
+Tests of Ray, leases and time limits mostly wait, so one process leaves two cores mostly idle. The tests in tests/ray take less time
+than a half of the others, so they get those of ADDED, too. The first half prints as it runs; the output of the other two processes
+follows at the end, and then the coverage of the two halves. Plain `pytest` runs everything in one process. So does this while
+SOPHIA_WRITE_DOCS=1 is set, because three processes would overwrite each other's docs/FAILURES.md.
 """
 
 import subprocess
@@ -17,13 +18,17 @@ from tests.support.paths import ROOT
 
 FIRST: Final = "first half"
 RAY: Final = "Ray"
+ADDED: Final = ("test_fuzz.py", "test_inputs.py", "test_decoding.py")
+"""Files of tests/integration that wait much for other processes, whose coverage is not measured, either."""
 
 
 def parts() -> dict[str, list[str]]:
     """The arguments of pytest for each process, by the part's name."""
     folder = ROOT / "tests"
     files = sorted(str(file) for kind in ("integration", "unit") for file in (folder / kind).glob("test_*.py"))
-    return {FIRST: files[::2], "second half": files[1::2], RAY: [str(folder / "ray")]}
+    added = [str(folder / "integration" / name) for name in ADDED]
+    others = [file for file in files if file not in added]
+    return {FIRST: others[::2], "second half": others[1::2], RAY: [str(folder / "ray"), *added]}
 
 
 def main() -> NoReturn:

@@ -95,7 +95,7 @@ def running(
                 store,
                 artifacts,
                 args.queue,
-                options=WorkerOptions(price_per_hour=model.price_per_hour, encoding=args.encoding),
+                options=WorkerOptions(price_per_hour=model.price_per_hour, encoding=args.encoding, inputs=args.inputs),
                 encoders=shared_encoders(),
             )
             worker.start()

@@ -1,12 +1,12 @@
 """Writes docs/SETTINGS.md from serve_app/config/: `python -m tests.support.settings_table`."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from serve_app.config import AppArgs, ModelArgs
+from serve_app.config import AdapterArgs, AppArgs, ModelArgs
 from tests.support.paths import ROOT
 
 FILE = ROOT / "docs" / "SETTINGS.md"
@@ -20,6 +20,9 @@ Secrets come from the environment, or from files in the folder that `SOPHIA_SECR
 
 """
 
+_NAMED: Final[dict[str, type[BaseModel]]] = {"models": ModelArgs, "adapters": AdapterArgs}
+"""Settings that have sections by names which the operator chooses."""
+
 
 def page() -> str:
     """The whole page as Markdown."""
@@ -31,8 +34,8 @@ def _settings(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str,
     """Full name and field of every setting in a section and the sections inside it."""
     for name, field in section.model_fields.items():
         kind: Any = field.annotation
-        if name == "models":
-            yield from _settings(ModelArgs, f"{prefix}models.NAME.")
+        if name in _NAMED:
+            yield from _settings(_NAMED[name], f"{prefix}{name}.NAME.")
         elif isinstance(kind, type) and issubclass(kind, BaseModel):
             yield from _settings(kind, f"{prefix}{name}.")
         else:
@@ -40,7 +43,7 @@ def _settings(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str,
 
 
 def _row(name: str, field: FieldInfo) -> str:
-    default = field.get_default(call_default_factory=True, validated_data={})
+    default = None if field.is_required() else field.get_default(call_default_factory=True, validated_data={})
     shown = "~/.sophia" if name == "data_dir" else default
     return f"| `{name}` | {'' if shown in (None, {}) else f'`{shown}`'} | {field.description} |"
 

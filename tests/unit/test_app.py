@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
-from serve_app.app import _worker_deployment
+import pytest
+
+from serve_app.app import _worker_deployment, build
 from serve_app.config import AppArgs
+from serve_app.errors import ConfigurationError
 
 
 def test_a_worker_has_a_gpu_of_its_own_unless_configured_to_share(tmp_path: Path) -> None:
@@ -31,3 +34,11 @@ def test_the_policys_arguments_hold_no_secret(tmp_path: Path) -> None:
     shown = repr(_worker_deployment("m", args, "d")._deployment_config.autoscaling_config.policy.policy_kwargs)
     assert "database-url-d" in shown
     assert "hunter2" not in shown
+
+
+def test_an_unknown_family_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    """A wrong name in api.compat ends `serve run`, instead of every start of an API process."""
+    args = {"data_dir": str(tmp_path), "models": {"m": {"device": "cpu"}}, "api": {"compat": ["runpods"]}}
+
+    with pytest.raises(ConfigurationError, match=r"api.compat: there is no family 'runpods'. Use 'runpod'"):
+        build(args)

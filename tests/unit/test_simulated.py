@@ -88,3 +88,15 @@ def test_it_needs_no_torch() -> None:
 
 def _engine(step_s: float, load_s: float = 0) -> SimulatedEngine:
     return SimulatedEngine("m", ModelArgs(source="simulated", simulated=SimulatedArgs(step_s=step_s, load_s=load_s)))
+
+
+def test_stems_are_one_tone_for_each_track() -> None:
+    """A simulated job of stems has a song for each track, all with the seed of the request."""
+    request = MusicRequest(prompt="x", seed=4, task_type="stems", source=f"input:{'0' * 64}", tracks=["drums", "bass"])
+
+    songs = list(
+        SimulatedEngine("m", ModelArgs(source="simulated")).generate(request, lambda *step: None, lambda: False)
+    )
+
+    assert [(song.seed, song.track) for song in songs] == [(4, "drums"), (4, "bass")]
+    assert MusicRequest(prompt="x", task_type="stems", source=request.source).songs == 12

@@ -14,14 +14,24 @@ class Progress(BaseModel):
     """How far a running job is."""
 
     stage: str = Field(
-        description="The current stage: conditioning, denoising, decoding, encoding or storing. `storing` means that the audio "
-        "store refuses the finished song; the worker retries until the job's deadline.",
+        description="The current stage: preparing (reads the recordings and fetches the adapters that the request names), "
+        "conditioning, denoising, decoding, encoding or storing. `storing` means that the audio store refuses the finished song; "
+        "the worker retries until the job's deadline.",
         examples=["denoising"],
     )
     step: int = Field(description="Completed steps of this stage.", examples=[3])
     steps: int = Field(description="Total steps of this stage.", examples=[8])
     fraction: float = Field(ge=0, le=1, description="Completed part of the whole job, from 0 to 1.", examples=[0.4])
     detail: str | None = Field(None, description="Why the job makes no progress; null if it does.", examples=[None])
+
+
+class CandidateView(BaseModel):
+    """A song that was played to be compared with others."""
+
+    seed: int = Field(
+        description="Its seed. A request with this seed and without `best_of` plays it again.", examples=[8]
+    )
+    lyric_score: float = Field(ge=0, le=1, description="How closely it follows its lyrics.", examples=[0.37])
 
 
 class AudioFile(BaseModel):
@@ -40,6 +50,23 @@ class AudioFile(BaseModel):
         examples=["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"],
     )
     seed: int = Field(description="The seed of this variation.", examples=[7])
+    track: str | None = Field(None, description="The track that it is, if it is a stem; else null.", examples=["drums"])
+    lyric_score: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="How closely the song follows its lyrics, from 0 to 1, if the request has `lyrics_timing` or `best_of`; else "
+        "null. Compare only songs of the same model and lyrics.",
+        examples=[0.41],
+    )
+    lyrics_url: str | None = Field(
+        None,
+        description="Where to find when its lyrics are sung, if the request has `lyrics_timing`; else null.",
+        examples=["/v1/jobs/0190d8a4-7b5e-7c3a-9f00-3c5e8b1f2a4d/lyrics/0"],
+    )
+    candidates: list[CandidateView] | None = Field(
+        None, description="All songs that were played for this one, if the request has `best_of`; else null."
+    )
 
 
 class Timing(BaseModel):
@@ -98,6 +125,14 @@ class JobLinks(BaseModel):
         examples=["/v1/jobs/0190d8a4-7b5e-7c3a-9f00-3c5e8b1f2a4d/events"],
     )
     audio: str = Field(description="Its first file.", examples=["/v1/jobs/0190d8a4-7b5e-7c3a-9f00-3c5e8b1f2a4d/audio"])
+    songs: str = Field(
+        description="All its files in one zip file.",
+        examples=["/v1/jobs/0190d8a4-7b5e-7c3a-9f00-3c5e8b1f2a4d/songs.zip"],
+    )
+    codes: str = Field(
+        description="The audio codes of its songs.",
+        examples=["/v1/jobs/0190d8a4-7b5e-7c3a-9f00-3c5e8b1f2a4d/codes"],
+    )
     cancel: str = Field(
         description="POST here to cancel the job.", examples=["/v1/jobs/0190d8a4-7b5e-7c3a-9f00-3c5e8b1f2a4d/cancel"]
     )
@@ -127,17 +162,18 @@ class JobView(BaseModel):
         examples=[3],
     )
     eta_s: float | None = Field(
-        description="Estimated seconds until the job starts, while queued. Null beyond position 500, and when no worker is ready "
-        "or the model's speed is not known yet.",
+        description="Estimated seconds until the job starts, while queued. Null beyond position 500, and when the model is "
+        "paused, has no worker that is ready, or has not yet shown its speed.",
         examples=[12.5],
     )
     waiting_for: str | None = Field(
-        description="Why the job has not started, while queued.", examples=["2 jobs before this one, 1 worker ready"]
+        description="Why the job has not started, while queued.",
+        examples=["2 jobs before this one; the only worker is busy"],
     )
     progress: Progress | None = Field(description="How far the job is, while running.")
     request: MusicRequest = Field(description="The request as Sophia understood it, with model and seed filled in.")
     warnings: list[str] = Field(
-        description="Parts of the request that had no effect.",
+        description="Parts of the request that had no effect. The model's are added when the job has succeeded.",
         examples=[["guidance_scale is ignored by turbo models"]],
     )
     audio: list[AudioFile] = Field(description="The finished files, one per variation.")
@@ -178,6 +214,12 @@ class UsageView(BaseModel):
         description="Maximum number of pending webhooks; at this limit, jobs with a `webhook_url` are refused.",
         examples=[5000],
     )
+    input_bytes: int = Field(description="Bytes that your uploaded recordings take.", examples=[2_400_000])
+    max_input_bytes: int = Field(
+        description="Maximum bytes of uploaded recordings; a further one is refused.", examples=[5_000_000_000]
+    )
+    voices: int = Field(description="Your voices.", examples=[3])
+    max_voices: int = Field(description="Maximum number of voices.", examples=[100])
     max_waits: int = Field(description="Maximum number of requests that wait for a song at once.", examples=[500])
     max_streams: int = Field(description="Maximum number of event streams at once.", examples=[1000])
     max_requests_per_s: float = Field(description="Maximum average number of requests per second.", examples=[200])

@@ -7,6 +7,13 @@ from serve_app.config.sources import EMBEDDED, NOTES
 from serve_app.music import Format, TaskType, VariantDefaults
 
 
+class AdapterView(BaseModel):
+    """An adapter of a model."""
+
+    name: str = Field(description="The value for `name` in a request's `lora`.", examples=["violin"])
+    scale: float = Field(description="How strongly it counts in requests that name no scale.", examples=[1.0])
+
+
 class ModelView(BaseModel):
     """A served model."""
 
@@ -23,6 +30,12 @@ class ModelView(BaseModel):
     )
     tasks: list[TaskType] = Field(description="The tasks that it supports.", examples=[["text2music"]])
     defaults: VariantDefaults | None = Field(description="The values it uses for fields that a request leaves out.")
+    adapters: list[AdapterView] = Field(description="The adapters that requests may choose.")
+    aligns_lyrics: bool | None = Field(
+        description="Whether it can tell when a song's words are sung, which `lyrics_timing` and `best_of` need; null until a "
+        "worker has loaded it.",
+        examples=[True],
+    )
     ready_workers: int = Field(description="Workers that can generate now.", examples=[1])
     noise: bool = Field(
         description="Whether it generates no music, because its weights are random or it is a simulation.",
@@ -40,3 +53,6 @@ class ModelList(BaseModel):
     formats: list[Format] = Field(description="The supported file formats.", examples=[["mp3", "flac"]])
     max_duration_s: float = Field(description="Maximum length of a song, in seconds.", examples=[600])
     max_variations: int = Field(description="Maximum number of variations per request.", examples=[8])
+    max_best_of: int = Field(
+        description="Maximum number of songs of which a request can get the best one.", examples=[8]
+    )

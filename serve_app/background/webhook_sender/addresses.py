@@ -32,24 +32,22 @@ _SPECIAL: Final = tuple(
 """Blocks of IANA's special-purpose registries (RFC 6890). Python's `is_global` differs between versions of Python."""
 
 
-def check_url(url: str, allow_private: bool) -> None:
-    """Raise InvalidRequest for a `webhook_url` that Sophia will never send to.
+def check_url(url: str, allow_private: bool, field: str = "webhook_url") -> None:
+    """Raise InvalidRequest, which names `field`, for a URL that Sophia will never connect to.
 
     Checks the text only. The sender resolves a host name for each attempt, and checks its addresses then.
     """
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:
-        raise InvalidRequest(f"webhook_url: {error}") from error
+        raise InvalidRequest(f"{field}: {error}") from error
     if parsed.scheme not in ("http", "https"):
-        raise InvalidRequest("webhook_url: must begin with https:// or http://")
+        raise InvalidRequest(f"{field}: must begin with https:// or http://")
     if parsed.userinfo:
-        raise InvalidRequest(
-            "webhook_url: must not contain a user name or password. Your server can check the webhook's signature instead"
-        )
+        raise InvalidRequest(f"{field}: must not contain a user name or password")
     if parsed.port is not None and not 0 < parsed.port < 65536:
-        raise InvalidRequest(f"webhook_url: the port must be between 1 and 65535, got {parsed.port}")
-    _check_host(parsed.raw_host.decode("ascii"), allow_private)
+        raise InvalidRequest(f"{field}: the port must be between 1 and 65535, got {parsed.port}")
+    _check_host(parsed.raw_host.decode("ascii"), allow_private, field)
 
 
 def is_loopback_name(host: str) -> bool:
@@ -75,15 +73,15 @@ def resolve(host: str, port: int) -> list[str]:
     return [str(found[4][0]) for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
 
 
-def _check_host(host: str, allow_private: bool) -> None:
+def _check_host(host: str, allow_private: bool, field: str) -> None:
     address = _parse(host)
     if address is None and not _NAME.fullmatch(host):
         raise InvalidRequest(
-            f"webhook_url: {host!r} is neither a host name nor an IP address in its usual notation, such as 192.0.2.1"
+            f"{field}: {host!r} is neither a host name nor an IP address in its usual notation, such as 192.0.2.1"
         )
     internal = is_loopback_name(host) if address is None else not is_public(address)
     if internal and not allow_private:
-        raise InvalidRequest(f"webhook_url: {host} is not a public address")
+        raise InvalidRequest(f"{field}: {host} is not a public address")
 
 
 def _parse(text: str) -> IPv4Address | IPv6Address | None:

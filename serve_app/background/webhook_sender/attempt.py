@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -46,18 +46,36 @@ class Outcome:
     """The shortest wait before a retry that the receiver asked for."""
 
 
+@dataclass(frozen=True, slots=True)
+class WebhookForm:
+    """How the webhooks of a foreign API's jobs differ from native ones."""
+
+    render: Callable[[Job], Any]
+    """Returns the body, in JSON's types."""
+    is_accepted: Callable[[int], bool]
+    """Whether a status of the receiver's answer means that it has the webhook."""
+    retries_s: Sequence[float]
+    """Seconds to wait before each retry."""
+
+
 class Attempts:
     """Makes attempts. Thread-safe.
 
-    `render` returns the data of an event, in JSON's types: the job as its client sees it.
+    `render` returns the data of an event, in JSON's types: the job as its client sees it. `forms` has the forms of foreign APIs.
     """
 
     def __init__(
-        self, args: AppArgs, render: Callable[[Job], dict[str, Any]], resolve: Resolve, receivers: Receivers
+        self,
+        args: AppArgs,
+        render: Callable[[Job], dict[str, Any]],
+        resolve: Resolve,
+        receivers: Receivers,
+        forms: Mapping[str, WebhookForm],
     ) -> None:
         self._args = args.webhooks
         self._keys = args.webhook_keys
         self._render = render
+        self._forms = forms
         self._resolve = resolve
         self._receivers = receivers
         self._tls = httpx.create_ssl_context()
@@ -66,15 +84,29 @@ class Attempts:
         """Send the event once. Raises ReceiverBusy when the receiver has too many attempts in progress."""
         if delivery.event != f"job.{job.status}":
             return Outcome(error=f"the job was run again before {delivery.event} was delivered", final=True)
-        if delivery.attempts > len(self._args.retries_s) + 1:
+        if delivery.attempts > len(self.retries_s(job)) + 1:
             return Outcome(error="the sender died during every attempt", final=True)
         try:
             check_url(delivery.url, self._args.allow_private)
-            return self._post(delivery, _body(delivery, self._render(job)), signing_keys(self._keys, job.owner))
+            return self._send(delivery, job)
         except ReceiverBusy:
             raise
         except Exception as error:
             return self._failure(delivery, error)
+
+    def retries_s(self, job: Job) -> Sequence[float]:
+        """Seconds to wait before each retry of a job's webhook."""
+        form = self._forms.get(job.family)
+        return self._args.retries_s if form is None else form.retries_s
+
+    def _send(self, delivery: Delivery, job: Job) -> Outcome:
+        form = self._forms.get(job.family)
+        body = _event(delivery, self._render(job)) if form is None else form.render(job)
+        text = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+        outcome = self._post(delivery, text, signing_keys(self._keys, job.owner))
+        if form is None or outcome.status is None or outcome.error is not None or form.is_accepted(outcome.status):
+            return outcome
+        return Outcome(outcome.status, f"answered {outcome.status}")
 
     def _failure(self, delivery: Delivery, error: Exception) -> Outcome:
         match error:
@@ -106,10 +138,9 @@ class Attempts:
             return _outcome(answer.status, received.get(b"retry-after", ""))
 
 
-def _body(delivery: Delivery, data: dict[str, Any]) -> bytes:
+def _event(delivery: Delivery, data: dict[str, Any]) -> dict[str, Any]:
     moment = datetime.fromtimestamp(delivery.created_at, UTC).isoformat(timespec="milliseconds")
-    event = {"type": delivery.event, "timestamp": moment.replace("+00:00", "Z"), "data": data}
-    return json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode()
+    return {"type": delivery.event, "timestamp": moment.replace("+00:00", "Z"), "data": data}
 
 
 def _headers(url: httpx.URL, delivery: Delivery, body: bytes, keys: Sequence[bytes]) -> dict[str, str]:

@@ -7,12 +7,13 @@ the last retry has failed.
 import logging
 import random
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
 from typing import Any, Final
 
 from serve_app.background.webhook_sender.addresses import Resolve, resolve
-from serve_app.background.webhook_sender.attempt import Attempts, Outcome
+from serve_app.background.webhook_sender.attempt import Attempts, Outcome, WebhookForm
 from serve_app.background.webhook_sender.network import ReceiverBusy
 from serve_app.background.webhook_sender.receivers import Receivers
 from serve_app.config import AppArgs
@@ -41,16 +42,21 @@ _BUSY_S: Final = 1.0
 class Sender:
     """A thread in every API process that sends the deliveries that are due. The store's claims share them among the processes.
 
-    `render` returns the data of an event, in JSON's types: the job as its client sees it.
+    `render` returns the data of an event, in JSON's types: the job as its client sees it. `forms` has, by the family of a job, the
+    forms in which the clients of foreign APIs expect webhooks.
     """
 
     def __init__(
-        self, store: Store, args: AppArgs, render: Callable[[Job], dict[str, Any]], resolve: Resolve = resolve
+        self,
+        store: Store,
+        args: AppArgs,
+        render: Callable[[Job], dict[str, Any]],
+        resolve: Resolve = resolve,
+        forms: Mapping[str, WebhookForm] = MappingProxyType({}),
     ) -> None:
         self._store = store
-        self._retries_s = args.webhooks.retries_s
         self._receivers = Receivers(args.webhooks.per_receiver, args.webhooks.per_owner)
-        self._attempts = Attempts(args, render, resolve, self._receivers)
+        self._attempts = Attempts(args, render, resolve, self._receivers, forms)
         self._slots = threading.Semaphore(MAX_ATTEMPTS_AT_ONCE)
         self._pool = ThreadPoolExecutor(MAX_ATTEMPTS_AT_ONCE, thread_name_prefix="webhook")
         self._job_ended = store.notifications.waiter("ended")
@@ -99,7 +105,7 @@ class Sender:
         """Make one attempt and record it. After an error the lease ends and the delivery is due again."""
         try:
             job = self._store.jobs.get(delivery.job)
-            self._record(delivery, self._attempts.make(delivery, job))
+            self._record(delivery, job, self._attempts.make(delivery, job))
         except ReceiverBusy as busy:
             self._store.webhooks.postpone(delivery, busy.receiver, random.uniform(_BUSY_S, 2 * _BUSY_S))
         except NotFound:
@@ -113,26 +119,29 @@ class Sender:
             self._slots.release()
             self._job_ended.wake()
 
-    def _record(self, delivery: Delivery, outcome: Outcome) -> None:
-        state = self._next_state(delivery, outcome)
+    def _record(self, delivery: Delivery, job: Job, outcome: Outcome) -> None:
+        retries_s = self._attempts.retries_s(job)
+        state = _next_state(delivery, outcome, retries_s)
         recorded = self._store.webhooks.record(
             delivery,
             state,
             status=outcome.status,
             error=outcome.error,
-            retry_in_s=self._retry_in_s(delivery, outcome) if state == "pending" else 0,
+            retry_in_s=_retry_in_s(delivery, outcome, retries_s) if state == "pending" else 0,
         )
         result = outcome.error or state
         logger.info("webhook %s of job %s, attempt %s: %s", delivery.id, delivery.job, delivery.attempts, result)
         if not recorded:
             logger.info("webhook %s: its claim is gone, so this attempt is not recorded", delivery.id)
 
-    def _next_state(self, delivery: Delivery, outcome: Outcome) -> DeliveryState:
-        if outcome.error is None:
-            return "delivered"
-        is_last = delivery.attempts > len(self._retries_s)
-        return "failed" if outcome.final or is_last else "pending"
 
-    def _retry_in_s(self, delivery: Delivery, outcome: Outcome) -> float:
-        configured_s = self._retries_s[delivery.attempts - 1] * random.uniform(1, 1 + _JITTER)
-        return max(configured_s, outcome.retry_after_s)
+def _next_state(delivery: Delivery, outcome: Outcome, retries_s: Sequence[float]) -> DeliveryState:
+    if outcome.error is None:
+        return "delivered"
+    is_last = delivery.attempts > len(retries_s)
+    return "failed" if outcome.final or is_last else "pending"
+
+
+def _retry_in_s(delivery: Delivery, outcome: Outcome, retries_s: Sequence[float]) -> float:
+    configured_s = retries_s[delivery.attempts - 1] * random.uniform(1, 1 + _JITTER)
+    return max(configured_s, outcome.retry_after_s)

@@ -6,15 +6,18 @@ is reported as a LoadError.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from serve_app import errors, weights
 from serve_app.audio import Song
-from serve_app.config import ModelArgs, Variant
+from serve_app.config import AdapterArgs, ModelArgs, Variant
+from serve_app.config.sources import PACKAGED
+from serve_app.engine.ace_step.alignment_heads import alignment_heads, require_alignment
 from serve_app.engine.ace_step.device import (
     choose_device,
     choose_dtype,
@@ -29,19 +32,34 @@ from serve_app.engine.ace_step.device import (
 )
 from serve_app.engine.ace_step.generating import (
     TileProgress,
-    lyrics_and_language,
-    post_process,
-    sampling_settings,
+    preparing_progress,
     seeds,
+    song_frames,
     stop_if,
 )
 from serve_app.engine.ace_step.loading import import_errors, import_packages, load_pipeline, unexpected_error
-from serve_app.engine.protocol import EngineFacts, OnStep
-from serve_app.music import MAX_LYRICS_TOKENS, MAX_PROMPT_TOKENS, SAMPLE_RATE, SELF_TEST, TASKS, MusicRequest
+from serve_app.engine.ace_step.settings import ignored_settings, sampling_settings
+from serve_app.engine.ace_step.work import Work, finished, part_progress, work_of
+from serve_app.engine.protocol import NO_INPUTS, EngineFacts, OnStep, SongInputs
+from serve_app.music import (
+    SAMPLE_RATE,
+    SELF_TEST,
+    TASKS,
+    ChunkMaskMode,
+    MusicRequest,
+    defaults_of,
+)
 from serve_app.plurals import counted
 
 if TYPE_CHECKING:
     import torch
+
+    from serve_app.engine.ace_step.adapters.adapters import Adapters
+    from serve_app.engine.ace_step.sampling import Slot
+    from serve_app.engine.ace_step.song_lyrics import SungLyrics
+
+_TAIL_FRAMES: Final = 2
+"""The decoder's edge is shorter than two latent frames, which are 80 ms."""
 
 
 class AceStepEngine:
@@ -53,11 +71,20 @@ class AceStepEngine:
     slots: int = 1
     """One, because the progress of decoding is reported by hooks on the VAE, which all songs share."""
 
-    def __init__(self, name: str, args: ModelArgs, cache: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        args: ModelArgs,
+        cache: Path,
+        known_adapters: Callable[[], Mapping[str, AdapterArgs]] | None = None,
+    ) -> None:
+        """`known_adapters` returns the model's adapters by name. Without it, they are those in `args`."""
+        self._known_adapters = known_adapters or (lambda: args.adapters)
         self._name = name
         self._args = args
         self._cache = cache
         self._pipe: Any = None
+        self._adapters: Any = None
         self._variant: Variant = "turbo"
 
     def load(self, report: weights.Report) -> EngineFacts:
@@ -95,6 +122,7 @@ class AceStepEngine:
         with memory_errors(device, needed):
             self._pipe = load_pipeline(checkpoint, device, dtype)
         self._variant = checkpoint.variant
+        self._adapters = self._open_adapters()
 
         report("warm_up", None, "generating a short test song")
         with memory_errors(device, needed):
@@ -107,60 +135,165 @@ class AceStepEngine:
             device=device_name(device),
             tasks=TASKS[self._variant],
             noise=checkpoint.random_weights,
+            aligns_lyrics=alignment_heads(self._pipe.transformer) is not None,
             versions=versions,
             weights_bytes=checkpoint.bytes,
             **memory_facts(device),
         )
 
+    def _open_adapters(self) -> "Adapters":
+        from serve_app.engine.ace_step.adapters.adapters import Adapters
+
+        def fetch(name: str, adapter: AdapterArgs, report: weights.Report) -> Path:
+            return weights.adapter_file(self._name, name, adapter, self._cache, report)
+
+        capacity = self._args.adapter_memory_mb * 1_000_000
+        return Adapters(self._pipe.transformer, self._known_adapters, fetch, capacity)
+
     def warnings(self, request: MusicRequest) -> tuple[str, ...]:
         """Returns one sentence for each part of `request` that this model will ignore."""
-        found = [*self._truncation_warnings(request)]
-        if request.guidance_scale is not None and self._variant == "turbo":
-            found.append("guidance_scale is ignored by turbo models.")
-        elif request.cfg_interval_start > request.cfg_interval_end:
-            found.append("guidance is never applied: cfg_interval_start is greater than cfg_interval_end.")
-        return tuple(found)
+        from serve_app.engine.ace_step.truncation import truncation_warnings
 
-    def generate(self, request: MusicRequest, on_step: OnStep, stopped: Callable[[], bool]) -> Iterator[Song]:
+        return (*truncation_warnings(self._pipe, request), *ignored_settings(request, self._variant, self._args.source))
+
+    def generate(
+        self,
+        request: MusicRequest,
+        on_step: OnStep,
+        stopped: Callable[[], bool],
+        inputs: SongInputs = NO_INPUTS,
+    ) -> Iterator[Song]:
         """Generates the variations of `request` and yields them one by one, in order. The request must have a `seed`.
 
-        The same request gives the same bytes. Variation i depends on seed + i only, so a request for one song with that seed
-        gives the same song, up to rounding (another batch size changes the order of additions). `stopped` is called between
-        denoising steps and between decoding tiles.
+        The task `stems` yields one song for each track, `best_of` only the best of the songs that it plays. The same request and
+        inputs give the same bytes. Variation i depends on seed + i only, so a request for one song with that seed gives the same
+        song, up to rounding (another batch size changes the order of additions). `stopped` is called between denoising steps and
+        between decoding tiles.
 
         Raises:
             Stopped: `stopped()` returned true. The engine can run the next request.
+            InvalidRequest: the model cannot do the task or align lyrics, or the source is missing or shorter than the request says.
+            BadAdapter: an adapter that the request names no longer exists, or does not fit this model.
+            LoadError: an adapter cannot be fetched.
             BadAudio: the model produced NaN, infinity or silence.
             OutOfDeviceMemory: the request does not fit into the device's memory.
             DeviceLost: the device failed. The process must be replaced.
         """
         with self._device_errors(request):
-            latents = self._denoise(request, on_step, stopped)
-        tiles = TileProgress(self._pipe.vae, latents, on_step, stopped)
-        for i, seed in enumerate(seeds(request)):
-            with self._device_errors(request):
-                song = Song(seed=seed, samples=post_process(self._decode(latents[i : i + 1], tiles), request, seed))
-            yield song
-            del song  # frees up to 230 MB if the caller no longer needs them
+            made = self._prepared(request, inputs)
+        parts = made.parts()
+        for number, part in enumerate(parts):
+            yield from self._songs(part, part_progress(on_step, number, len(parts)), stopped)
 
-    def _denoise(self, request: MusicRequest, on_step: OnStep, stopped: Callable[[], bool]) -> "torch.Tensor":
-        """Returns the latents of all variations, of shape (variations, ceil(25 * duration), 64)."""
+    def _prepared(self, request: MusicRequest, inputs: SongInputs) -> Work:
+        """Returns the work with the source's latents, so that they are encoded once."""
         import torch
 
-        from serve_app.engine.ace_step.conditioning import open_slots, silent_context, silent_reference
-        from serve_app.engine.ace_step.sampling import advance
+        from serve_app.engine.ace_step.sources import encoded
 
-        settings = sampling_settings(request, self._variant)
+        require_alignment(self._pipe.transformer, request)
+        made = work_of(request, inputs, self._variant)
+        if inputs.source is None or inputs.source_latents is not None or made.plan is None:
+            return made
+        with torch.inference_mode():
+            latents = encoded(self._pipe, inputs.source)[0].float().cpu().numpy()
+        return made.with_latents(latents)
+
+    def _songs(self, work: Work, on_step: OnStep, stopped: Callable[[], bool]) -> Iterator[Song]:
+        """Yields the variations of one part, which is no `stems`."""
+        import torch
+
+        from serve_app.engine.ace_step.song_lyrics import published, with_lyrics
+        from serve_app.engine.ace_step.sources import codes_of
+
+        request = work.request
+        with self._device_errors(request):
+            slots = self._denoise(work, on_step, stopped)
+            sung = self._sung_lyrics(request, slots, stopped)
+            numbers = published(request, sung)
+            latents = torch.cat([slots[number].result for number in numbers])[:, : song_frames(request.duration)]
+            padded = self._with_tail(latents)
+        tiles = TileProgress(self._pipe.vae, padded, on_step, stopped)
+        for i, number in enumerate(numbers):
+            seed = seeds(request)[number]
+            with self._device_errors(request):
+                samples, gain = finished(self._decode(padded[i : i + 1], tiles), work, seed)
+                song = Song(
+                    seed=seed,
+                    samples=samples,
+                    track=work.stem,
+                    latents=latents[i].float().cpu().numpy(),
+                    codes=codes_of(self._pipe, latents[i : i + 1]) if request.keep_latents else None,
+                    gain=gain,
+                )
+            yield with_lyrics(song, request, sung, number)
+            del song, samples  # frees up to 230 MB if the caller no longer needs them
+
+    def _denoise(self, work: Work, on_step: OnStep, stopped: Callable[[], bool]) -> "list[Slot]":
+        """Returns the finished slots of all variations. They may be longer than the song."""
+        import torch
+
+        from serve_app.engine.ace_step.conditioning import open_slots
+        from serve_app.engine.ace_step.sampling import advance
+        from serve_app.engine.ace_step.sources import reference_latents
+        from serve_app.engine.ace_step.tasks import canvas
+
+        request = work.request
+        settings = sampling_settings(request, self._variant, self._args.source)
         stop_if(stopped)
+        adapters = self._adapters.blend(
+            {use.name: use.scale for use in request.lora}, preparing_progress(on_step, stopped)
+        )
         on_step("conditioning", 0, 1)
         with torch.inference_mode():
-            context = silent_context(self._pipe, request.duration)
-            slots = open_slots(self._pipe, request, settings, context, silent_reference(self._pipe))
-            for step in range(1, settings.steps + 1):
-                advance(self._pipe.transformer, slots)
-                on_step("denoising", step, settings.steps)
+            made_on = canvas(self._pipe, request, work.plan, work.inputs, self._mask_mode(work))
+            if self._args.source in PACKAGED:
+                # the toy model ends a song where the text says that it ends, so an extension would be silent
+                made_on = replace(made_on, text_duration=request.duration)
+            reference = reference_latents(self._pipe, work.inputs.reference, seeds(request)[0])
+            slots = open_slots(self._pipe, request, settings, made_on, reference)
+            for slot in slots:
+                slot.use(adapters)
+            steps = len(slots[0].levels)
+            for step in range(1, steps + 1):
+                advance(self._pipe.transformer, slots, lambda: stop_if(stopped))
+                on_step("denoising", step, steps)
                 stop_if(stopped)
-            return torch.cat([slot.latents for slot in slots])
+            return slots
+
+    def _sung_lyrics(
+        self, request: MusicRequest, slots: "list[Slot]", stopped: Callable[[], bool]
+    ) -> "list[SungLyrics]":
+        """Returns how each song follows its lyrics; nothing if the request does not ask for it."""
+        import torch
+
+        from serve_app.engine.ace_step.song_lyrics import sung_lyrics
+
+        sung: list[SungLyrics] = []
+        heads = alignment_heads(self._pipe.transformer)
+        if request.needs_alignment and heads is not None:
+            with torch.inference_mode():
+                for slot, seed in zip(slots, seeds(request), strict=True):
+                    sung.append(sung_lyrics(self._pipe, request, slot, seed, heads))
+                    stop_if(stopped)
+        return sung
+
+    def _mask_mode(self, work: Work) -> ChunkMaskMode:
+        """Returns the request's mask mode, or else `explicit` where a part is named or the model was trained with such masks."""
+        names_part = work.plan is not None and bool(work.plan.windows)
+        default = defaults_of(self._variant, self._args.source).chunk_mask_mode
+        return work.request.chunk_mask_mode or ("explicit" if names_part else default)
+
+    def _with_tail(self, latents: "torch.Tensor") -> "torch.Tensor":
+        """Returns latents to decode: the toy model's with silence after them, since its decoder clicks at the end of its input."""
+        import torch
+
+        from serve_app.engine.ace_step.sources import silence
+
+        if self._args.source not in PACKAGED:
+            return latents
+        tail = silence(self._pipe, _TAIL_FRAMES).to(latents)
+        return torch.cat([latents, tail.expand(len(latents), -1, -1)], dim=1)
 
     def _decode(self, latents: "torch.Tensor", tiles: "TileProgress") -> np.ndarray:
         """Returns raw float32 samples of shape (channels, frames). `latents` is one variation, of shape (1, latent frames, 64)."""
@@ -192,32 +325,6 @@ class AceStepEngine:
             raise errors.SelfTestFailed(
                 f"The self-test of {self._name} failed: one second of audio has the shape {songs[0].samples.shape} "
                 f"instead of ({SAMPLE_RATE}, 2). Sophia supports only checkpoints for 48 kHz stereo."
-            )
-
-    def _truncation_warnings(self, request: MusicRequest) -> Iterator[str]:
-        """Yields a warning for the prompt and for the lyrics, if they have more tokens than the model reads."""
-        given_lyrics, language = lyrics_and_language(request)
-        text, lyrics = self._pipe._format_prompt(
-            request.prompt,
-            given_lyrics,
-            language,
-            request.duration,
-            self._pipe._get_task_instruction(request.task_type),
-            request.bpm,
-            request.keyscale,
-            request.timesignature,
-        )
-        note = ", some of which belong to the instruction before the prompt; tempo and key come after the prompt"
-        yield from self._truncation_warning("prompt", text, MAX_PROMPT_TOKENS, note)
-        yield from self._truncation_warning("lyrics", lyrics, MAX_LYRICS_TOKENS, "")
-
-    def _truncation_warning(self, field: str, text: str, limit: int, note: str) -> Iterator[str]:
-        starts = [start for start, _ in self._pipe.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]]
-        if len(starts) > limit:
-            lost = " ".join(text[starts[limit] :].removesuffix("<|endoftext|>").split())[:40]
-            yield (
-                f"{field} was cut: the model reads {limit} of its {len(starts)} tokens{note}. "
-                f"It ignores the text from here on: {lost!r}."
             )
 
     @contextlib.contextmanager

@@ -1,23 +1,25 @@
-"""The steps around sampling: the settings for a request, the progress of the decoder, and the post-processing of the audio."""
+"""The steps around sampling: seeds and texts of a request, the progress of the decoder, and the post-processing of the audio."""
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from serve_app import errors
-from serve_app.config import Variant
 from serve_app.engine.protocol import OnStep
-from serve_app.music import MAX_SEED, SAMPLE_RATE, VARIANT_DEFAULTS, MusicRequest
+from serve_app.music import MAX_SEED, SAMPLE_RATE, MusicRequest
+from serve_app.weights import Report
 
 if TYPE_CHECKING:
     import torch
 
 _TARGET_PEAK: Final = 10.0 ** (-1.0 / 20.0)
 """-1 dBFS. AceStepPipeline.__call__ normalises every song to this peak (diffusers 0.42.1, `target_amp`)."""
+
+LATENTS_PER_S: Final = 25
+"""Latent frames per second of ACE-Step 1.5's VAE, each of 1920 samples."""
 
 _INSTRUMENTAL: Final = ("", "[instrumental]", "[inst]")
 """Values of `lyrics` that mean an instrumental."""
@@ -33,31 +35,16 @@ def seeds(request: MusicRequest) -> list[int]:
     return [(request.seed + i) % (MAX_SEED + 1) for i in range(request.variations)]
 
 
-@dataclass(frozen=True)
-class SamplingSettings:
-    """How the songs of a request are sampled."""
-
-    steps: int
-    shift: float
-    """Shift of the timestep schedule."""
-    guidance_scale: float
-    """Strength of guidance; 1 or less is none."""
-    guidance_start: float
-    guidance_end: float
-    """Guidance applies at noise levels t with start <= t <= end, as in the original ACE-Step."""
+def retake_seed(request: MusicRequest, variation: int) -> int:
+    """Returns the seed of the noise that a variation, counted from 0, mixes in."""
+    if request.retake_seed is None:
+        raise ValueError("the request has no retake_seed: the caller must set one")
+    return (request.retake_seed + variation) % (MAX_SEED + 1)
 
 
-def sampling_settings(request: MusicRequest, variant: Variant) -> SamplingSettings:
-    """Returns the settings of `request`. A value that it omits is the variant's default; turbo models have no guidance."""
-    defaults = VARIANT_DEFAULTS[variant]
-    guidance = defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale
-    return SamplingSettings(
-        steps=defaults.steps if request.steps is None else request.steps,
-        shift=defaults.shift if request.shift is None else request.shift,
-        guidance_scale=1.0 if variant == "turbo" else guidance,
-        guidance_start=request.cfg_interval_start,
-        guidance_end=request.cfg_interval_end,
-    )
+def song_frames(duration: float) -> int:
+    """Returns the number of latent frames that hold `duration` seconds of audio."""
+    return ceil(duration * LATENTS_PER_S)
 
 
 def lyrics_and_language(request: MusicRequest) -> tuple[str, str]:
@@ -70,10 +57,10 @@ def lyrics_and_language(request: MusicRequest) -> tuple[str, str]:
     return request.lyrics, request.vocal_language
 
 
-def metadata(request: MusicRequest) -> dict[str, Any]:
+def metadata(request: MusicRequest, duration: float) -> dict[str, Any]:
     """Returns duration, tempo, key and time signature, which become part of the prompt, as arguments of `encode_prompt`."""
     return {
-        "audio_duration": request.duration,
+        "audio_duration": duration,
         "bpm": request.bpm,
         "keyscale": request.keyscale,
         "timesignature": request.timesignature,
@@ -84,6 +71,16 @@ def stop_if(stopped: Callable[[], bool]) -> None:
     """Raises Stopped if `stopped()` is true, that is, if the worker no longer holds the job."""
     if stopped():
         raise errors.Stopped
+
+
+def preparing_progress(on_step: OnStep, stopped: Callable[[], bool]) -> Report:
+    """Returns what fetching a song's adapters reports to: steps of the stage `preparing`, in percent. It raises Stopped, too."""
+
+    def report(_phase: str, fraction: float | None, _detail: str) -> None:
+        stop_if(stopped)
+        on_step("preparing", round(100 * (fraction or 0)), 100)
+
+    return report
 
 
 class TileProgress:
@@ -119,16 +116,18 @@ class TileProgress:
         self._on_step("decoding", self._done, self._total)
 
 
-def post_process(raw: np.ndarray, request: MusicRequest, seed: int) -> np.ndarray:
-    """Normalises `raw` (channels, frames) and cuts it to the requested duration. Returns samples of shape (frames, 2).
+def post_process(raw: np.ndarray, request: MusicRequest, seed: int) -> tuple[np.ndarray, float]:
+    """Cuts `raw` (channels, frames) to the requested duration, normalises and fades it.
+
+    Returns samples of shape (frames, 2), and the gain by which they were normalised.
 
     The arithmetic is that of AceStepPipeline.__call__: it divides by the peak if that is above 1 (anti-clip), then scales the
-    peak to -1 dBFS, over the whole decoded length before the cut. `raw` is changed in place, because a song of ten minutes
-    takes 230 MB.
+    peak to -1 dBFS. `raw` is changed in place, because a song of ten minutes takes 230 MB.
 
     Raises:
         BadAudio: the samples have NaN or infinity, or are silent.
     """
+    raw = raw[:, : round(request.duration * SAMPLE_RATE)]
     peak = _peak(raw)
     if not np.isfinite(peak) or peak < _SILENCE:
         what = "silence" if peak < _SILENCE else "NaN or infinite samples"
@@ -136,9 +135,19 @@ def post_process(raw: np.ndarray, request: MusicRequest, seed: int) -> np.ndarra
         raise errors.BadAudio(f"The model produced {what} with seed {seed} and {steps} steps. Try another seed.")
     if peak > 1.0:
         raw /= peak
-    raw *= _TARGET_PEAK / max(_peak(raw), 1e-6)
-    frames = round(request.duration * SAMPLE_RATE)
-    return np.ascontiguousarray(raw[:, :frames].T)
+    level = _TARGET_PEAK / max(_peak(raw), 1e-6)
+    raw *= level
+    fade(raw, request)
+    return np.ascontiguousarray(raw.T), float(level / max(peak, 1.0))
+
+
+def fade(samples: np.ndarray, request: MusicRequest) -> None:
+    """Fades `samples` (channels, frames) in and out, linearly and in place, over at most their whole length."""
+    frames = samples.shape[1]
+    rise = min(round(request.fade_in * SAMPLE_RATE), frames)
+    fall = min(round(request.fade_out * SAMPLE_RATE), frames)
+    samples[:, :rise] *= np.linspace(0.0, 1.0, rise, endpoint=False, dtype=np.float32)
+    samples[:, frames - fall :] *= np.linspace(1.0, 0.0, fall, dtype=np.float32)
 
 
 def _peak(samples: np.ndarray) -> float:

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import os
 import re
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -22,6 +23,9 @@ _BUILD_MISMATCH: Final = re.compile(r"libc10_cuda|torchaudio|torchvision::nms")
 
 def import_packages() -> dict[str, str]:
     """Imports all packages that generating needs, so that it cannot fail later, and returns the versions of three of them."""
+    # libgomp reads it once, with torch. By default a thread spins 300,000 times while it waits for the others, and on cores that
+    # other processes use, too, as encoders and a second worker do, a song takes up to ten times as long.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     with weights.quiet_libraries():
         for package in _PACKAGES:
             importlib.import_module(package)
@@ -92,6 +96,8 @@ def load_pipeline(checkpoint: weights.CheckpointFacts, device: "torch.device", d
     """
     from diffusers import AceStepPipeline
 
+    from serve_app.engine.ace_step.narrow_encoder import use_narrow_encoder
+
     with weights.quiet_libraries(), _mismatch_errors(checkpoint):
         pipe = AceStepPipeline.from_pretrained(
             checkpoint.folder,
@@ -101,6 +107,7 @@ def load_pipeline(checkpoint: weights.CheckpointFacts, device: "torch.device", d
             low_cpu_mem_usage=True,
             device_map=device.type,  # diffusers accepts no index here; a worker has only one GPU
         )
+        use_narrow_encoder(pipe.vae, checkpoint.folder)
     _require_all_weights(pipe, checkpoint)
     _fold_weight_norm(pipe.vae)
     pipe.vae.enable_tiling()  # off by default, although a comment in the pipeline says otherwise

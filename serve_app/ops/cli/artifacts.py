@@ -44,8 +44,10 @@ def sweep(
             removed = janitor.sweep_confirmed(store, artifacts, args.retention)
             print(f"Removed {counted(removed, 'file')} that belonged to no job.")
             return
-        files, _, orphans = janitor.count_files(store, artifacts, args.retention)
-    print(f"Files that belong to no job: {orphans} of {files}. 'sophia artifacts sweep --confirm' removes them.")
+        found = janitor.count_files(store, artifacts, args.retention)
+    print(
+        f"Files that belong to no job: {found.orphans} of {found.files}. 'sophia artifacts sweep --confirm' removes them."
+    )
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """What the commands share: the configuration, the database, the check of a model's name, and how times are shown."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -10,7 +11,7 @@ import typer
 from serve_app.errors import NotFound
 
 if TYPE_CHECKING:
-    from serve_app.config import AppArgs
+    from serve_app.config import AppArgs, ModelArgs
     from serve_app.store import Store
 
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="The model's name in the configuration.")]
@@ -40,6 +41,23 @@ def require_model(name: str, args: "AppArgs") -> None:
     """Raise NotFound unless the configuration has a model of this name."""
     if name not in args.models:
         raise NotFound(f"The configuration has no model {name!r}. Its models are: {', '.join(args.models)}.")
+
+
+def settled_model(name: str, args: "AppArgs") -> "ModelArgs":
+    """The model with `source: auto` replaced by what the cluster's hardware calls for. Raises NotFound."""
+    from serve_app.weights import auto
+
+    require_model(name, args)
+    if args.models[name].source != "auto":
+        return args.models[name]
+    model, why = auto.settled(name, args.models[name], auto.hardware_from_outside)
+    print(why, file=sys.stderr)
+    return model
+
+
+def show_progress(_phase: str, _fraction: float | None, message: str) -> None:
+    """Print the progress of fetching or checking files."""
+    print(message, file=sys.stderr)
 
 
 def whole_number(least: int, most: int) -> Callable[[str], int]:

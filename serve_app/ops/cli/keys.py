@@ -7,6 +7,7 @@ import typer
 
 from serve_app.errors import ConfigurationError, NotFound
 from serve_app.ops.cli.context import configuration, open_store, utc
+from serve_app.plurals import counted
 
 app = typer.Typer(help="Create, list and revoke API keys.")
 
@@ -62,9 +63,19 @@ def webhook_secret(context: typer.Context, name: _KeyName) -> None:
 
 @app.command()
 def revoke(context: typer.Context, name: _KeyName) -> None:
-    """Delete an API key.
+    """Delete an API key and its voices.
 
-    The running service stops accepting it within seconds.
+    The running service stops accepting it within seconds. Its inputs and songs stay until they expire.
     """
-    with open_store(configuration(context)) as store:
-        store.keys.revoke(name)
+    args = configuration(context)
+    with open_store(args) as store:
+        voices = store.keys.revoke(name)
+        is_open = not store.keys.names() and args.auth.mode == "auto"
+    if voices:
+        print(f"Deleted {counted(voices, 'voice')} of {name}.", file=sys.stderr)
+    if is_open:
+        print(
+            "That was the last key. While there is none, a service on a loopback address asks for no key. Set auth.mode to 'keys' "
+            "to make it always ask.",
+            file=sys.stderr,
+        )

@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 
 from serve_app import __version__
 from serve_app.errors import SophiaError
-from serve_app.ops.cli import artifacts, cost, doctor, jobs, keys, models, weights
+from serve_app.ops.cli import adapters, artifacts, cost, doctor, jobs, keys, models, weights
 
 _DEFAULT_CONFIG: Final = Path("serve_config.yaml")
 
@@ -26,6 +26,7 @@ app.command("pause")(models.pause)
 app.command("resume")(models.resume)
 app.add_typer(keys.app, name="keys")
 app.add_typer(weights.app, name="weights")
+app.add_typer(adapters.app, name="adapters")
 app.add_typer(artifacts.app, name="artifacts")
 
 
@@ -68,7 +69,7 @@ def _program(
         typer.Option("--version", is_eager=True, callback=_show_version, help="Print the version and exit."),
     ] = False,
 ) -> None:
-    """Operate Sophia: API keys, models, checkpoints, the audio store and costs.
+    """Operate Sophia: API keys, models, checkpoints, adapters, the audio store and costs.
 
     The commands read the same configuration as the service and connect to the same database.
     """

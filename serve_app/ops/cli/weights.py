@@ -1,31 +1,48 @@
-"""`sophia weights`: fetch and verify checkpoints."""
+"""`sophia weights`: fetch, convert and verify checkpoints."""
 
-import sys
-from typing import TYPE_CHECKING
+from typing import Any
 
 import typer
 
-from serve_app.ops.cli.context import ModelName, configuration, require_model
+from serve_app.ops.cli.context import ModelName, configuration, settled_model, show_progress
 
-if TYPE_CHECKING:
-    from serve_app.config import AppArgs, ModelArgs
-
-app = typer.Typer(help="Fetch and verify checkpoints.")
+app = typer.Typer(help="Fetch, convert and verify checkpoints.")
 
 
 @app.command()
-def pull(context: typer.Context, model: ModelName) -> None:
-    """Fetch a model's checkpoint into this node's cache.
+def show(context: typer.Context, model: ModelName) -> None:
+    """Show where a model's checkpoint comes from, and what is converted.
 
-    All workers of the node use the same cache.
+    The command reads lists of files and the headers of weights, and fetches no weights.
     """
     from serve_app import weights
 
     args = configuration(context)
-    settled = _settled_model(model, args)
-    folder = weights.resolve(model, settled, args.weights_dir, _show_progress)
+    settled = settled_model(model, args)
+    missing = weights.missing_bytes(model, settled, args.weights_dir)
+    record = weights.conversion(model, settled, args.weights_dir)
+    print(f"source: {settled.source}")
+    print(f"cache: {args.weights_dir}, {missing / 1e9:.2f} GB to fetch")
+    print(f"layout: {record['layout'] if record else 'used as it is'}")
+    if record:
+        _print_record(record)
+
+
+@app.command()
+def pull(context: typer.Context, model: ModelName) -> None:
+    """Fetch a model's checkpoint, and the adapters of its configuration, into this node's cache.
+
+    All workers of the node use the same cache. A checkpoint in another layout than diffusers' is converted.
+    """
+    from serve_app import weights
+
+    args = configuration(context)
+    settled = settled_model(model, args)
+    folder = weights.resolve(model, settled, args.weights_dir, show_progress)
     facts = weights.verify(folder, settled)
     print(f"{folder}: {facts.variant}, {facts.bytes / 1e9:.2f} GB")
+    for name, adapter in settled.adapters.items():
+        print(f"{weights.adapter_file(model, name, adapter, args.weights_dir, show_progress)}: the adapter {name}")
 
 
 @app.command()
@@ -37,22 +54,14 @@ def verify(context: typer.Context, model: ModelName) -> None:
     from serve_app import weights
 
     args = configuration(context)
-    folder = weights.resolve(model, _settled_model(model, args), args.weights_dir, _show_progress, online=False)
-    checked = weights.check_hashes(folder, _show_progress)
+    folder = weights.resolve(model, settled_model(model, args), args.weights_dir, show_progress, online=False)
+    checked = weights.check_hashes(folder, show_progress)
     print(f"{folder}: {checked / 1e9:.2f} GB match the manifest")
 
 
-def _settled_model(name: str, args: "AppArgs") -> "ModelArgs":
-    """The model with `source: auto` replaced by what the cluster's hardware calls for. Raises NotFound."""
-    from serve_app.weights import auto
-
-    require_model(name, args)
-    if args.models[name].source != "auto":
-        return args.models[name]
-    model, why = auto.settled(name, args.models[name], auto.hardware_from_outside)
-    print(why, file=sys.stderr)
-    return model
-
-
-def _show_progress(_phase: str, _fraction: float | None, message: str) -> None:
-    print(message, file=sys.stderr)
+def _print_record(record: dict[str, Any]) -> None:
+    print(f"diffusion model: {record['diffusion_model']}")
+    for component, origin in record["components"].items():
+        print(f"  {component}: {origin}")
+    unused = record["unused_tensors"]
+    print(f"tensors that are not used: {len(unused)}{f', from {unused[0]} to {unused[-1]}' if unused else ''}")

@@ -76,7 +76,8 @@ class _Launch:
         """Pass a signal on: `serve run` has a process group of its own, so the terminal's Ctrl-C reaches only the launcher."""
         if number == signal.SIGINT and not self._was_stopped:
             show(
-                "Sophia is stopping: it finishes the jobs that are running. Ctrl-C again stops it at once; they then run again."
+                "Sophia is stopping. Jobs that would run for more than half a minute are stopped, and run again at the next "
+                "start. Ctrl-C again stops all of them at once."
             )
         self._was_stopped = True
         self._output.is_stopping = True

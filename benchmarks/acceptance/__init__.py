@@ -1,0 +1,1 @@
+"""`make acceptance`: plays every task of a model and writes a report with the figures."""

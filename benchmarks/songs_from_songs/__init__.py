@@ -1,0 +1,1 @@
+"""Figures of the songs that Sophia makes from songs, over HTTP, with the packaged models."""

@@ -1,0 +1,51 @@
+"""How large a request's body may be and how long it may take: more for recordings than for JSON."""
+
+from typing import Final, NamedTuple
+
+from starlette.types import Scope
+
+from serve_app.config import ApiArgs, InputArgs
+from serve_app.errors import BodyTooLarge, BodyTooSlow
+
+UPLOADS: Final = "/v1/inputs"
+VOICES: Final = "/v1/voices"
+_SUBMISSIONS: Final = ("/v1/jobs", "/v1/music")
+_RECORDINGS: Final = 2
+"""A multipart submission may have a source and a reference."""
+
+_MULTIPART_BYTES: Final = 65_536
+"""Room for the boundaries and headers of a multipart body."""
+
+MULTIPART: Final = b"multipart/form-data"
+
+
+class BodyLimit(NamedTuple):
+    """The limits of one request's body, with the settings that set them."""
+
+    bytes: int
+    bytes_setting: str
+    timeout_s: float
+    timeout_setting: str
+
+    def too_large(self) -> BodyTooLarge:
+        """The error for a body beyond `bytes`."""
+        return BodyTooLarge(f"The body is larger than {self.bytes} bytes, the maximum ({self.bytes_setting})")
+
+    def too_slow(self) -> BodyTooSlow:
+        """The error for a body that takes longer than `timeout_s`."""
+        return BodyTooSlow(f"The body did not arrive within {self.timeout_s:g} s, the maximum ({self.timeout_setting})")
+
+
+def body_limit(scope: Scope, headers: dict[bytes, bytes], api: ApiArgs, inputs: InputArgs) -> BodyLimit:
+    """The limits for a request."""
+    is_multipart = headers.get(b"content-type", b"").strip().lower().startswith(MULTIPART)
+    takes_one = scope["path"] == UPLOADS or (scope["path"] == VOICES and is_multipart)
+    if scope["method"] == "POST" and takes_one:
+        return _for_recordings(inputs, inputs.max_bytes + _MULTIPART_BYTES * is_multipart)
+    if scope["method"] == "POST" and scope["path"] in _SUBMISSIONS and is_multipart:
+        return _for_recordings(inputs, _RECORDINGS * inputs.max_bytes + _MULTIPART_BYTES + api.max_body_bytes)
+    return BodyLimit(api.max_body_bytes, "api.max_body_bytes", api.body_timeout_s, "api.body_timeout_s")
+
+
+def _for_recordings(inputs: InputArgs, size: int) -> BodyLimit:
+    return BodyLimit(size, "inputs.max_bytes", inputs.upload_timeout_s, "inputs.upload_timeout_s")

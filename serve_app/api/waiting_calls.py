@@ -1,0 +1,71 @@
+"""Waiting calls: requests that are answered with the finished job. What happens when the caller leaves."""
+
+import asyncio
+from contextlib import suppress
+
+from fastapi import Request
+from starlette.requests import ClientDisconnect
+
+from serve_app import errors
+from serve_app.api.context import Context
+from serve_app.api.repeated_calls import WaitingCall
+from serve_app.api.submission import submit
+from serve_app.jobs import Job
+from serve_app.music import MusicRequest
+
+
+async def finished_job(
+    request: Request,
+    context: Context,
+    song: MusicRequest,
+    owner: str,
+    idempotency_key: str | None = None,
+    *,
+    family: str = "",
+    timeout_s: float | None = None,
+) -> Job | None:
+    """Submit a job, wait until it ends, and return its latest version; None if it was deleted.
+
+    Without `timeout_s` the job's deadline limits the wait; with it, the job may be unfinished. If the caller leaves, the job is
+    cancelled after `api.leave_grace_s`, unless the same call is repeated before, or has an idempotency key to ask with later.
+    Raises ClientDisconnect then, TooManyRequests, and what `submit` raises. See `submit` for `family`.
+    """
+    with context.limits.waits.hold(owner):
+        call = WaitingCall()
+        submitting = asyncio.ensure_future(submit(context, song, owner, idempotency_key, family=family, call=call))
+        finishing = asyncio.create_task(_finished(context, submitting, timeout_s))
+        disconnected = asyncio.create_task(_disconnected(request))
+        try:
+            await asyncio.wait((finishing, disconnected), return_when=asyncio.FIRST_COMPLETED)
+            if not finishing.done():
+                raise ClientDisconnect
+            return finishing.result()
+        except (ClientDisconnect, asyncio.CancelledError):
+            call.leave()
+            await asyncio.shield(_leave(context, submitting))
+            raise
+        finally:
+            finishing.cancel()
+            disconnected.cancel()
+            context.repeated_calls.end(call)
+
+
+async def _finished(
+    context: Context, submitting: asyncio.Future[tuple[Job, bool]], timeout_s: float | None
+) -> Job | None:
+    job, _ = await asyncio.shield(submitting)
+    if timeout_s is None:
+        timeout_s = job.deadline_at - job.created_at + 2 * context.args.queue.lease_s
+    return await context.watcher.finished(job, timeout_s)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _leave(context: Context, submitting: asyncio.Future[tuple[Job, bool]]) -> None:
+    """Mark the submitted job as left, unless it has an idempotency key. Waits for the submission first."""
+    with suppress(errors.SophiaError, ClientDisconnect):
+        job, _ = await submitting
+        await context.threads.run(context.store.waiting_calls.leave, job.id)
