@@ -156,9 +156,9 @@ def test_a_song_waits_for_a_folder_that_turned_read_only(tmp_path: Path) -> None
 @pytest.mark.fault("B14", "E5")
 def test_the_deadline_ends_a_song_that_waits_and_names_the_store(tmp_path: Path) -> None:
     """The run limit does not count waiting for the store; the deadline does, and its error names the cause."""
-    with on_a_small_disk(tmp_path, queue={"run_limit_s": 1}) as (service, disk):
+    with on_a_small_disk(tmp_path, queue={"run_limit_s": 5}) as (service, disk):
         fill(disk)
-        job = service.submit(deadline_s=5)["id"]
+        job = service.submit(deadline_s=11)["id"]
         ended = service.ended(job)
 
         assert (ended["state"], ended["error"]["code"]) == ("expired", "deadline_exceeded")
