@@ -32,6 +32,8 @@ class Wishes:
     keyscale: str | None = None
     timesignature: str | None = None
     duration: float | None = None
+    longest: float = 600.0
+    """The most seconds that the planner may choose where `duration` is None."""
     language: Language | None = None
     instrumental: bool = False
     thinking: Thinking = "codes"
