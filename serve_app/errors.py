@@ -382,6 +382,14 @@ class WrongClass(LoadError):
     title = "model_index.json names a class that is not ACE-Step's"
 
 
+class WrongVocabulary(LoadError):
+    """The language model of a planner has a tokenizer without audio codes or markers of a chat."""
+
+    cause = "model"
+    code = "wrong_vocabulary"
+    title = "The planner's language model lacks the tokens that plans consist of"
+
+
 class UnknownRepository(LoadError):
     """The repository does not exist on the hub, or it is private and no token was given."""
 

@@ -53,6 +53,7 @@ ADVICE: Final[dict[str, str]] = {
     "wrong_layout": "Set `source` to a checkpoint in a layout of docs/CHECKPOINTS.md, and `dit` if it has several models.",
     "wrong_tensors": "Fetch the checkpoint again, or set another `source`. Of quantised files, use the bf16 one.",
     "wrong_class": "Set `source` to an ACE-Step 1.5 checkpoint.",
+    "wrong_vocabulary": "Set the planner's `source` to one of ACE-Step's 5 Hz language models.",
     "unknown_repository": "Check `source`. If the repository is private, set HF_TOKEN (or the bucket's credentials).",
     "unknown_revision": "Set `revision` to a commit, tag or branch of the repository.",
     "hub_token_refused": "Set a new HF_TOKEN on every worker's node, or remove it if the repository is public.",
