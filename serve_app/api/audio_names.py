@@ -3,6 +3,7 @@
 from typing import Final
 
 from serve_app.api.context import Context
+from serve_app.api.explanations import why_no_songs
 from serve_app.api.fetching import wrong_field
 from serve_app.api.recording import Recording
 from serve_app.api.uploads import keep, new_recording
@@ -87,7 +88,7 @@ def find_song(context: Context, field: str, name: str, song: SongName, owner: st
     except NotFound as error:
         raise wrong_field(field, name, f"names no job of yours. {error.message}") from error
     if job.status is not Status.SUCCEEDED:
-        raise wrong_field(field, name, f"names a job that has no songs, because it is {job.status}")
+        raise wrong_field(field, name, f"names a job that has no songs: {why_no_songs(job)}")
     if job.audio_gone_at is not None:
         raise wrong_field(field, name, "names a song that was deleted at the end of its retention time")
     if song.number >= len(job.audio):

@@ -5,7 +5,7 @@ from fastapi import APIRouter
 from serve_app import errors
 from serve_app.api.context import Context, ContextDep
 from serve_app.api.error_responses import WITH_PARAMETERS, error_responses
-from serve_app.api.file_answer import check_has_audio, check_is_kept
+from serve_app.api.file_answer import check_has_songs, check_is_kept
 from serve_app.api.parameters import OwnJob
 from serve_app.api.views.codes import JobCodes, SongCodes
 from serve_app.artifacts.latents import codes_from_file
@@ -28,7 +28,7 @@ async def get_codes(context: ContextDep, job: OwnJob) -> JobCodes:
 
     There are none if the request or the operator has switched `keep_latents` off, or if the model has no audio tokenizer.
     """
-    check_is_kept(check_has_audio(job))
+    check_is_kept(check_has_songs(job))
     songs = await context.threads.run(_codes, context, job)
     return JobCodes(songs=songs)
 

@@ -1,17 +1,38 @@
-"""Sentences for users: why a job waits, and why a model has no worker that can generate. Every function here blocks."""
+"""Sentences for users: why a job waits or has no songs, and why a model has no worker that can generate.
 
+Functions that take a context block.
+"""
+
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Final
 
 from serve_app.api.context import Context
 from serve_app.api.fleet import breaker_of, is_ready, is_starting
 from serve_app.api.placement import why_not_placed
 from serve_app.errors import DeviceLost
+from serve_app.jobs import Job, Status
 from serve_app.plurals import counted
 from serve_app.store import Breaker, WorkerRow
 from serve_app.store.decisions import Decision
 from serve_app.store.pauses import Pause
 from serve_app.store.places import FAR
 from serve_app.store.workers import cannot_store
+
+_ENDED: Final[Mapping[Status, str]] = {
+    Status.FAILED: "failed",
+    Status.CANCELLED: "was cancelled",
+    Status.EXPIRED: "expired",
+}
+"""How a job without songs has ended, as a verb."""
+
+
+def why_no_songs(job: Job) -> str:
+    """Why a job that has not succeeded has no songs, with its error, and what can be done."""
+    if not job.status.final:
+        return f"it is {job.status}. GET /v1/jobs/{job.id}/events tells when it has ended"
+    reason = f" ({job.error.code}): {job.error.message.rstrip('.')}" if job.error else ""
+    return f"it {_ENDED[job.status]}{reason}. POST /v1/jobs/{job.id}/retry runs it again"
 
 
 def why_waiting(context: Context, model: str, ahead: int, workers: list[WorkerRow], pause: Pause | None) -> str:

@@ -10,8 +10,9 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from serve_app.api.context import Context
+from serve_app.api.explanations import why_no_songs
 from serve_app.api.file_names import content_disposition
-from serve_app.errors import AudioExpired, Conflict, DeadlineExceeded, GenerationError, NotFound, RangeNotSatisfiable
+from serve_app.errors import AudioExpired, Conflict, NotFound, RangeNotSatisfiable
 from serve_app.jobs import Job, Status, StoredAudio
 from serve_app.music import MEDIA_TYPES
 from serve_app.plurals import counted
@@ -29,19 +30,11 @@ FILE_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
 }
 
 
-def check_has_audio(job: Job | None) -> Job:
-    """Return the job if it has succeeded. Otherwise raises Conflict, DeadlineExceeded or GenerationError."""
-    if job is None:
-        raise Conflict("The job was deleted")
-    match job.status:
-        case Status.SUCCEEDED:
-            return job
-        case Status.EXPIRED:
-            raise DeadlineExceeded(f"Job {job.id} did not finish before its deadline")
-        case Status.FAILED:
-            raise GenerationError(f"Job {job.id} failed: {job.error.message if job.error else None}")
-        case _:
-            raise Conflict(f"Job {job.id} has no audio: it is {job.status}")
+def check_has_songs(job: Job) -> Job:
+    """Return the job if it has succeeded. Otherwise raises Conflict, which says why the job has no songs."""
+    if job.status is not Status.SUCCEEDED:
+        raise Conflict(f"Job {job.id} has no songs: {why_no_songs(job)}")
+    return job
 
 
 async def answer_file(

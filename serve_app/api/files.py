@@ -7,7 +7,7 @@ from fastapi import APIRouter, Header, Path, Request, Response
 from serve_app import errors
 from serve_app.api.context import Context, ContextDep
 from serve_app.api.error_responses import WITH_PARAMETERS, error_responses
-from serve_app.api.file_answer import FILE_RESPONSES, FileStream, answer_file, check_has_audio, check_is_kept
+from serve_app.api.file_answer import FILE_RESPONSES, FileStream, answer_file, check_has_songs, check_is_kept
 from serve_app.api.file_names import archive_disposition
 from serve_app.api.parameters import OwnJob
 from serve_app.api.song_archive import archive_bytes, archive_chunks
@@ -52,7 +52,7 @@ _ARCHIVE_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
 @router.head("/v1/jobs/{job_id}/audio", include_in_schema=False)
 async def get_first_file(request: Request, context: ContextDep, job: OwnJob, byte_range: ByteRange = None) -> Response:
     """The file of the first variation."""
-    return await answer_file(request, context, check_has_audio(job), 0, byte_range)
+    return await answer_file(request, context, check_has_songs(job), 0, byte_range)
 
 
 @router.get(
@@ -67,7 +67,7 @@ async def get_file(
     request: Request, context: ContextDep, job: OwnJob, index: Index, byte_range: ByteRange = None
 ) -> Response:
     """The file of one variation. Supports `Range`, `If-Range` and `If-None-Match`."""
-    return await answer_file(request, context, check_has_audio(job), index, byte_range)
+    return await answer_file(request, context, check_has_songs(job), index, byte_range)
 
 
 @router.get(
@@ -79,7 +79,7 @@ async def get_file(
 @router.head("/v1/jobs/{job_id}/songs.zip", include_in_schema=False)
 async def get_archive(request: Request, context: ContextDep, job: OwnJob) -> Response:
     """All files of a job in one zip file, uncompressed and named as they are when they are downloaded one by one."""
-    check_is_kept(check_has_audio(job))
+    check_is_kept(check_has_songs(job))
     await context.threads.run(_check_files, context, job)
     size = archive_bytes(job)
     _check_size(context, job, size)

@@ -1,5 +1,6 @@
 """Routes for the times at which a job's lyrics are sung."""
 
+import json
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Query, Response
@@ -7,12 +8,13 @@ from fastapi import APIRouter, Query, Response
 from serve_app import errors
 from serve_app.api.context import Context, ContextDep
 from serve_app.api.error_responses import WITH_PARAMETERS, error_responses
-from serve_app.api.file_answer import check_has_audio, check_is_kept, file_of
+from serve_app.api.file_answer import check_has_songs, check_is_kept, file_of
 from serve_app.api.file_names import lyrics_disposition
 from serve_app.api.files import Index
 from serve_app.api.parameters import OwnJob
 from serve_app.api.views.lyrics import LyricsView
-from serve_app.jobs import Job
+from serve_app.jobs import Job, StoredAudio
+from serve_app.music import MAX_SEED
 from serve_app.music.lyric_times import from_file, to_lrc
 
 router = APIRouter(tags=["jobs"])
@@ -56,12 +58,12 @@ async def get_lyrics(context: ContextDep, job: OwnJob, index: Index, format: Lyr
 
 def _lyrics(context: Context, job: Job, index: int, format: str) -> Response:
     """Raises NotFound if the job did not ask for the times; AudioExpired, Conflict and ArtifactsUnavailable as for its audio."""
-    check_is_kept(check_has_audio(job))
+    check_is_kept(check_has_songs(job))
     file = file_of(job, index)
     if file.lyrics is None:
         raise errors.NotFound(
             f"It is not known when the lyrics of job {job.id} are sung, because its request did not ask for it. To find out, POST "
-            "the job's `request`, which contains the seed, with `lyrics_timing`: true"
+            f"the job's `request` with {_fields_to_time(job, file)}"
         )
     content = context.artifacts.get(file.lyrics)
     try:
@@ -73,3 +75,13 @@ def _lyrics(context: Context, job: Job, index: int, format: str) -> Response:
         return Response(content, media_type="application/json", headers=headers)
     headers["Content-Disposition"] = lyrics_disposition(job, file)
     return Response(to_lrc(lines), media_type=_LRC, headers=headers)
+
+
+def _fields_to_time(job: Job, file: StoredAudio) -> str:
+    """The fields that differ in a request for the same song and its times, as JSON without braces."""
+    fields: dict[str, Any] = {"lyrics_timing": True}
+    if job.request.best_of > 1:  # the song is one of the candidates, which are numbered as variations are
+        fields |= {"best_of": 1, "seed": file.seed}
+        if job.request.retake_seed is not None:
+            fields["retake_seed"] = (job.request.retake_seed + file.seed - (job.request.seed or 0)) % (MAX_SEED + 1)
+    return ", ".join(f'"{name}": {json.dumps(value)}' for name, value in fields.items())

@@ -1,5 +1,6 @@
 """When the words of a song are sung, how closely it follows them, and the best of several songs: from the engine to HTTP."""
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -252,7 +253,7 @@ def test_times_are_served_as_json_and_lrc_until_the_job_is_deleted(tmp_path: Pat
     assert first.headers["content-type"] == "text/x-lrc; charset=utf-8"
     assert ".lrc" in first.headers["content-disposition"]
     assert (missing.status_code, third.status_code) == (404, 404)
-    assert "`lyrics_timing`: true" in missing.json()["detail"]
+    assert missing.json()["detail"].endswith("""POST the job's `request` with "lyrics_timing": true""")
     assert [file["lyric_score"] for file in job["audio"]] == [0.25, 0.25]
     assert [plain["audio"][0][name] for name in ("lyric_score", "lyrics_url", "candidates")] == [None] * 3
     assert left == set()
@@ -268,6 +269,24 @@ def test_the_real_engines_times_and_scores_are_served(cache: Path, tmp_path: Pat
     assert [[word["text"] for word in line["words"]] for line in lines] == WORDS
     assert {candidate["seed"]: candidate["lyric_score"] for candidate in file["candidates"]}.keys() == {7, 8}
     assert file["lyric_score"] == max(candidate["lyric_score"] for candidate in file["candidates"])
+
+
+@pytest.mark.long
+def test_the_advice_without_times_leads_to_the_same_song(cache: Path, tmp_path: Path) -> None:
+    """The best of two songs, whose seed is not the request's, is played again with the fields that the 404 names."""
+    model = ModelArgs(source="embedded", device="cpu", scaling=ScalingArgs(min_workers=1, max_workers=1))
+    fields = {"lyrics": LYRICS, "duration": 4, "steps": 2, "best_of": 2, "retake_variance": 0.1, "retake_seed": 3}
+    with running(tmp_path, {"toy": model}, AligningToy("toy", model, cache)) as here:
+        for seed in range(20):
+            job = here.ended(here.submit(**fields, seed=seed)["id"])
+            if job["audio"][0]["seed"] != seed:
+                break
+        detail = here.client.get(f"/v1/jobs/{job['id']}/lyrics").json()["detail"]
+        advice = json.loads("{" + detail.partition("`request` with ")[2] + "}")
+        again = here.ended(here.submit(**(job["request"] | advice))["id"])
+    assert advice == {"lyrics_timing": True, "best_of": 1, "seed": seed + 1, "retake_seed": 4}
+    assert again["audio"][0]["lyric_score"] == pytest.approx(job["audio"][0]["lyric_score"], abs=1e-3)
+    assert again["audio"][0]["lyrics_url"] is not None
 
 
 def test_damaged_times_are_an_error_that_says_so(tmp_path: Path) -> None:
@@ -296,8 +315,12 @@ def test_all_candidates_count(tmp_path: Path) -> None:
         job = here.ended(here.submit(lyrics="hello moon", best_of=3, duration=2)["id"])
         stored = here.store.jobs.get(job["id"])
         [account] = here.store.costs.owners(1)
+        untimed = here.client.get(f"/v1/jobs/{job['id']}/lyrics").json()["detail"]
         models = here.client.get("/v1/models").json()
     assert [candidate["seed"] for candidate in job["audio"][0]["candidates"]] == [0, 1, 2]
+    assert untimed.endswith(
+        f"""`request` with "lyrics_timing": true, "best_of": 1, "seed": {job["audio"][0]["seed"]}"""
+    )
     assert len(job["audio"]) == 1
     assert stored.audio_seconds == 6.0
     assert (account.songs, account.audio_s) == (1, 6.0)
