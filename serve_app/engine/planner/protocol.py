@@ -1,11 +1,14 @@
 """The interface between a worker and its planner."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Protocol, Self
 
 from serve_app.music.plan import Plan, Thinking
 from serve_app.music.vocabulary import Language
+
+PlanKind = Literal["plan", "format", "sample", "understand"]
+"""What a planner can be asked for: the methods of `Planner`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,19 @@ class Wishes:
     """How many sequences of codes to plan: one phase of metadata, then one of codes for each song."""
     seed: int = 0
     sampling: Sampling = Sampling()
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields by their names, as plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Self:
+        """The wishes that `to_json` gave. Fields that a later version has added are ignored."""
+        known = {name: fields[name] for name in cls.__dataclass_fields__ if name in fields}
+        sampling = known.pop("sampling", {})
+        return cls(
+            **known, sampling=Sampling(**{name: sampling[name] for name in Sampling.__match_args__ if name in sampling})
+        )
 
 
 @dataclass(frozen=True, slots=True)
