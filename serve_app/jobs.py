@@ -11,6 +11,8 @@ retry │ │ └──────────────┘ │ └───�
       │ ├─ cancel ─────────┤             │
       │ └─ deadline ───────┴──▶ expired  │
       └──────────────────────────────────┘
+
+A queued job that cannot be planned moves to failed, too.
 """
 
 import os
@@ -71,7 +73,8 @@ _STARTING_PHASES: Final = frozenset(
 
 
 MOVES: Final[Mapping[Status, frozenset[Status]]] = {
-    Status.QUEUED: frozenset({Status.RUNNING, Status.CANCELLED, Status.EXPIRED}),
+    # A queued job fails when it cannot be planned.
+    Status.QUEUED: frozenset({Status.RUNNING, Status.FAILED, Status.CANCELLED, Status.EXPIRED}),
     # A running job is queued again when its worker is lost, or after an error that another attempt may avoid.
     Status.RUNNING: frozenset({Status.SUCCEEDED, Status.FAILED, Status.CANCELLED, Status.EXPIRED, Status.QUEUED}),
     Status.SUCCEEDED: frozenset(),
@@ -187,6 +190,8 @@ class Job:
     """Device seconds of all attempts so far."""
     family: str = ""
     """The foreign API by which it was submitted; empty for the native one."""
+    unplanned: bool = False
+    """Whether it still waits for its plan, and so cannot be claimed."""
 
 
 def artifact_folder(attempt: int, worker: str | None) -> str:

@@ -104,6 +104,7 @@ class Sweeper:
         """Extend the limits of running jobs by the suspension. A lease makes one of this machine's API processes do it for all."""
         if self._suspended_s and self._store.leases.take("pause", self._id, self._queue.lease_s):
             self._store.time_limits.extend(self._suspended_s)
+            self._store.plans.extend(self._suspended_s)
         self._suspended_s = 0.0
 
     def _sweep(self) -> None:
@@ -114,6 +115,8 @@ class Sweeper:
         expire_leases = time.monotonic() >= self._leases_expire_from
         if moved := self._store.time_limits.enforce(self._queue.run_limit_s, expire_leases=expire_leases):
             logger.info("swept %s: lost leases, deadlines or run limits", counted(moved, "job"))
+        if changed := self._store.plans.enforce(self._queue.run_limit_s, expire_leases=expire_leases):
+            logger.info("swept %s: lost leases, deadlines or run limits", counted(changed, "plan"))
         if left := self._store.waiting_calls.cancel_left(self._leave_grace_s):
             logger.info("cancelled %s whose waiting callers have left", counted(left, "job"))
 

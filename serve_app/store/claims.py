@@ -20,14 +20,14 @@ from serve_app.store.clock import now
 from serve_app.store.costs import add_songs, add_wasted_time
 from serve_app.store.database import Database
 from serve_app.store.moves import ENDED, UNCLAIMED, failure, moving
-from serve_app.store.shares import OWN_ORDER, in_turn, queued_in
+from serve_app.store.shares import OWN_ORDER, claimable_in_turn, queued_in
 from serve_app.store.statements import lock
 from serve_app.store.tables import jobs, pauses, state_is
 
 _MAX_SHARES: Final = 20
 """How many shares a claim tries. A share has nothing to give while all its jobs are past their deadline or locked."""
 
-_MAX_LOST_DEVICES: Final = 5
+MAX_LOST_DEVICES: Final = 5
 """From this attempt of a job on, a lost device counts as any other failure."""
 
 
@@ -50,14 +50,19 @@ class ClaimStore:
     def take(self, worker: str, model: str, lease_s: float) -> Job | None:
         """Claim the next job of a model: that of the owner whose turn it is, by priority, then by age.
 
-        None when no job waits or the model is paused.
+        None when no job waits, all that wait are not planned yet, or the model is paused.
         """
         paused = sa.exists().where(pauses.c.model == model)
         waiting = sa.select(jobs.c.id).where(
-            jobs.c.model == model, state_is(Status.QUEUED), jobs.c.deadline_at > now(), ~paused
+            jobs.c.model == model,
+            state_is(Status.QUEUED),
+            jobs.c.unplanned.is_(None),
+            jobs.c.deadline_at > now(),
+            ~paused,
         )
         with self._database.read() as connection:  # an idle worker must not take the write lock for nothing
-            if connection.execute(waiting.limit(1)).one_or_none() is None:
+            # The order makes the database read the index of claimable jobs, and not that of all waiting ones.
+            if connection.execute(waiting.order_by(jobs.c.rank).limit(1)).one_or_none() is None:
                 return None
         claim: dict[str, Any] = {
             "attempt": jobs.c.attempt + 1,
@@ -68,7 +73,7 @@ class ClaimStore:
         }
         with moving(self._database) as moves:
             lock(moves.connection, f"the turns of {model}")
-            for share in in_turn(moves.connection, model, most=_MAX_SHARES):
+            for share in claimable_in_turn(moves.connection, model, most=_MAX_SHARES):
                 first = waiting.where(*queued_in(share.key)).order_by(*OWN_ORDER).limit(1)
                 unlocked = first.with_for_update(skip_locked=True).scalar_subquery()
                 claimed = moves.to(Status.RUNNING, jobs.c.id == unlocked, **claim)
@@ -114,17 +119,16 @@ class ClaimStore:
             if not published:
                 return _is_published(moves.connection, job)
             songs = job.request.songs
-            audio_s = job.request.duration * job.request.played_songs
-            add_songs(moves.connection, job.owner, job.model, songs=songs, audio_s=audio_s, gpu_s=gpu_s)
+            add_songs(moves.connection, job.owner, job.model, songs=songs, audio_s=job.audio_seconds, gpu_s=gpu_s)
         return True
 
     def fail(self, job: Job, error: SophiaError) -> bool:
         """End the attempt of a claimed job with an error. False when the claim is lost.
 
         The job goes back into the queue when the error is retryable and attempts are left. A lost device does not count as an
-        attempt, up to _MAX_LOST_DEVICES times: a job that breaks every device must end, too.
+        attempt, up to MAX_LOST_DEVICES times: a job that breaks every device must end, too.
         """
-        uncounted = isinstance(error, DeviceLost) and job.attempt < _MAX_LOST_DEVICES
+        uncounted = isinstance(error, DeviceLost) and job.attempt < MAX_LOST_DEVICES
         if uncounted or (error.retryable and job.attempt < job.max_attempts):
             return self._requeue(job, error, uncounted)
         with moving(self._database, "ended") as moves:

@@ -53,7 +53,7 @@ class OwnerUse:
     """Finished songs; a job of four variations is four."""
     audio_s: float
     gpu_s: float
-    """Device seconds of successful attempts."""
+    """Device seconds of successful attempts, plans included."""
     wasted_s: float
     """Device seconds of attempts that failed, were cancelled or lost their claim."""
 
@@ -145,6 +145,11 @@ def add_songs(connection: sa.Connection, owner: str, model: str, *, songs: int, 
     """Add a finished job to its owner's account, in the transaction that publishes it."""
     amounts = {"songs": songs, "audio_s": audio_s, "gpu_s": gpu_s, "wasted_s": 0.0}
     increment(connection, owner_hours, {"hour": this_hour(), "owner": owner, "model": model}, amounts)
+
+
+def add_planning_time(connection: sa.Connection, owner: str, model: str, gpu_s: float) -> None:
+    """Add the device time of a plan to its owner's account, in the transaction that publishes it."""
+    add_songs(connection, owner, model, songs=0, audio_s=0.0, gpu_s=gpu_s)
 
 
 def add_wasted_time(connection: sa.Connection, owner: str, model: str, gpu_s: float) -> None:

@@ -15,6 +15,7 @@ from serve_app.store.clock import now
 from serve_app.store.database import Database
 from serve_app.store.inputs import hold
 from serve_app.store.moves import ENDED, UNCLAIMED, Moves, job_of, moving, owned_by
+from serve_app.store.plan_rows import NewPlan, add_plan_of_job, plan_again
 from serve_app.store.recordings import jobs_with_needed_songs
 from serve_app.store.shares import check_limits, rank_of
 from serve_app.store.statements import lock
@@ -40,6 +41,8 @@ class Admission(NamedTuple):
     """The inputs that the request names are kept for another so many seconds at least."""
     family: str = ""
     """The foreign API by which the request came; empty for the native one."""
+    plan: NewPlan | None = None
+    """What a planner has to plan before a worker may claim the job, or has planned already. None: the job needs no plan."""
 
 
 _ANY: Final = Admission()
@@ -87,6 +90,7 @@ class JobStore:
             "warnings": list(warnings) or None,
             "family": admission.family or None,
             "version": 1,
+            "unplanned": True if admission.plan is not None and admission.plan.result is None else None,
         }
         while True:
             try:
@@ -101,6 +105,8 @@ class JobStore:
     def _insert(self, values: Mapping[str, Any], admission: Admission) -> Job:
         with moving(self._database, "queued") as moves:
             job = moves.insert(values)
+            if admission.plan is not None:
+                add_plan_of_job(moves.connection, job, admission.plan)
             _hold_recordings(moves.connection, job, admission.input_ttl_s)
             _check_limits(moves, job, admission.limits)
         return job
@@ -195,6 +201,8 @@ class JobStore:
                     f"Job {job} cannot be retried: it is {found.status}. Only failed, cancelled and expired jobs can be"
                 )
             _hold_again(moves.connection, retried[0])
+            if retried[0].unplanned:
+                plan_again(moves.connection, retried[0])
             _check_limits(moves, retried[0], limits)
         return retried[0]
 

@@ -15,6 +15,7 @@ from serve_app.jobs import Job, JobFailure, Status, StoredAudio, origins
 from serve_app.music import MusicRequest
 from serve_app.store.clock import now
 from serve_app.store.database import Database, Topic
+from serve_app.store.plan_rows import end_plans_of_jobs
 from serve_app.store.shares import Tally
 from serve_app.store.tables import jobs, state_is
 from serve_app.store.webhooks import EndedJob, add_webhook_delivery
@@ -65,7 +66,18 @@ class Moves:
         if target.final:
             ended = [EndedJob(job.id, job.owner, job.status, job.request.webhook_url) for job in moved]
             add_webhook_delivery(self.connection, ended)
+            end_plans_of_jobs(self.connection, [job.id for job in moved if job.unplanned])
         return moved
+
+    def planned(self, job: str, audio_s: float | None) -> None:
+        """Let workers claim a queued job, whose songs are `audio_s` seconds long; None if that has not changed."""
+        its = (jobs.c.id == job, state_is(Status.QUEUED))
+        row = self.connection.execute(sa.select(jobs).where(*its).with_for_update()).one()
+        before = job_of(row)
+        after = before.audio_seconds if audio_s is None else audio_s
+        values = {"unplanned": None, "audio_seconds": after, "progress": None, "version": jobs.c.version + 1}
+        self.connection.execute(jobs.update().where(*its).values(values))
+        self._tally.resized(before, after)
 
     def cancel_queued(self, *where: Any) -> int:
         """Move the queued jobs that match `where` to `cancelled`; returns how many. Much faster than `to` for thousands of jobs.
@@ -77,7 +89,7 @@ class Moves:
             .where(state_is(Status.QUEUED), *where)
             .values(state=Status.CANCELLED, version=jobs.c.version + 1, **ENDED)
             .returning(
-                *(jobs.c[name] for name in ("id", "model", "owner", "rank", "audio_seconds")),
+                *(jobs.c[name] for name in ("id", "model", "owner", "rank", "audio_seconds", "unplanned")),
                 jobs.c.request["webhook_url"].as_string().label("webhook_url"),
             )
         ).all()
@@ -85,6 +97,7 @@ class Moves:
             self._tally.left_share((row.model, row.owner, row.rank), row.audio_seconds)
         ended = [EndedJob(row.id, row.owner, Status.CANCELLED, row.webhook_url) for row in rows if row.webhook_url]
         add_webhook_delivery(self.connection, ended)
+        end_plans_of_jobs(self.connection, [row.id for row in rows if row.unplanned])
         return len(rows)
 
     def fail(self, error: SophiaError, *where: Any) -> list[Job]:
@@ -165,4 +178,5 @@ def job_of(row: Any) -> Job:
         audio_gone_at=row.audio_gone_at,
         gpu_s=row.gpu_s,
         family=row.family or "",
+        unplanned=bool(row.unplanned),
     )

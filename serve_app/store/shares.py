@@ -78,6 +78,10 @@ class Tally:
         """Count a queued job that was cancelled, deleted or expired."""
         self._change(job, -1)
 
+    def resized(self, job: Job, audio_s: float) -> None:
+        """Count a queued job whose songs turn out to be `audio_s` seconds long."""
+        self._change_share(share_of(job), 0, 0.0).audio_s += audio_s - job.audio_seconds
+
     def left_share(self, share: Key, audio_s: float) -> None:
         """Count a queued job of a share, `audio_s` long, that was cancelled."""
         self._change_share(share, -1, audio_s)
@@ -170,8 +174,19 @@ def rank_of(owner: str, priority: int) -> sa.ColumnElement[int]:
 
 def in_turn(connection: sa.Connection, *models: str, most: int | None = None) -> list[Share]:
     """The shares of these models that have queued jobs, in the order in which they are served. At most `most` of them."""
+    return _shares(connection, shares.c.model.in_(models), most=most)
+
+
+def claimable_in_turn(connection: sa.Connection, model: str, most: int) -> list[Share]:
+    """As `in_turn`, without the shares whose jobs all wait for their plans."""
+    theirs = (jobs.c.model == shares.c.model, jobs.c.rank == shares.c.rank, jobs.c.owner == shares.c.owner)
+    some = sa.exists().where(state_is(Status.QUEUED), jobs.c.unplanned.is_(None), *theirs)
+    return _shares(connection, shares.c.model == model, some, most=most)
+
+
+def _shares(connection: sa.Connection, *where: sa.ColumnElement[bool], most: int | None) -> list[Share]:
     columns = (shares.c[name] for name in Share.__slots__)
-    query = sa.select(*columns).where(shares.c.model.in_(models), shares.c.jobs > 0)
+    query = sa.select(*columns).where(*where, shares.c.jobs > 0)
     order = (shares.c.rank.desc(), shares.c.turn, shares.c.owner)
     return [Share(*row) for row in connection.execute(query.order_by(*order).limit(most))]
 

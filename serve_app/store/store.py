@@ -16,6 +16,7 @@ from serve_app.store.leases import LeaseStore
 from serve_app.store.load_attempts import LoadAttemptStore
 from serve_app.store.notifications import Notifications
 from serve_app.store.pauses import PauseStore
+from serve_app.store.plans import PlanStore
 from serve_app.store.retention import RetentionStore
 from serve_app.store.time_limits import TimeLimits
 from serve_app.store.voices import VoiceStore
@@ -37,6 +38,7 @@ class Store:
         self.inputs = InputStore(self.database)
         self.voices = VoiceStore(self.database)
         self.claims = ClaimStore(self.database)
+        self.plans = PlanStore(self.database)
         self.waiting_calls = WaitingCallStore(self.database)
         self.foreign_clients = ForeignClientStore(self.database)
         self.time_limits = TimeLimits(self.database)
@@ -62,6 +64,7 @@ class Store:
         """Clean up after this host's dead processes: release their claims, fail their loads, delete their worker rows."""
         for worker in self.workers.dead():
             self.claims.release(worker.id)
+            self.plans.release(worker.id)
             self.workers.forget(worker.id)
         self.load_attempts.fail_crashed()
 

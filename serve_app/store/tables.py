@@ -1,5 +1,7 @@
 """The tables. Times are seconds since the epoch, by the database's clock."""
 
+from typing import Final
+
 import sqlalchemy as sa
 
 from serve_app.jobs import Status
@@ -41,6 +43,7 @@ jobs = sa.Table(
     sa.Column(
         "streamed_at", sa.Double
     ),  # when a foreign API's stream, which delivers each song once, delivered its songs
+    sa.Column("unplanned", sa.Boolean),  # true until the job has its plan; null if it has it or needs none
 )
 
 
@@ -60,6 +63,11 @@ _partial(  # includes audio_seconds, so that lengths are summed from the index a
     "jobs_queue",
     *("model", "rank", "owner", jobs.c.priority.desc(), "created_at", "id", "audio_seconds"),
     where="state = 'queued'",
+)
+_partial(  # of the queued jobs, those that a worker may claim
+    "jobs_claimable",
+    *("model", "rank", "owner", jobs.c.priority.desc(), "created_at", "id"),
+    where="state = 'queued' and unplanned is null",
 )
 _partial("jobs_waiting", "model", "created_at", where="state = 'queued'")
 _partial("jobs_live", "state", "id", where="finished_at is null")
@@ -164,6 +172,58 @@ sa.Index(
     postgresql_where=sa.text("state = 'pending'"),
 )
 sa.Index("webhook_deliveries_by_job", webhook_deliveries.c.job, webhook_deliveries.c.id)
+
+plans = sa.Table(  # what planners have to do and have done; see store/plans.py
+    "plans",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column(
+        "job", sa.Text, sa.ForeignKey("jobs.id", ondelete="CASCADE"), unique=True
+    ),  # null for a plan without songs
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("rank", sa.SmallInteger, nullable=False),
+    sa.Column("priority", sa.SmallInteger, nullable=False),
+    sa.Column("request", sa.JSON, nullable=False),
+    sa.Column("audio_seconds", sa.Double, nullable=False),  # of the songs to plan, for estimates
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("deadline_at", sa.Double),  # of a plan without songs; the others have their job's
+    sa.Column("started_at", sa.Double),
+    sa.Column("finished_at", sa.Double),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("max_attempts", sa.Integer, nullable=False),
+    sa.Column("lease_until", sa.Double),
+    sa.Column("worker", sa.Text),
+    sa.Column("gpu_s", sa.Double, nullable=False),  # of all attempts that reported it
+    sa.Column("result", sa.JSON(none_as_null=True)),
+    sa.Column("error", sa.JSON(none_as_null=True)),
+)
+_WAITING_PLAN: Final = sa.text("state = 'waiting'")
+_HELD_PLAN: Final = sa.text("state = 'planning'")
+_PLAN_WITHOUT_SONGS: Final = sa.text("job is null")
+sa.Index(
+    "plans_waiting",
+    *(plans.c.model, plans.c.rank, plans.c.owner, plans.c.priority.desc(), plans.c.created_at, plans.c.id),
+    sqlite_where=_WAITING_PLAN,
+    postgresql_where=_WAITING_PLAN,
+)
+sa.Index("plans_held", plans.c.lease_until, sqlite_where=_HELD_PLAN, postgresql_where=_HELD_PLAN)
+sa.Index("plans_measured", plans.c.model, plans.c.finished_at)
+sa.Index(
+    "plans_without_songs", plans.c.deadline_at, sqlite_where=_PLAN_WITHOUT_SONGS, postgresql_where=_PLAN_WITHOUT_SONGS
+)
+
+planning_turns = sa.Table(  # the order in which planners serve the owners, as in `shares`
+    "planning_turns",
+    metadata,
+    sa.Column("model", sa.Text, primary_key=True),
+    sa.Column("owner", sa.Text, primary_key=True),
+    sa.Column("rank", sa.SmallInteger, primary_key=True),
+    sa.Column("turn", sa.Double, nullable=False),  # where the owner's next plan starts, in seconds of audio
+    sa.Column("served", sa.Double, nullable=False),  # the largest turn that was served
+)
 
 leases = sa.Table(
     "leases",

@@ -20,7 +20,8 @@ from hypothesis.stateful import (
 from serve_app.errors import BadAudio, Conflict, GenerationError, NotFound
 from serve_app.jobs import MOVES, Job, Status
 from serve_app.music import MusicRequest
-from serve_app.store import Beat, Store
+from serve_app.store import Beat, NewPlan, PlanState, PlanTask, Store
+from serve_app.store.jobs import Admission
 from serve_app.store.tables import jobs
 from tests.support.queue import stored_audio
 
@@ -35,6 +36,7 @@ class Queue(RuleBasedStateMachine):
 
     known = Bundle("known")
     claims = Bundle("claims")
+    plans = Bundle("plans")
 
     @initialize()
     def empty(self) -> None:
@@ -42,13 +44,37 @@ class Queue(RuleBasedStateMachine):
         self.published: dict[str, int] = {}
         self.deleted: set[str] = set()
         with self.store.database.write() as connection:
-            connection.execute(jobs.delete())
+            connection.execute(jobs.delete())  # and so their plans
+        self.store.backlog.recount()
 
-    @rule(target=known, priority=st.integers(0, 9))
-    def submit(self, priority: int) -> str:
+    @rule(target=known, priority=st.integers(0, 9), needs_plan=st.booleans())
+    def submit(self, priority: int, needs_plan: bool) -> str:
         request = MusicRequest(prompt="x", model="m", seed=1, priority=priority)
-        job, _ = self.store.jobs.submit(request, owner="", deadline_s=600, max_attempts=MAX_ATTEMPTS)
+        admission = Admission(plan=NewPlan({}, 60.0) if needs_plan else None)
+        job, _ = self.store.jobs.submit(
+            request, owner="", deadline_s=600, max_attempts=MAX_ATTEMPTS, admission=admission
+        )
         return job.id
+
+    @rule(target=plans)
+    def claim_plan(self) -> PlanTask | None:
+        task = self.store.plans.take("p", "m", 60)
+        if task is not None:
+            assert self._state(str(task.job)) is Status.QUEUED
+        return task
+
+    @rule(task=plans, end=st.sampled_from(["publish", "fail", "put back", "die"]))
+    def end_plan(self, task: PlanTask | None, end: str) -> None:
+        if task is None:
+            return
+        held = not self.store.plans.lost([Beat(task.id, task.attempt, "p")])
+        if end == "die":
+            self.store.plans.release("p")
+        elif end == "publish":
+            done = self.store.plans.publish(task, {}, gpu_s=1.0, audio_s=30.0)
+            assert done == (held or self._is_done(task))
+        else:
+            assert self.store.plans.fail(task, BadAudio() if end == "put back" else GenerationError()) == held
 
     @rule(target=claims)
     def claim_at_once(self) -> list[Job]:
@@ -144,6 +170,13 @@ class Queue(RuleBasedStateMachine):
         assert all(job.worker != f"w{worker}" for job in self._all() if job.status is Status.RUNNING)
 
     @invariant()
+    def the_shares_are_exact(self) -> None:
+        """The queue's sums count what is queued, whatever length the plans decide."""
+        waiting = [job for job in self._all() if job.status is Status.QUEUED]
+        use = self.store.backlog.use("")
+        assert (use.jobs, round(use.audio_s, 3)) == (len(waiting), round(sum(job.audio_seconds for job in waiting), 3))
+
+    @invariant()
     def every_change_was_a_legal_move(self) -> None:
         """From what was seen before each state must be reachable; attempts and versions never fall; audio is one attempt's."""
         found = {job.id: job for job in self._all()}
@@ -161,7 +194,23 @@ class Queue(RuleBasedStateMachine):
             if job.audio:
                 assert job.audio[0].seed == self.published[job.id] == job.attempt
             assert (job.worker is not None) or job.status is not Status.RUNNING
+            assert not job.unplanned or job.status not in (Status.RUNNING, Status.SUCCEEDED)
+            self._check_plan(job)
         self.seen = found
+
+    def _check_plan(self, job: Job) -> None:
+        """A queued job without its plan has one in the making; nobody makes one for a job that has ended."""
+        with suppress(NotFound):
+            plan = self.store.plans.of_job(job.id)
+            assert plan.state.final == (job.status is not Status.QUEUED or not job.unplanned)
+            assert (plan.state is PlanState.DONE) == (not job.unplanned)
+
+    def _is_done(self, task: PlanTask) -> bool:
+        """Whether this very attempt has published the plan."""
+        with suppress(NotFound):
+            plan = self.store.plans.get(task.id)
+            return plan.state is PlanState.DONE and plan.attempt == task.attempt
+        return False
 
     def _holds(self, claim: Job) -> bool:
         return any(

@@ -8,10 +8,11 @@ import pytest
 import sqlalchemy as sa
 
 from serve_app.config import BreakerArgs, ScalingArgs
+from serve_app.errors import GenerationError
 from serve_app.jobs import Job
 from serve_app.scaling.observation import StoreFleet
 from serve_app.store import Beat, Store
-from tests.support.queue import claim, finish, submit
+from tests.support.queue import claim, claim_plan, finish, submit, submit_unplanned
 
 
 def _page(*states: str, owner: str | None = None) -> Callable[[Store, Job], Any]:
@@ -25,6 +26,15 @@ def _page(*states: str, owner: str | None = None) -> Callable[[Store, Job], Any]
         pytest.param(lambda store, _: store.claims.take("w", "m", 10), id="claim"),
         pytest.param(lambda store, job: store.claims.heartbeat([Beat(job.id, 1, "w", {})], 10), id="heartbeat"),
         pytest.param(lambda store, job: store.claims.lost([Beat(job.id, 1, "w")]), id="lost"),
+        pytest.param(lambda store, _: submit_unplanned(store), id="submit unplanned"),
+        pytest.param(lambda store, _: store.plans.take("p", "m", 10), id="claim a plan"),
+        pytest.param(
+            lambda store, _: store.plans.publish(store.plans.take("p", "m", 10), {}, gpu_s=1), id="publish a plan"
+        ),
+        pytest.param(
+            lambda store, _: store.plans.fail(store.plans.take("p", "m", 10), GenerationError()), id="fail a plan"
+        ),
+        pytest.param(lambda store, _: store.plans.enforce(0), id="sweep plans"),
         pytest.param(lambda store, job: finish(store, job), id="finish"),
         pytest.param(lambda store, job: store.jobs.cancel(job.id), id="cancel"),
         pytest.param(lambda store, _: store.claims.release("w"), id="abandon"),
@@ -53,13 +63,32 @@ def test_a_query_finds_its_jobs_by_an_index(tmp_path: Path, ask: Callable[[Store
     store.migrate()
     submit(store)
     submit(store)
+    submit_unplanned(store)
     job = claim(store)
     plans = _plans_of(store)
     ask(store, job)
     store.close()
     assert plans
-    whole = ("SCAN jobs", "SCAN jobs USING INDEX sqlite_autoindex_jobs_1")
+    tables = ("jobs", "plans")
+    whole = [f"SCAN {name}{index}" for name in tables for index in ("", f" USING INDEX sqlite_autoindex_{name}_1")]
     assert [plan for plan in plans if plan in whole] == []
+
+
+def test_a_claim_reads_only_what_can_be_claimed(tmp_path: Path) -> None:
+    """Jobs that wait for a planner cost a worker's claim nothing, and finished plans cost a planner's claim nothing."""
+    store = Store(f"sqlite:///{tmp_path / 'jobs.db'}")
+    store.migrate()
+    submit_unplanned(store)
+    submit(store)
+    plans = _plans_of(store)
+    claim(store)
+    claim_plan(store)
+    store.close()
+    read = {index for plan in plans for index in _INDEXES if index in plan}
+    assert read == {"jobs_claimable", "plans_waiting"}
+
+
+_INDEXES = ("jobs_claimable", "jobs_queue", "jobs_waiting", "plans_waiting", "plans_measured")
 
 
 def test_an_owners_ended_jobs_are_found_among_the_owners(tmp_path: Path) -> None:
@@ -73,12 +102,14 @@ def test_an_owners_ended_jobs_are_found_among_the_owners(tmp_path: Path) -> None
 
 
 def _plans_of(store: Store) -> list[str]:
-    """SQLite's plans of all statements about jobs from now on."""
+    """SQLite's plans of all statements about jobs and plans from now on."""
     plans: list[str] = []
 
     @sa.event.listens_for(store.database.engine, "before_cursor_execute")
     def explain(connection: sa.Connection, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
-        if "jobs" in statement and statement.startswith(("SELECT", "UPDATE", "DELETE", "INSERT")):
+        if ("jobs" in statement or "plans" in statement) and statement.startswith(
+            ("SELECT", "UPDATE", "DELETE", "INSERT")
+        ):
             plans.extend(row[3] for row in cursor.execute(f"EXPLAIN QUERY PLAN {statement}", parameters).fetchall())
 
     return plans
