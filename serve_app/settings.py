@@ -4,7 +4,9 @@ The command line and Ray Serve both read it here. Errors name settings and varia
 may be a password, and Serve writes errors into its status and into log files.
 """
 
+import difflib
 import os
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -14,14 +16,31 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from serve_app.config import AppArgs
-from serve_app.config.environment import NESTED, PREFIX, secret_file_errors, variable_errors
+from serve_app.config.environment import (
+    NESTED,
+    PREFIX,
+    is_section,
+    secret_file_errors,
+    type_inside,
+    variable_errors,
+)
 from serve_app.errors import ConfigurationError
+from serve_app.validation_texts import validation_text
 
 _IMPORT_PATH: Final = "serve_app.app:"
 """How the `import_path` of a Sophia application begins."""
 
 _MOST_ERRORS: Final = 20
 """The most errors that one message lists. A file of another program would have hundreds."""
+
+
+_NAME: Final = "must be a name of letters from A to Z, digits, '.', '_' and '-', at most 64"
+_PATTERNS: Final = {
+    "adapters": f"{_NAME}, and begin with a letter or digit",
+    "cluster_name": _NAME,
+    "cors_origins": "must be a site such as https://app.example.com, without a path, or '*'",
+}
+"""By setting, what its regular expression asks for."""
 
 
 def load_args(config: Path | None) -> AppArgs:
@@ -44,7 +63,7 @@ def read_args(given: Mapping[str, Any], place: str = "args") -> AppArgs:
         try:
             return AppArgs.model_validate(dict(given))
         except ValidationError as error:
-            problems = [_problem(fault["loc"], fault["msg"], place) for fault in error.errors(include_input=False)]
+            problems = _problems(error, place)
         except SettingsError:
             # The cause of this error contains the value. The known reasons for it were checked above.
             problems = ["a SOPHIA_ variable or a secret file cannot be read: sections, tables and lists must be JSON"]
@@ -57,15 +76,53 @@ def _joined(problems: list[str]) -> str:
     return "; ".join(problems[:_MOST_ERRORS]) + more
 
 
-def _problem(location: tuple[int | str, ...], message: str, place: str) -> str:
-    """One error that pydantic found: the variable that set the value or else `place`, then the setting and the message."""
-    parts = [str(part) for part in location]
+def _problems(error: ValidationError, place: str) -> list[str]:
+    """One text for each setting that pydantic found wrong: what set the value, the setting, and the rule."""
+    rules: dict[tuple[str, ...], list[str]] = {}
+    for fault in error.errors(include_input=False):
+        setting, kind = _setting_at([str(part) for part in fault["loc"]])
+        rules.setdefault(setting, []).append(_rule(setting, kind, fault))
+    return [_problem(setting, " or ".join(dict.fromkeys(texts)), place) for setting, texts in rules.items()]
+
+
+def _setting_at(location: list[str]) -> tuple[tuple[str, ...], Any]:
+    """The part of pydantic's location that names a setting, and the type of what contains it.
+
+    Pydantic adds names of its own: of the types that a value may have, and `[key]` for the name of a table's entry.
+    """
+    kind: Any = AppArgs
+    for i, part in enumerate(location):
+        inner = typing.get_args(kind)[0] if typing.get_origin(kind) is list else type_inside(kind, part)
+        if inner is None:
+            is_unknown = is_section(kind) and part != "[key]"  # or else the part is one of pydantic's names
+            return tuple(location[: i + is_unknown]), kind
+        kind = inner
+    return tuple(location), kind
+
+
+def _rule(setting: tuple[str, ...], kind: Any, fault: Any) -> str:
+    """What the value must be, or which setting a name that is none is likely to mean."""
+    if fault["type"] == "extra_forbidden":
+        return f"is not a setting{_similar(setting[-1], list(kind.model_fields))}"
+    if fault["type"] == "string_pattern_mismatch":
+        return next(text for name, text in _PATTERNS.items() if name in setting)
+    return validation_text(fault)
+
+
+def _similar(name: str, settings: list[str]) -> str:
+    """The setting with the most similar name, or else all of them, as the end of a sentence."""
+    similar = difflib.get_close_matches(name, settings, n=1)
+    return f"; did you mean {similar[0]!r}?" if similar else f"; the settings here are {', '.join(settings)}"
+
+
+def _problem(setting: tuple[str, ...], rule: str, place: str) -> str:
+    """One wrong setting: the variable that set its value or else `place`, its name and the rule."""
     variables = {name.upper() for name in os.environ}
-    for length in range(len(parts), 0, -1):
-        variable = PREFIX + NESTED.join(parts[:length]).upper()
+    for length in range(len(setting), 0, -1):
+        variable = PREFIX + NESTED.join(setting[:length]).upper()
         if variable in variables:
-            return f"{variable}: {'.'.join(parts)}: {message}"
-    return f"{place}: {'.'.join(parts)}: {message}" if parts else f"{place}: {message}"
+            return f"{variable}: {'.'.join(setting)}: {rule}"
+    return f"{place}: {'.'.join(setting)}: {rule}" if setting else f"{place}: {rule}"
 
 
 def _application(config: Path) -> Mapping[str, Any]:

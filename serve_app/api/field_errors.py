@@ -8,6 +8,7 @@ from typing import Any, Final
 from serve_app.api.views.problem import FieldError
 from serve_app.music import LoraUse
 from serve_app.music.spellings import our_name
+from serve_app.validation_texts import validation_text
 
 _MAX_SHOWN: Final = 100  # characters of a given value
 _MAX_MESSAGE: Final = 1000
@@ -19,7 +20,6 @@ _AUDIO_PATTERN: Final = (
     "must be input:ID for an upload, job:ID/N for song N of one of your jobs (job:0190d8a4-7b5e-7c3a-9f00-3c5e8b1f2a4d/0), or an "
     "https:// address"
 )
-_PYDANTICS_OBJECT: Final = "valid dictionary or object to extract fields from"
 _NAME_PATTERN: Final = "must have at most 64 letters, digits, '.', '_' and '-', and begin with a letter or digit"
 _PATTERN_MESSAGES: Final = {
     "prompt": "must not contain a NUL character",
@@ -42,7 +42,7 @@ def field_error(entry: dict[str, Any], fields: Sequence[str]) -> FieldError:
     path = [str(part) for part in entry["loc"][1:]] or [str(entry["loc"][0])]
     field = shortened(".".join(path))
     if entry["type"] == "missing":
-        return FieldError(field=field, message="is required")
+        return FieldError(field=field, message=validation_text(entry))
     message = _message(path, entry, fields)
     return FieldError(field=field, value=shortened(entry.get("input")), message=message[:_MAX_MESSAGE])
 
@@ -53,9 +53,7 @@ def _message(path: Sequence[str], entry: dict[str, Any], fields: Sequence[str]) 
         return _unknown_field(name[:_MAX_SHOWN], list(LoraUse.model_fields) if path[0] == "lora" else fields)
     if entry["type"] == "string_pattern_mismatch":
         return _PATTERN_MESSAGES.get(name, "contains characters that are not allowed")
-    message = str(entry["msg"]).replace("Input should", "must").replace("String should", "must")
-    message = message.removeprefix("Value error, ").replace(_PYDANTICS_OBJECT, "JSON object")
-    return message[:1].lower() + message[1:]
+    return validation_text(entry)
 
 
 def _unknown_field(name: str, fields: Sequence[str]) -> str:

@@ -17,6 +17,7 @@ from serve_app.config import AdapterArgs, AppArgs, Variant
 from serve_app.errors import InvalidRequest, NotFound, WrongField
 from serve_app.jobs import Job
 from serve_app.music import COMMON_TASKS, MAX_SEED, MAX_VARIATIONS, TASKS, MusicRequest
+from serve_app.music.song_length import codes_length_s
 from serve_app.plurals import alternatives
 from serve_app.store.jobs import Admission, OnceKey, fingerprint
 
@@ -35,8 +36,9 @@ async def submit(
 ) -> tuple[Job, bool]:
     """Add a job to the queue. Return the job, which is on disk by then, and whether it is new.
 
-    Fills in the model, the seeds and the adapters' scales that the request leaves out. A job is not new if the owner has
-    submitted the same request with the same idempotency key before, or if a waiting `call` takes over the job of an earlier one.
+    Fills in the model, the seeds, the adapters' scales and the length of audio codes that the request leaves out. A job is not
+    new if the owner has submitted the same request with the same idempotency key before, or if a waiting `call` takes over the
+    job of an earlier one.
     `family` is the foreign API that the request came by. Raises InvalidRequest, UnusableAudio,
     IdempotencyConflict, QuotaExceeded, QueueFull, StoreUnavailable and ArtifactsUnavailable; also ClientDisconnect if the waiting
     caller has left before there was a job.
@@ -146,8 +148,14 @@ def _check_alignment(context: Context, request: MusicRequest) -> None:
 
 
 def _filled_in(args: AppArgs, request: MusicRequest, adapters: Mapping[str, AdapterArgs] | None) -> MusicRequest:
-    """The request with a model, its seeds and its adapters' scales, so that every attempt generates the same song."""
+    """The request with a model, its seeds, its adapters' scales and the length of its audio codes.
+
+    Every attempt therefore generates the same song. A stored request leaves defaults out, so that `MusicRequest` itself cannot
+    tell a duration of 60 s from none.
+    """
     found: dict[str, Any] = {"model": request.model or args.default_model}
+    if request.audio_codes and "duration" not in request.model_fields_set:
+        found["duration"] = codes_length_s(len(request.audio_codes))
     if adapters is not None:
         found["lora"] = with_scales(request.lora, adapters)
     if request.seed is None:

@@ -87,7 +87,7 @@ class AppArgs(BaseSettings):
     def _expand_data_dir(cls, folder: Path) -> Path:
         folder = folder.expanduser()
         if not folder.is_absolute():
-            raise ValueError("data_dir must be an absolute path or start with ~")
+            raise ValueError("must be an absolute path or start with ~")
         return folder
 
     @field_validator("webhook_secret")

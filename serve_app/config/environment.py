@@ -84,15 +84,15 @@ def _type_of(variable: str) -> Any:
     """The type of the setting or section that a variable sets; None if there is no such setting."""
     kind: Any = AppArgs
     for part in variable.removeprefix(PREFIX).split(NESTED):
-        kind = _type_inside(kind, part)
+        kind = type_inside(kind, part)
         if kind is None:
             return None
     return kind
 
 
-def _type_inside(kind: Any, part: str) -> Any:
+def type_inside(kind: Any, part: str) -> Any:
     """The type of a field of a section, or of the values of a table; None if there is none."""
-    if _is_section(kind):
+    if is_section(kind):
         field = kind.model_fields.get(part.lower())
         return None if field is None else field.annotation
     if typing.get_origin(kind) is dict and part:
@@ -100,13 +100,14 @@ def _type_inside(kind: Any, part: str) -> Any:
     return None
 
 
-def _is_section(kind: Any) -> bool:
+def is_section(kind: Any) -> bool:
+    """Whether a type is that of a section of settings."""
     return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def _is_structured(kind: Any) -> bool:
     """Whether pydantic-settings reads a variable of this type as JSON."""
-    return _is_section(kind) or typing.get_origin(kind) in (dict, list)
+    return is_section(kind) or typing.get_origin(kind) in (dict, list)
 
 
 def _is_json_of(kind: Any, value: str) -> bool:
@@ -153,6 +154,6 @@ def _setting_variables(section: type[BaseModel], prefix: str, model_names: list[
         if typing.get_origin(kind) is dict:
             kind = typing.get_args(kind)[1]
             inner = [f"{variable}{NESTED}{model}" for model in model_names]
-        if _is_section(kind):
+        if is_section(kind):
             for one in inner:
                 yield from _setting_variables(kind, one + NESTED, model_names)

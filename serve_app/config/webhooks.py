@@ -41,5 +41,5 @@ def decode_keys(secret: str) -> tuple[bytes, ...]:
     except ValueError:
         keys = ()
     if not keys or not all(24 <= len(key) <= 64 for key in keys):  # the bounds of the Standard Webhooks specification
-        raise ValueError("webhook_secret must be whsec_ followed by 24 to 64 random bytes in base64")
+        raise ValueError("must be whsec_ followed by 24 to 64 random bytes in base64")
     return keys

@@ -3,6 +3,7 @@
 It does not depend on HTTP: the API, the worker, the engine and the command line all use it.
 """
 
+from contextlib import suppress
 from typing import Annotated, Any, Final, get_args
 
 from pydantic import (
@@ -22,7 +23,7 @@ from serve_app.music.edit_fields import EditFields
 from serve_app.music.lyric_fields import LyricFields
 from serve_app.music.sampling_fields import SamplingFields
 from serve_app.music.song_fields import FASTEST_BPM, MAX_LYRICS, SLOWEST_BPM, TEXT, SongFields
-from serve_app.music.song_length import song_length_s
+from serve_app.music.song_length import codes_length_s, song_length_s
 from serve_app.music.task_fields import TaskFields
 from serve_app.music.vocabulary import AUDIO_FIELDS, SOURCE_TASKS, Track
 
@@ -48,7 +49,8 @@ _CHOICES: Final = (
     "chunk_mask_mode",
 )
 _SWITCHES: Final = ("dcw", "keep_latents", "lyrics_timing")
-_MUSICAL_FIELDS: Final = ("bpm", "keyscale", "timesignature")
+_UNSETTABLE: Final = ("bpm", "keyscale", "timesignature", "audio_codes")
+"""Fields for which `spellings.UNSET` means that they are left out."""
 
 
 class MusicRequest(LyricFields, AudioFields, AdapterFields, EditFields, TaskFields, SamplingFields, SongFields):
@@ -150,12 +152,13 @@ class MusicRequest(LyricFields, AudioFields, AdapterFields, EditFields, TaskFiel
     def _normalize(cls, given: Any) -> Any:
         """Remove fields without a value, and replace the duration `auto` by seconds.
 
-        Some clients send every field: null for those without a value, and "" or "N/A" for tempo, key and time signature.
+        Some clients send every field: null for those without a value, and "" or "N/A" for tempo, key, time signature and audio
+        codes.
         """
         if not isinstance(given, dict):
             return given
         fields = {name: value for name, value in given.items() if value is not None or name == "prompt"}
-        for name in _MUSICAL_FIELDS:
+        for name in _UNSETTABLE:
             if spellings.is_unset(fields.get(name)):
                 del fields[name]
         if spellings.choice(fields.get("duration")) == "auto":
@@ -242,18 +245,23 @@ def _alternative_spellings(name: str, field: dict[str, Any]) -> list[dict[str, A
         found.append({"type": "string", "pattern": spellings.choice_pattern(kind["enum"])})
     if name in _SWITCHES:
         found.append({"type": "string", "pattern": spellings.choice_pattern(spellings.SWITCH)})
-    if name in _MUSICAL_FIELDS:
+    if name in _UNSETTABLE:
         found.append({"enum": list(spellings.UNSET)})
     if name == "lora":
         found.append({"type": "string", "pattern": ADAPTER_NAME})
         found.append(kind["items"])
+    if name == "audio_codes":
+        found.append({"type": "string", "pattern": spellings.audio_codes_pattern()})
     if name == "duration":
         found.append({"const": "auto", "type": "string"})
     return found
 
 
-def _automatic_duration(given: dict[str, Any]) -> int:
+def _automatic_duration(given: dict[str, Any]) -> float:
     """The length in seconds that replaces `auto`. Invalid fields are ignored here; their own validators report them."""
+    with suppress(ValueError):
+        if isinstance(codes := spellings.audio_codes(given.get("audio_codes")), list):
+            return codes_length_s(len(codes))
     lyrics = given.get("lyrics", "")
     bpm = spellings.number(given.get("bpm"))
     try:

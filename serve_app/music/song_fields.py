@@ -47,8 +47,9 @@ class SongFields(BaseModel):
         ge=1,
         le=600,
         description="Length of the song in seconds, from 1 to 600. Default: 60. `auto` estimates the length from the lyrics, the "
-        "tempo and the time signature (120 without lyrics); the job's `request` contains the result. For a task with a source, the "
-        "source decides instead, and the job's `warnings` report another length that was given.",
+        "tempo and the time signature (120 without lyrics); the job's `request` contains the result. With `audio_codes`, "
+        "they decide unless a length is given. For a task with a source, the source decides instead, and the job's `warnings` "
+        "report another length that was given.",
         examples=[30],
     )
     variations: int = Field(

@@ -1,6 +1,6 @@
-"""Estimates the length of a song from its lyrics, for `duration: "auto"`.
+"""The length of a song from its audio codes, or an estimate from its lyrics, for `duration: "auto"`.
 
-The rules:
+The rules of the estimate:
 
 * Lyrics are sung at 2.5 syllables per second. Each line takes a whole number of bars.
 * Each section with lyrics takes one more bar, to breathe.
@@ -15,6 +15,9 @@ import math
 import re
 import unicodedata
 from typing import Final
+
+CODES_PER_S: Final = 5
+"""Audio codes in one second of a song."""
 
 INSTRUMENTAL_S: Final = 120
 """Length in seconds of a song without lyrics and sections."""
@@ -44,6 +47,11 @@ _SCRIPTS_OF_SYLLABLES: Final = (
     "TELUGU",
     "GURMUKHI",
 )
+
+
+def codes_length_s(codes: int) -> float:
+    """The length in seconds of a song that is as long as its audio codes, of which there are `codes`, from 1 to 600."""
+    return min(max(codes / CODES_PER_S, 1.0), _LONGEST_S)
 
 
 def song_length_s(lyrics: str, bpm: int | None = None, beats: int | None = None) -> int:

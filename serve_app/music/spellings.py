@@ -101,8 +101,10 @@ _BEATS: Final = {"2": "2", "3": "3", "4": "4", "6": "6", "2/4": "2", "3/4": "3",
 TIMESIGNATURES: Final = (*_BEATS, 2, 3, 4, 6)
 """The accepted spellings of a time signature."""
 
-_CODE: Final = re.compile(r"<\|audio_code_([0-9]{1,5})\|>")
-_CODES: Final = re.compile(rf"({_CODE.pattern})+")
+LARGEST_CODE: Final = 65_535
+_CODE: Final = re.compile(r"\s*<\|audio_code_([0-9]{1,5})\|>")
+_MAX_PIECE: Final = 30
+"""The most characters that an error quotes of a text that is no audio code."""
 
 SWITCH: Final = {"true": True, "false": False}
 """The accepted spellings of yes and no besides JSON's own."""
@@ -112,7 +114,7 @@ _INSIDE_CAMEL_CASE: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _NUMBER: Final = re.compile(r"\s*[+-]?[0-9]{1,12}(\.[0-9]{1,12})?\s*")
 
 UNSET: Final = ("", "N/A")
-"""The values that ACE-Step's web page and files use, in any case, for a tempo, key or time signature that is not set."""
+"""The values that ACE-Step's web page and files use, in any case, for a field that is not set."""
 
 
 def our_name(foreign: str) -> str | None:
@@ -147,6 +149,12 @@ def choice_pattern(words: Iterable[str]) -> str:
     return _either(
         "".join(f"[{letter}{letter.upper()}]" if letter.isalpha() else letter for letter in word) for word in words
     )
+
+
+def audio_codes_pattern() -> str:
+    """A regular expression that matches ACE-Step's text for audio codes, in its shortest spelling."""
+    number = "|".join(_whole(0, LARGEST_CODE))
+    return rf"^(<\|audio_code_({number})\|>)+$"
 
 
 def _either(parts: Iterable[str]) -> str:
@@ -184,7 +192,7 @@ def _same_length(least: str, most: str) -> str:
 
 
 def is_unset(value: Any) -> bool:
-    """Whether the value of a tempo, key or time signature means that it is not set."""
+    """Whether the value of a field for which ACE-Step's clients may send one of UNSET means that it is not set."""
     return isinstance(value, str) and value.strip().upper() in UNSET
 
 
@@ -221,13 +229,36 @@ def choice(value: Any) -> Any:
 def audio_codes(value: Any) -> Any:
     """Convert ACE-Step's text for audio codes, such as "<|audio_code_12|><|audio_code_7|>", to a list of numbers.
 
-    In a list, 7.0 means 7: JSON does not tell them apart.
+    In a list, 7.0 means 7: JSON does not tell them apart. Raises ValueError for any other text.
     """
-    if isinstance(value, str) and _CODES.fullmatch(value):
-        return [int(code) for code in _CODE.findall(value)]
+    if isinstance(value, str):
+        return _codes_in(value)
     if isinstance(value, list):
         return [int(code) if isinstance(code, float) and code.is_integer() else code for code in value]
     return value
+
+
+def _codes_in(text: str) -> list[int]:
+    text = text.rstrip()
+    codes: list[int] = []
+    end = 0
+    while end < len(text):
+        found = _CODE.match(text, end)
+        if found is None or int(found[1]) > LARGEST_CODE:
+            raise ValueError(_wrong_code(text, end))
+        codes.append(int(found[1]))
+        end = found.end()
+    return codes
+
+
+def _wrong_code(text: str, start: int) -> str:
+    """What is wrong with the text after `start`, where a code should follow."""
+    rest = text[start:].lstrip()
+    piece = rest[:_MAX_PIECE].split()[0]
+    return (
+        f"must be a list of numbers from 0 to {LARGEST_CODE}, or text such as '<|audio_code_12|><|audio_code_7|>'; "
+        f"{piece!r} at character {len(text) - len(rest) + 1} is no such code"
+    )
 
 
 def audio_codes_text(codes: Iterable[int]) -> str:

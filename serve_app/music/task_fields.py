@@ -5,10 +5,11 @@ from typing import Annotated, Any, Final, get_args
 from pydantic import BaseModel, Field, ValidationInfo, field_validator
 
 from serve_app.music import spellings
+from serve_app.music.song_length import CODES_PER_S
 from serve_app.music.vocabulary import SOURCE_TASKS, ChunkMaskMode, RepaintMode, TaskType, Track
 
-_MAX_CODES: Final = 3000
-"""The codes of the longest song: five a second for 600 s."""
+_MAX_CODES: Final = 600 * CODES_PER_S
+"""The codes of the longest song."""
 
 _FIELD_TASKS: Final[dict[str, tuple[TaskType, ...]]] = {
     "repaint_start": ("repaint", "lego"),
@@ -110,13 +111,14 @@ class TaskFields(BaseModel):
         description="The tracks that complete adds (default: the model chooses), or that stems takes out (default: all).",
         examples=[["vocals", "drums", "bass"]],
     )
-    audio_codes: list[Annotated[int, Field(ge=0, le=65_535)]] | None = Field(
+    audio_codes: list[Annotated[int, Field(ge=0, le=spellings.LARGEST_CODE)]] | None = Field(
         None,
         min_length=1,
         max_length=_MAX_CODES,
-        description="For text2music: the song's audio codes, five a second. The model plays them as a cover. Codes after the "
-        "end of the song are ignored; where the song is longer than its codes, it ends in silence. Also ACE-Step's text "
-        "`<|audio_code_N|><|audio_code_M|>…`.",
+        description="For text2music: the song's audio codes, five for each second, of which the model makes a cover. GET "
+        "/v1/jobs/{id}/codes has those of an earlier song. Also as ACE-Step's text, `<|audio_code_N|><|audio_code_M|>…`. Without "
+        "`duration`, or with `auto`, the song is as long as its codes, and at least one second. If it is shorter, the remaining "
+        "codes are ignored; if it is longer, it ends in silence.",
         examples=[[1234, 5678]],
     )
     chunk_mask_mode: ChunkMaskMode | None = Field(

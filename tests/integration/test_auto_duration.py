@@ -29,6 +29,19 @@ def test_auto_is_decided_at_submission_and_shown_in_seconds(service: Service) ->
     assert service.ended(fast["id"])["audio"][0]["seconds"] == 15
 
 
+def test_a_song_is_as_long_as_its_audio_codes(service: Service) -> None:
+    """Without a duration, or with `auto`, five codes make a second; a given duration counts, also that of the default."""
+    codes = "<|audio_code_1|>" * 12
+    lengths = [
+        service.submit(audio_codes=codes, duration=None)["request"]["duration"],
+        service.submit(audio_codes=codes, duration="auto", lyrics=VERSE)["request"]["duration"],
+        service.submit(audio_codes=[5], duration=None)["request"]["duration"],
+        service.submit(audio_codes=codes, duration=60)["request"]["duration"],
+    ]
+
+    assert lengths == [2.4, 2.4, 1, 60]
+
+
 @pytest.mark.fault("C3")
 def test_left_out_is_60_seconds_and_the_api_page_says_so(service: Service) -> None:
     """Without `duration` a song with lyrics has 60 seconds, and the OpenAPI page describes both the default and `auto`."""

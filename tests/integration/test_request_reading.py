@@ -74,6 +74,11 @@ def test_digits_of_other_scripts_are_no_numbers(service: Service) -> None:
         ("format", ["MP3", "Wav32", "aac"], ["wma"]),
         ("vocal_language", ["EN", "Unknown"], ["xx"]),
         ("keyscale", ["Am", "N/A"], ["H"]),
+        (
+            "audio_codes",
+            ["<|audio_code_0|>", "<|audio_code_10000|><|audio_code_65535|>", ""],
+            ["<|audio_code_65536|>", "7"],
+        ),
     ],
 )
 def test_the_schema_says_what_is_read(field: str, read: list[str], refused: list[str]) -> None:

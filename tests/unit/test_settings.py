@@ -57,8 +57,8 @@ def test_a_misspelt_variable_is_refused_with_the_nearest_one(
         ("SOPHIA_MODELS", "high", "SOPHIA_MODELS must be an object in JSON"),
         ("SOPHIA_MODELS__M", "high", "SOPHIA_MODELS__M is a section: set SOPHIA_MODELS__M__SOURCE"),
         ("SOPHIA_WEBHOOKS__RETRIES_S", "high", "SOPHIA_WEBHOOKS__RETRIES_S must be a list in JSON"),
-        ("SOPHIA_API__REPLICAS", "high", "SOPHIA_API__REPLICAS: api.replicas: Input should be a valid integer"),
-        ("SOPHIA_DATA_DIR", "high", "SOPHIA_DATA_DIR: data_dir: Value error, data_dir must be an absolute path"),
+        ("SOPHIA_API__REPLICAS", "high", "SOPHIA_API__REPLICAS: api.replicas: must be an integer"),
+        ("SOPHIA_DATA_DIR", "high", "SOPHIA_DATA_DIR: data_dir: must be an absolute path"),
         ("SOPHIA_DEFAULT_MODEL", "high", "default_model is not among the models ['ace-step']"),
     ],
 )
@@ -73,6 +73,43 @@ def test_a_variable_of_the_wrong_shape_is_one_sentence(
 
     assert says in caught.value.message
     assert "high" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"modls": 1}, "args: modls: is not a setting; did you mean 'models'?"),
+        ({"models": {"m": {"sourc": SECRET}}}, "args: models.m.sourc: is not a setting; did you mean 'source'?"),
+        ({"auth": {"zebra": SECRET}}, "args: auth.zebra: is not a setting; the settings here are mode, operators"),
+        ({"models": {}}, "args: models: must not be empty"),
+        ({"models": {"m": None}}, "args: models.m: must be an object"),
+        (
+            {"models": {"m": {"cpu_threads": 0}}},
+            "models.m.cpu_threads: must be 'auto' or must be greater than or equal to 1",
+        ),
+        ({"webhooks": {"retries_s": [5, SECRET]}}, "args: webhooks.retries_s.1: must be a number"),
+        (
+            {"api": {"cors_origins": [SECRET]}},
+            "args: api.cors_origins.0: must be a site such as https://app.example.com",
+        ),
+        ({"cluster_name": f"{SECRET}!"}, "args: cluster_name: must be a name of letters from A to Z, digits, "),
+        (
+            {"webhook_secret": SECRET},
+            "args: webhook_secret: must be whsec_ followed by 24 to 64 random bytes in base64",
+        ),
+        (
+            {"models": {"m": {"adapters": {"a b": {"source": "x"}}}}},
+            "args: models.m.adapters.a b: must be a name of letters from A to Z, digits, '.', '_' and '-', at most 64, and begin",
+        ),
+    ],
+)
+def test_a_wrong_setting_says_what_is_allowed(given: dict[str, Any], says: str) -> None:
+    """The error names the setting and the rule in plain words, and not its value."""
+    with pytest.raises(ConfigurationError) as caught:
+        read_args(given)
+
+    assert says in caught.value.message
+    assert SECRET not in caught.value.message
 
 
 @pytest.mark.fault("E17")
