@@ -82,8 +82,19 @@ LEFT: Final[Mapping[str, Any]] = {"lease_until": None, "worker": None}
 
 def plan_of(row: Any) -> PlanTask:
     """The task in a row of the table."""
+    values = {name: getattr(row, name) for name in _COLUMNS}
+    if codes := getattr(row, "codes", None):
+        values["result"] = {**row.result, "codes": codes}
     error = JobFailure.from_json(row.error) if row.error else None
-    return PlanTask(**{name: getattr(row, name) for name in _COLUMNS}, state=PlanState(row.state), error=error)
+    return PlanTask(**values, state=PlanState(row.state), error=error)
+
+
+def result_columns(result: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The columns that hold a plan's JSON."""
+    if result is None:
+        return {"result": None, "codes": None}
+    rest = {name: value for name, value in result.items() if name != "codes"}
+    return {"result": rest, "codes": result.get("codes") or None}
 
 
 def plan_is(*states: PlanState) -> sa.ColumnElement[bool]:
@@ -115,7 +126,7 @@ def add_plan(connection: sa.Connection, model: str, owner: str, new: NewPlan, va
         "finished_at": now() if planned else None,
         "attempt": 0,
         "gpu_s": 0.0,
-        "result": None if new.result is None else dict(new.result),
+        **result_columns(new.result),
         **values,
     }
     if not planned:

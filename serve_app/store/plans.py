@@ -19,7 +19,7 @@ from serve_app.store.clock import now
 from serve_app.store.costs import add_planning_time, add_wasted_time
 from serve_app.store.database import Database
 from serve_app.store.moves import Moves, failure, moving
-from serve_app.store.plan_rows import LEFT, NewPlan, PlanState, PlanTask, add_plan, plan_is, plan_of
+from serve_app.store.plan_rows import LEFT, NewPlan, PlanState, PlanTask, add_plan, plan_is, plan_of, result_columns
 from serve_app.store.planning_turns import charge_turn, owners_in_turn
 from serve_app.store.shares import rank_of
 from serve_app.store.statements import lock
@@ -62,6 +62,19 @@ class PlanStore:
     def of_job(self, job: str, owner: str | None = None) -> PlanTask:
         """The plan of a job. Raises NotFound when there is none, or the job belongs to another owner than `owner`."""
         return self._find(f"Job {job} has no plan", plans.c.job == job, owner)
+
+    def of_jobs(self, jobs: Sequence[str]) -> dict[str, PlanTask]:
+        """The plans of these jobs, by job and without the codes. Jobs without a plan are left out."""
+        columns = [column for column in plans.c if column is not plans.c.codes]
+        with self._database.read() as connection:
+            rows = connection.execute(sa.select(*columns).where(plans.c.job.in_(jobs)))
+            return {row.job: plan_of(row) for row in rows}
+
+    def ended(self, ids: Sequence[str]) -> list[PlanTask]:
+        """Those of these plans that are done or have failed."""
+        ended = plans.c.finished_at.is_not(None)
+        with self._database.read() as connection:
+            return [plan_of(row) for row in connection.execute(sa.select(plans).where(plans.c.id.in_(ids), ended))]
 
     def _find(self, problem: str, which: sa.ColumnElement[bool], owner: str | None) -> PlanTask:
         theirs = () if owner is None else (plans.c.owner == owner,)
@@ -135,7 +148,7 @@ class PlanStore:
         of the model `account`, by default the plan's. May be called again after StoreUnavailable: it recognises its own
         publication when only the answer was lost.
         """
-        done = {"state": PlanState.DONE, "result": dict(result), "error": None, "gpu_s": plans.c.gpu_s + gpu_s}
+        done = {"state": PlanState.DONE, **result_columns(result), "error": None, "gpu_s": plans.c.gpu_s + gpu_s}
         ended = {"finished_at": now(), "lease_until": None}
         with moving(self._database, "queued", "ended") as moves:
             # The job first, as in every other transaction that changes both: else two could wait for each other.

@@ -197,7 +197,8 @@ plans = sa.Table(  # what planners have to do and have done; see store/plans.py
     sa.Column("lease_until", sa.Double),
     sa.Column("worker", sa.Text),
     sa.Column("gpu_s", sa.Double, nullable=False),  # of all attempts that reported it
-    sa.Column("result", sa.JSON(none_as_null=True)),
+    sa.Column("result", sa.JSON(none_as_null=True)),  # but its codes
+    sa.Column("codes", sa.JSON(none_as_null=True)),  # apart, since a job's view needs the rest and not these 200 kB
     sa.Column("error", sa.JSON(none_as_null=True)),
 )
 _WAITING_PLAN: Final = sa.text("state = 'waiting'")

@@ -45,6 +45,35 @@ def test_a_plan_that_exists_needs_no_planner(store: Store) -> None:
     assert store.plans.of_job(job.id).result == PLAN
 
 
+def test_a_jobs_plan_is_read_with_and_without_its_codes(store: Store) -> None:
+    """The plans of many jobs come without the codes, which are most of their size; that of one job is whole."""
+    job = submit_unplanned(store)
+    plain = submit(store)
+    whole = PLAN | {"codes": [[1, 2], [3, 4]]}
+    store.plans.publish(claim_plan(store), whole, gpu_s=1.0)
+
+    plans_of_page = store.plans.of_jobs([job.id, plain.id])
+
+    assert {job: task.result for job, task in plans_of_page.items()} == {job.id: PLAN}
+    assert store.plans.of_job(job.id).result == whole
+
+
+def test_only_plans_that_have_ended_are_reported_as_ended(store: Store) -> None:
+    """A call that waits for its plan finds it when it is done or has failed, and not before."""
+    waiting, done, failed = (
+        store.plans.submit("m", NewPlan({}, 1.0), owner="", deadline_s=60, max_attempts=1).id for _ in range(3)
+    )
+    claimed = {task.id: task for task in (claim_plan(store) for _ in range(3))}
+    store.plans.publish(claimed[done], PLAN, gpu_s=1.0)
+    store.plans.fail(claimed[failed], GenerationError("no"))
+
+    ended = {
+        task.id: (task.result, task.error and task.error.message) for task in store.plans.ended([waiting, done, failed])
+    }
+
+    assert ended == {done: (PLAN, None), failed: (None, "no")}
+
+
 def test_the_length_that_a_plan_decides_counts_in_the_queue(store: Store) -> None:
     """The owner's share, the job and its account have the plan's length instead of the one at submission."""
     submit_unplanned(store, owner="a", duration=600.0)

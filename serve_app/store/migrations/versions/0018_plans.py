@@ -34,6 +34,7 @@ def upgrade() -> None:
         sa.Column("worker", sa.Text),
         sa.Column("gpu_s", sa.Double, nullable=False),
         sa.Column("result", sa.JSON),
+        sa.Column("codes", sa.JSON),
         sa.Column("error", sa.JSON),
     )
     waiting: list[str | sa.TextClause] = ["model", "rank", "owner", sa.text("priority DESC"), "created_at", "id"]
