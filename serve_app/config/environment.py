@@ -26,12 +26,14 @@ NOT_SETTINGS: Final = {
     "SOPHIA_HEAD_IP": "systemd units: the head's address",
     "SOPHIA_IDLE_MINUTES": "cluster/skypilot.yaml: minutes without a job after which the run ends",
     "SOPHIA_IMAGE": "cluster/compose.yaml: the application's image",
+    "SOPHIA_KEY": "sophia-client: the API key",
     "SOPHIA_KUBERAY_CRDS": "tests: the folder with KubeRay's CRDs",
     "SOPHIA_MAX_HOURS": "cluster/skypilot.yaml: hours after which the run ends in any case",
     "SOPHIA_NODE_IP": "systemd units: this machine's address",
     "SOPHIA_OBJECT_STORE_BYTES": "systemd units: the size of Ray's object store",
     "SOPHIA_RAY_ARGS": "systemd units: additional arguments for `ray start`",
     "SOPHIA_SECRETS_DIR": "the folder of secret files, which must be known before any setting is read",
+    "SOPHIA_URL": "sophia-client: the service's address",
     "SOPHIA_WRITE_DOCS": "tests: write docs/FAILURES.md",
 }
 """Variables that have the prefix but are no settings, and what reads each. Variables that begin with SOPHIA_TEST_ are no settings

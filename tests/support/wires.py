@@ -1,9 +1,10 @@
-"""A relay between Sophia and PostgreSQL that can go silent: it passes nothing on and closes nothing."""
+"""A relay before a server that can go silent (it passes nothing on and closes nothing) or break connections."""
 
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from urllib.parse import urlsplit
 
 from sqlalchemy.engine import make_url
 
@@ -11,9 +12,11 @@ from sqlalchemy.engine import make_url
 class Wire:
     """A TCP relay. While it is cut, the kernels on both sides keep acknowledging, so no TCP timeout helps."""
 
-    def __init__(self, target: str) -> None:
-        """`target` is the path of a PostgreSQL server's socket."""
+    def __init__(self, target: str | tuple[str, int]) -> None:
+        """`target` is the path of the server's socket, or its address and port."""
         self._target = target
+        self.breaks: list[int] = []
+        """For each of the next connections, after how many bytes of the server's it breaks."""
         self._flows = threading.Event()
         self._flows.set()
         self._door = socket.create_server(("127.0.0.1", 0))
@@ -36,14 +39,19 @@ class Wire:
         self._lost = len(self._ends) if forget else self._lost
         self._flows.set()
 
+    def drop(self) -> None:
+        """Breaks all connections that there are now."""
+        for end in list(self._ends):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         """Closes all connections."""
         self._flows.set()
         self._door.shutdown(socket.SHUT_RDWR)
         self._door.close()
+        self.drop()
         for end in self._ends:
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
             end.close()
 
     def _accept(self) -> None:
@@ -52,17 +60,25 @@ class Wire:
                 client, _ = self._door.accept()
             except OSError:
                 return
-            server = socket.socket(socket.AF_UNIX)
+            server = socket.socket(socket.AF_UNIX if isinstance(self._target, str) else socket.AF_INET)
             server.connect(self._target)
             self._ends += [client, server]
-            for here, there in ((client, server), (server, client)):
-                threading.Thread(target=self._carry, args=(here, there, len(self._ends)), daemon=True).start()
+            most = self.breaks.pop(0) if self.breaks else None
+            for here, there, limit in ((client, server, None), (server, client, most)):
+                threading.Thread(target=self._carry, args=(here, there, len(self._ends), limit), daemon=True).start()
 
-    def _carry(self, here: socket.socket, there: socket.socket, number: int) -> None:
+    def _carry(self, here: socket.socket, there: socket.socket, number: int, most: int | None) -> None:
+        carried = 0
         while True:
             try:
                 data = here.recv(65536)
                 self._flows.wait()
+                carried += len(data)
+                if most is not None and carried > most:
+                    there.sendall(data[: len(data) - (carried - most)])
+                    here.shutdown(socket.SHUT_RDWR)
+                    there.shutdown(socket.SHUT_RDWR)
+                    return
                 if data and number > self._lost:
                     there.sendall(data)
                 elif not data:
@@ -81,5 +97,15 @@ def wire(url: str) -> Iterator[tuple[Wire, str]]:
     through = address.set(host="127.0.0.1", port=made.port, query={})
     try:
         yield made, through.render_as_string(hide_password=False)
+    finally:
+        made.close()
+
+
+@contextmanager
+def http_wire(url: str) -> Iterator[tuple[Wire, str]]:
+    """A relay to the HTTP server at an address, and its own address."""
+    made = Wire(("127.0.0.1", urlsplit(url).port or 80))
+    try:
+        yield made, f"http://127.0.0.1:{made.port}"
     finally:
         made.close()

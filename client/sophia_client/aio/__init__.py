@@ -1,0 +1,1 @@
+"""The client for asyncio. The package `sync` is written from this one."""
