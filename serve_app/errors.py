@@ -513,6 +513,14 @@ class BadAdapter(GenerationError):
     title = "An adapter cannot be used with this model"
 
 
+class PlanTooLong(GenerationError):
+    """The planner's prompt and what it is to write are longer than its context."""
+
+    status = 422
+    code = "plan_too_long"
+    title = "The song is too long for the planner"
+
+
 class OutOfDeviceMemory(GenerationError):
     """The request does not fit into the device's memory."""
 

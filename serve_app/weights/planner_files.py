@@ -12,7 +12,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from serve_app import errors
-from serve_app.config.planner import PlannerArgs
+from serve_app.config.language_model import LanguageModelArgs
 from serve_app.config.sources import RANDOM
 from serve_app.weights import hub, random_planner
 from serve_app.weights.cache import Plan, Remote, fetch, plan
@@ -92,7 +92,7 @@ class PlannerFiles:
     """Whether the weights are random."""
 
 
-def resolve(name: str, args: PlannerArgs, cache: Path, report: Report, online: bool | None = None) -> Path:
+def resolve(name: str, args: LanguageModelArgs, cache: Path, report: Report, online: bool | None = None) -> Path:
     """Returns the folder with the planner of model `name`. Fetches or builds it if it is not on this node.
 
     `report` and `online` are those of `find.resolve`. The caller must have resolved the source `auto`.
@@ -201,7 +201,7 @@ def _plain(name: str) -> str:
     return name.removeprefix("model.")
 
 
-def _local(args: PlannerArgs) -> Path:
+def _local(args: LanguageModelArgs) -> Path:
     place = Path(args.source).expanduser()
     if not place.is_dir():
         raise errors.MissingFile(
@@ -211,13 +211,13 @@ def _local(args: PlannerArgs) -> Path:
     return place / _choice(str(place), args, names)
 
 
-def _planned(name: str, args: PlannerArgs, cache: Path, online: bool) -> Plan:
+def _planned(name: str, args: LanguageModelArgs, cache: Path, online: bool) -> Plan:
     revision = args.revision or hub.default_revision(args.source)
     home = cache / "planners" / quote(f"{args.source}/{args.folder or ''}", safe="")
     return plan(home, revision, hub.commit_of(revision), partial(_remote, name, args, revision, online))
 
 
-def _remote(name: str, args: PlannerArgs, revision: str, online: bool) -> Remote:
+def _remote(name: str, args: LanguageModelArgs, revision: str, online: bool) -> Remote:
     """Returns the files of the language model in a source, as if it had no others."""
     source = remote_of(name, f"models.{name}.planner.source", args.source, revision, online)
 
@@ -238,7 +238,7 @@ def _wanted(name: str) -> bool:
     return name in (CONFIG, _TOKENIZER, _INDEX) or name.endswith(_SUFFIX)
 
 
-def _choice(title: str, args: PlannerArgs, names: Collection[str]) -> PurePosixPath:
+def _choice(title: str, args: LanguageModelArgs, names: Collection[str]) -> PurePosixPath:
     """Returns the folder of a source that holds the language model. `names` are its files."""
     with_config = {PurePosixPath(name).parent for name in names if PurePosixPath(name).name == CONFIG}
     with_tokenizer = {PurePosixPath(name).parent for name in names if PurePosixPath(name).name == _TOKENIZER}

@@ -43,7 +43,7 @@ class Size:
 
 
 SMALL: Final = Size(
-    hidden=64, layers=2, heads=4, kv_heads=2, head_dim=16, intermediate=128, codes=1000, text_tokens=512, rows=1600
+    hidden=64, layers=2, heads=4, kv_heads=2, head_dim=16, intermediate=128, codes=1000, text_tokens=340, rows=1400
 )
 """Plans in milliseconds."""
 RELEASED_600M: Final = Size(
@@ -113,7 +113,9 @@ def _recipe_hash(size: Size) -> str:
 def _save(folder: Path, size: Size) -> None:
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     config = Qwen3Config(
         vocab_size=size.rows,
         hidden_size=size.hidden,

@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from serve_app import errors
-from serve_app.config.planner import PlannerArgs
+from serve_app.config.language_model import LanguageModelArgs
 from serve_app.weights import planner_files, random_planner
 from tests.support.hub import REPOSITORY, serving
 
@@ -25,13 +25,13 @@ def copy(built: Path, tmp_path: Path) -> Path:
     return shutil.copytree(built, tmp_path / "copy")
 
 
-def _resolved(args: PlannerArgs, cache: Path) -> Path:
+def _resolved(args: LanguageModelArgs, cache: Path) -> Path:
     return planner_files.resolve("m", args, cache, lambda *progress: None)
 
 
 def test_a_random_planner_is_built_once(built: Path, cache: Path) -> None:
     """The source `random` is the same folder each time, and its weights are known to be random."""
-    assert _resolved(PlannerArgs(source="random"), cache) == built
+    assert _resolved(LanguageModelArgs(source="random"), cache) == built
     assert planner_files.verify(built).random
 
 
@@ -47,7 +47,7 @@ def test_a_planner_comes_from_a_repository_of_many_models(
 
     with serving(repository) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
-        found = _resolved(PlannerArgs(source=REPOSITORY), tmp_path / "cache")
+        found = _resolved(LanguageModelArgs(source=REPOSITORY), tmp_path / "cache")
         wanted = {f"acestep-5Hz-lm-1.7B/{name}" for name in ("config.json", "tokenizer.json", "model.safetensors")}
 
     assert wanted == set(hub.served)
@@ -60,13 +60,13 @@ def test_the_setting_chooses_of_several(copy: Path, tmp_path: Path) -> None:
         shutil.copytree(copy, tmp_path / "both" / name)
     source = str(tmp_path / "both")
 
-    assert _resolved(PlannerArgs(source=source, folder="b-5Hz-lm"), tmp_path) == tmp_path / "both" / "b-5Hz-lm"
+    assert _resolved(LanguageModelArgs(source=source, folder="b-5Hz-lm"), tmp_path) == tmp_path / "both" / "b-5Hz-lm"
     with pytest.raises(errors.WrongLayout, match="Set the planner's folder to one of a-5Hz-lm, b-5Hz-lm"):
-        _resolved(PlannerArgs(source=source), tmp_path)
+        _resolved(LanguageModelArgs(source=source), tmp_path)
     with pytest.raises(errors.MissingFile, match="has no language model in c"):
-        _resolved(PlannerArgs(source=source, folder="c"), tmp_path)
+        _resolved(LanguageModelArgs(source=source, folder="c"), tmp_path)
     with pytest.raises(errors.MissingFile, match="does not exist on this node"):
-        _resolved(PlannerArgs(source=f"{source}-no"), tmp_path)
+        _resolved(LanguageModelArgs(source=f"{source}-no"), tmp_path)
 
 
 def test_damage_is_found_before_the_weights_are_read(copy: Path) -> None:

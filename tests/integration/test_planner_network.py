@@ -32,7 +32,7 @@ def reference(folder: Path) -> Any:
 
 def _tokens(count: int, seed: int) -> list[int]:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 1500, (count,), generator=generator).tolist()
+    return torch.randint(0, 1300, (count,), generator=generator).tolist()
 
 
 def _expected(reference: Any, tokens: list[int]) -> torch.Tensor:

@@ -14,7 +14,7 @@ _LOGITS = torch.log(torch.tensor([0.5, 0.25, 0.15, 0.1]))
 def _drawn(sampling: Sampling, count: int = 2000, logits: torch.Tensor = _LOGITS) -> dict[int, float]:
     """How often each column is drawn."""
     generator = torch.Generator().manual_seed(3)
-    drawn = Counter(draw(logits[None], [sampling], [generator])[0] for _ in range(count))
+    drawn = Counter(draw(logits[None], [4], [sampling], [generator])[0] for _ in range(count))
     return {column: drawn[column] / count for column in sorted(drawn)}
 
 
@@ -45,12 +45,17 @@ def test_what_is_not_allowed_is_never_drawn() -> None:
 def test_songs_draw_the_same_alone_and_in_company() -> None:
     """Rows with other ways of sampling and other seeds beside a song do not change what it draws."""
     ways = [Sampling(), Sampling(temperature=0.3, top_k=5), Sampling(temperature=0), Sampling(top_p=1)]
+    widths = [500, 3, 500, 40]
     logits = torch.randn(4, 500, generator=torch.Generator().manual_seed(1))
+    logits[torch.arange(500) >= torch.tensor(widths)[:, None]] = -torch.inf
     seeded = [torch.Generator().manual_seed(seed) for seed in range(4)]
     alone = [torch.Generator().manual_seed(seed) for seed in range(4)]
 
-    together = [draw(logits, ways, seeded) for _ in range(20)]
-    apart = [[draw(logits[at : at + 1], [ways[at]], [alone[at]])[0] for at in range(4)] for _ in range(20)]
+    together = [draw(logits, widths, ways, seeded) for _ in range(20)]
+    apart = [
+        [draw(logits[at : at + 1, : widths[at]], widths[at : at + 1], [ways[at]], [alone[at]])[0] for at in range(4)]
+        for _ in range(20)
+    ]
 
     assert together == apart
 

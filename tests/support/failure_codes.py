@@ -69,6 +69,7 @@ ADVICE: Final[dict[str, str]] = {
     "generation_failed": "Read the traceback in the worker's log. Retry the job once the cause is fixed.",
     "bad_audio": "Try another seed.",
     "bad_adapter": "Choose another adapter. `GET /v1/models` lists them; `sophia adapters add` checks one before it adds it.",
+    "plan_too_long": "Shorten the caption or the lyrics, ask for a shorter song, or raise the planner's `context`.",
     "encoding_failed": "Request another format. The worker's log has the cause. If it happens again, report it with the request.",
     "input_lost": "Upload the recording again and submit a new job.",
     "decoding_failed": "Retry the job, or raise the setting that the message names.",

@@ -23,9 +23,7 @@ _BUILD_MISMATCH: Final = re.compile(r"libc10_cuda|torchaudio|torchvision::nms")
 
 def import_packages() -> dict[str, str]:
     """Imports all packages that generating needs, so that it cannot fail later, and returns the versions of three of them."""
-    # libgomp reads it once, with torch. By default a thread spins 300,000 times while it waits for the others, and on cores that
-    # other processes use, too, as encoders and a second worker do, a song takes up to ten times as long.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    limit_spinning()
     with weights.quiet_libraries():
         for package in _PACKAGES:
             importlib.import_module(package)
@@ -42,6 +40,15 @@ def import_packages() -> dict[str, str]:
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
     return {name: version(name) for name in ("torch", "diffusers", "transformers")}
+
+
+def limit_spinning() -> None:
+    """Call it before torch is imported, whose libgomp reads the setting once.
+
+    By default a thread spins 300,000 times while it waits for the others, and on cores that other processes use, too, as encoders
+    and a second worker do, a song takes up to ten times as long.
+    """
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 @contextlib.contextmanager

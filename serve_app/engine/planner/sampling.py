@@ -18,20 +18,26 @@ def guided(conditional: torch.Tensor, unconditional: torch.Tensor, guidance: tor
     return torch.lerp(unconditional.float(), conditional.float(), guidance[:, None])
 
 
-def draw(logits: torch.Tensor, sampling: Sequence[Sampling], generators: Sequence[torch.Generator]) -> list[int]:
+def draw(
+    logits: torch.Tensor,
+    widths: Sequence[int],
+    sampling: Sequence[Sampling],
+    generators: Sequence[torch.Generator],
+) -> list[int]:
     """Returns the column drawn from each row of `logits`, which is float32 [songs, tokens] with -inf for what is not allowed.
 
-    Each song has its own way of sampling and its own generator, so that it draws the same alone and in company. As in the
-    original, top-k and top-p count before the temperature. The draw is the Gumbel-max trick: small differences of rounding
-    between batches hardly ever change its outcome, as they would with a uniform number on a cumulative sum.
+    Row i has the columns up to `widths[i]`; the rest is -inf. Each song has its own way of sampling and its own generator, from
+    which it takes as many numbers as it has columns, so that it draws the same alone and in company. As in the original, top-k
+    and top-p count before the temperature. The draw is the Gumbel-max trick: small differences of rounding between batches hardly
+    ever change its outcome, as they would with a uniform number on a cumulative sum.
     """
     logits = _top_k(logits, [way.top_k for way in sampling])
     logits = _top_p(logits, [way.top_p for way in sampling])
     temperatures = torch.tensor([way.temperature for way in sampling], device=logits.device)[:, None]
     noise = torch.zeros_like(logits)
-    for row, way, generator in zip(noise, sampling, generators, strict=True):
+    for row, width, way, generator in zip(noise, widths, sampling, generators, strict=True):
         if way.temperature > 0:
-            row.exponential_(generator=generator).clamp_(min=_LEAST).log_().neg_()
+            row[:width].exponential_(generator=generator).clamp_(min=_LEAST).log_().neg_()
     scores = torch.where(temperatures > 0, logits / temperatures.clamp(min=1e-6) + noise, logits)
     return [int(column) for column in scores.argmax(dim=-1).tolist()]
 

@@ -39,6 +39,7 @@ class Vocabulary:
         self.code_ids: tuple[int, ...] = tuple(codes.values())
         """The token of each of `codes`."""
         self._code_ids: dict[int, int] = codes
+        self._codes_by_id: dict[int, int] = {token: code for code, token in codes.items()}
         self.end: int = self._ids[END]
         self.thought: int = self._ids[THOUGHT]
         self.size: int = max(self._ids.values()) + 1
@@ -55,6 +56,10 @@ class Vocabulary:
     def decode(self, tokens: Sequence[int]) -> str:
         """Returns the text of ordinary tokens. Bytes that are no UTF-8 become U+FFFD."""
         return str(self._text.decode(list(tokens), skip_special_tokens=False))
+
+    def codes_of(self, tokens: Sequence[int]) -> tuple[int, ...]:
+        """Returns the audio codes of tokens, all of which are codes."""
+        return tuple(self._codes_by_id[token] for token in tokens)
 
     def texts(self) -> dict[int, str]:
         """Returns every ordinary token with its text: those that are neither markers nor audio codes."""
@@ -93,5 +98,5 @@ def _require(file: Path, missing: Sequence[str]) -> None:
     if missing:
         raise errors.WrongVocabulary(
             f"{file} lacks {', '.join(missing)}, so this language model cannot plan songs. Set the planner's source to one of "
-            "ACE-Step's 5 Hz language models, such as ACE-Step/acestep-5Hz-lm-1.7B."
+            "ACE-Step's 5 Hz language models, such as ACE-Step/acestep-5Hz-lm-0.6B."
         )

@@ -1,4 +1,4 @@
-"""The planner of a model: its language model, and how it is loaded."""
+"""The language model of a planner: where it comes from, and how it is loaded."""
 
 from typing import Annotated, Literal
 
@@ -7,7 +7,7 @@ from pydantic import Field
 from serve_app.config.section import Section
 
 
-class PlannerArgs(Section):
+class LanguageModelArgs(Section):
     """Where a planner's language model comes from, and how many songs it plans at once."""
 
     source: str = Field(

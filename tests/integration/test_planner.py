@@ -1,0 +1,249 @@
+"""A planner with random weights plans songs: what it writes, and how it ends."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from serve_app import errors
+from serve_app.engine.planner.network import Network
+from serve_app.engine.planner.planner import QwenPlanner
+from serve_app.engine.planner.protocol import Sampling, Wishes
+from serve_app.music.plan import Plan
+from tests.support.failure_codes import provoked
+from tests.support.helpers import eventually
+from tests.support.planners import loaded, planned
+
+_DECIDED = Wishes(caption="jazz", bpm=90, keyscale="C major", timesignature="4", duration=6)
+"""A song whose metadata its author has decided, so that only codes are planned."""
+
+
+@pytest.fixture(scope="module")
+def planner(cache: Path) -> Iterator[QwenPlanner]:
+    """A small random planner that decodes 12 sequences at once, with short captions."""
+    planner = loaded(cache, rows=12, context=2048)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("serve_app.engine.planner.grammar.CAPTION_TOKENS", 40)
+        yield planner
+    planner.close()
+
+
+def _mixed(number: int) -> Wishes:
+    """Wishes that differ from others in what matters to the loop."""
+    decided = _DECIDED if number % 3 else Wishes(caption="x", longest=10 + number)
+    return replace(
+        decided,
+        caption=f"song {number} " * (1 + number * 3),
+        lyrics="la " * (number * 5),
+        duration=decided.duration and 1.0 + number,
+        songs=1 + number % 2,
+        seed=number,
+        sampling=Sampling(
+            temperature=0.5 + number / 20, guidance=1.0 if number % 4 == 1 else 2.0, top_k=(number % 5) * 20
+        ),
+    )
+
+
+def _check(wishes: Wishes, plan: Plan) -> None:
+    """Every value is in range, what the author has decided is as it was, and there are five codes a second."""
+    assert 30 <= (plan.bpm or 0) <= 300
+    assert plan.timesignature in ("2", "3", "4", "6")
+    assert plan.keyscale
+    assert plan.keyscale.split(" ")[1] in ("major", "minor")
+    assert plan.duration
+    assert min(10, int(wishes.longest)) <= plan.duration <= wishes.longest or plan.duration == wishes.duration
+    assert plan.caption.isprintable()
+    for name in ("bpm", "keyscale", "timesignature", "duration", "language"):
+        assert getattr(wishes, name) in (None, getattr(plan, name))
+    assert [len(codes) for codes in plan.codes] == [int(5 * plan.duration)] * wishes.songs
+    assert all(0 <= code < 1000 for codes in plan.codes for code in codes)
+
+
+def test_songs_plan_the_same_alone_and_in_company(planner: QwenPlanner) -> None:
+    """Sixteen jobs of other prompts, lengths, seeds and ways of sampling have, all at once, the plans that each has alone."""
+    wishes = [_mixed(number) for number in range(16)]
+
+    with ThreadPoolExecutor(16) as pool:
+        together = list(pool.map(lambda one: planned(planner, one), wishes))
+    alone = [planned(planner, one) for one in wishes]
+
+    assert together == alone
+    for one, plan in zip(wishes, together, strict=True):
+        _check(one, plan)
+
+
+def test_a_song_of_a_job_has_its_own_seed(planner: QwenPlanner) -> None:
+    """Song i has the codes that a job with seed + i has, and other songs have others."""
+    both = planned(planner, replace(_DECIDED, songs=2, seed=2**32 - 1))
+    second = planned(planner, replace(_DECIDED, songs=1, seed=0))
+
+    assert both.codes[1] == second.codes[0]
+    assert both.codes[0] != both.codes[1]
+
+
+def test_thinking_decides_what_is_planned(planner: QwenPlanner) -> None:
+    """Without thinking nothing is planned, and metadata alone come without codes; a decided length may be a fraction."""
+    wishes = replace(_DECIDED, duration=2.5, language="fr")
+
+    nothing = planned(planner, Wishes(caption="jazz", thinking="none"))
+    metadata = planned(
+        planner, Wishes(caption="jazz", thinking="metadata", keyscale="A♭ minor", duration=7.5, instrumental=True)
+    )
+    codes = planned(planner, wishes)
+
+    assert (nothing.caption, nothing.bpm, nothing.codes) == ("jazz", None, ())
+    assert (metadata.keyscale, metadata.duration, metadata.language, metadata.codes) == ("A♭ minor", 7.5, "unknown", ())
+    assert (codes.caption, codes.language, len(codes.codes[0])) == ("jazz", "fr", 12)
+
+
+def test_captions_and_lyrics_are_written(planner: QwenPlanner) -> None:
+    """Formatting, sampling and understanding give caption, lyrics and metadata; what is decided stays."""
+    wishes = Wishes(caption="jazz", lyrics="la", bpm=77)
+
+    formatted = planner.format(wishes, lambda: False)
+    sampled = planner.sample("a slow song", True, wishes, lambda: False)
+    understood = planner.understand((1, 2, 3), wishes, lambda: False)
+
+    assert {plan.bpm for plan in (formatted, sampled, understood)} == {77}
+    assert all(plan.caption and plan.duration and not plan.codes for plan in (formatted, sampled, understood))
+    assert (sampled.lyrics, sampled.instrumental) == ("[Instrumental]", True)
+    with pytest.raises(errors.InvalidRequest, match="5000 is not an audio code"):
+        planner.understand((5000,), wishes, lambda: False)
+
+
+def test_progress_counts_tokens(planner: QwenPlanner) -> None:
+    """Both stages report how many of their tokens are there."""
+    seen: list[tuple[str, int, int]] = []
+
+    planner.plan(
+        replace(_DECIDED, bpm=None, songs=2), lambda stage, done, most: seen.append((stage, done, most)), lambda: False
+    )
+
+    assert {stage for stage, _, _ in seen} == {"metadata", "codes"}
+    assert seen[-1] == ("codes", 60, 60)
+    assert all(0 < done <= most for _, done, most in seen)
+
+
+def test_a_cancelled_song_ends_at_once_and_others_go_on(planner: QwenPlanner) -> None:
+    """A song that is stopped in the middle raises Stopped, and the one beside it has the plan that it has alone."""
+    begun = threading.Event()
+    stop = threading.Event()
+
+    def cancelled() -> None:
+        with pytest.raises(errors.Stopped):
+            planner.plan(replace(_DECIDED, duration=150), lambda stage, done, most: begun.set(), stop.is_set)
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(cancelled)
+        assert begun.wait(60)
+        second = pool.submit(planned, planner, _DECIDED)
+        stop.set()
+        first.result(60)
+        beside = second.result(60)
+
+    assert beside == planned(planner, _DECIDED)
+    assert _is_empty(planner)
+
+
+def _is_empty(planner: QwenPlanner) -> bool:
+    """Whether no song holds a place in the loop."""
+    return not (planner._loop._lanes or planner._loop._active or planner._loop._waiting)
+
+
+def test_a_song_that_waits_can_be_cancelled(planner: QwenPlanner) -> None:
+    """A job whose songs do not all fit waits for rows, and ends at once when it is stopped."""
+    seen: list[int] = []
+
+    with pytest.raises(errors.Stopped):
+        planner.plan(
+            replace(_DECIDED, duration=100, songs=8), lambda stage, done, most: seen.append(done), lambda: len(seen) > 5
+        )
+
+    assert eventually(lambda: _is_empty(planner))
+
+
+def test_an_error_of_one_song_ends_that_song_only(planner: QwenPlanner) -> None:
+    """An exception in a song's own callback is its error, and the song beside it is planned."""
+
+    def broken(stage: str, done: int, most: int) -> None:
+        if done == 3:
+            raise KeyError("broken")
+
+    with ThreadPoolExecutor(2) as pool:
+        failing = pool.submit(planner.plan, _DECIDED, broken, lambda: False)
+        beside = pool.submit(planned, planner, _DECIDED)
+        with pytest.raises(errors.GenerationError, match="Planning failed with KeyError: 'broken'"):
+            failing.result(60)
+        assert len(beside.result(60).codes[0]) == 30
+    assert _is_empty(planner)
+
+
+@pytest.mark.parametrize("method", ["read", "step"])
+def test_out_of_memory_ends_songs_and_frees_their_rows(
+    method: str, planner: QwenPlanner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too little memory in the middle is an error that says what to do, and the next song is planned."""
+
+    def fails(*args: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Network, method, fails)
+        with pytest.raises(errors.OutOfDeviceMemory, match="not enough memory on cpu to plan a song") as caught:
+            planned(planner, _DECIDED)
+
+    provoked("out_of_device_memory", "planning with too little memory", caught.value.message, "run")
+    assert _is_empty(planner)
+    assert planned(planner, _DECIDED).codes
+
+
+def test_a_song_that_is_too_long_is_refused(planner: QwenPlanner) -> None:
+    """A prompt and codes beyond the context are an error that names both lengths."""
+    with pytest.raises(errors.PlanTooLong, match=r"sequence of \d+ tokens for this song, but has 2048") as caught:
+        planned(planner, replace(_DECIDED, duration=400))
+
+    provoked("plan_too_long", "a song beyond the planner's context", caught.value.message, "run")
+
+
+def test_a_closed_planner_stops_its_songs(cache: Path) -> None:
+    """Closing ends the songs that are being planned, and those that come later."""
+    planner = loaded(cache, rows=2, context=2048)
+    begun = threading.Event()
+
+    with ThreadPoolExecutor(1) as pool:
+        song = pool.submit(planner.plan, replace(_DECIDED, duration=150), lambda *progress: begun.set(), lambda: False)
+        assert begun.wait(60)
+        planner.close()
+        with pytest.raises(errors.Stopped):
+            song.result(60)
+
+    with pytest.raises(errors.Stopped):
+        planned(planner, _DECIDED)
+
+
+def test_too_little_memory_for_the_planner_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A planner that does not fit beside what is on the device is an error with both sizes, before it is loaded."""
+    monkeypatch.setattr("serve_app.engine.ace_step.device.free_memory", lambda device: 5000)
+    monkeypatch.setattr("serve_app.engine.planner.planner.free_memory", lambda device: 5000)
+
+    with pytest.raises(errors.DeviceMemory, match="weights need"):
+        loaded(cache)
+
+
+@pytest.mark.long
+def test_a_thousand_plans_are_valid(cache: Path) -> None:
+    """Of a language model that knows nothing, every plan parses and every value is in range."""
+    planner = loaded(cache, rows=64, context=2048)
+    wishes = [replace(_mixed(number % 16), seed=number) for number in range(1000)]
+
+    with ThreadPoolExecutor(48) as pool:
+        plans = list(pool.map(lambda one: planned(planner, one), wishes))
+    planner.close()
+
+    for one, plan in zip(wishes, plans, strict=True):
+        _check(one, plan)
