@@ -39,3 +39,8 @@ class LanguageModelArgs(Section):
         le=32_768,
         description="The longest sequence in tokens: prompt, lyrics and five audio codes for each second of music.",
     )
+    cuda_graphs: bool = Field(
+        False,
+        description="Whether the steps of decoding on CUDA are recorded once for each number of rows and replayed, which saves the "
+        "launch of each kernel. Not checked on a device yet.",
+    )

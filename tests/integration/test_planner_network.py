@@ -19,7 +19,7 @@ def folder(cache: Path) -> Path:
 @pytest.fixture(scope="module")
 def network(folder: Path) -> Network:
     """That language model in float32, with 5 rows of 600 tokens."""
-    return Network(planner_files.verify(folder), torch.device("cpu"), torch.float32, 5, 600)
+    return Network(planner_files.verify(folder), torch.device("cpu"), torch.float32, rows=5, context=600)
 
 
 @pytest.fixture(scope="module")

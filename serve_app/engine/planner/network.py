@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 from torch.nn import functional
 
+from serve_app.engine.planner.graphs import Graphs
 from serve_app.weights.planner_files import PlannerFiles, Shape
 
 KEYS_STEP: Final = 256
@@ -56,8 +57,20 @@ _Read = Callable[[str], torch.Tensor]
 class Network:
     """A language model on its device, with a cache of `rows` sequences of `context` tokens."""
 
-    def __init__(self, files: PlannerFiles, device: torch.device, dtype: torch.dtype, rows: int, context: int) -> None:
-        """Reads the weights. Raises CorruptFile, or torch's error if the device's memory is too small."""
+    def __init__(
+        self,
+        files: PlannerFiles,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        rows: int,
+        context: int,
+        graphs: bool = False,
+    ) -> None:
+        """Reads the weights. With `graphs`, passes of one token on a CUDA device are recorded and replayed.
+
+        Raises torch's error if the device's memory is too small.
+        """
         self.shape: Shape = files.shape
         self.device = device
         self.dtype = dtype
@@ -75,6 +88,7 @@ class Network:
         self._values = torch.zeros(size, device=device, dtype=dtype)
         self._cosine, self._sine = _rotations(self.shape, context + 1, device, dtype)
         self._places = torch.arange(context + 1, device=device)
+        self._graphs = Graphs(self._forward) if graphs and device.type == "cuda" else None
 
     @property
     def cache_bytes(self) -> int:
@@ -99,7 +113,9 @@ class Network:
         at = [self.context if token is None else place for token, place in zip(tokens, places, strict=True)]
         batch = torch.tensor(known, device=self.device)[:, None]
         where = torch.tensor(at + [self.context] * len(idle), device=self.device)[:, None]
-        return self._forward(batch, where, 0, self._limit(max(used) + 1))[: len(tokens)]
+        limit = self._limit(max(used) + 1)
+        states = self._graphs(batch, where, limit) if self._graphs else self._forward(batch, where, 0, limit)
+        return states[: len(tokens)]
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copies the first `length` tokens of the sequence in row `source` to row `target`."""

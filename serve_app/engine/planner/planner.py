@@ -125,7 +125,7 @@ class QwenPlanner:
         from serve_app.engine.planner.network import Network
 
         self._tables = grammar.Tables(self._vocabulary)
-        network = Network(files, device, dtype, rows, self._context)
+        network = Network(files, device, dtype, rows=rows, context=self._context, graphs=self._planner.cuda_graphs)
         return DecodeLoop(network, self._tables, self._vocabulary.code_ids)
 
     def _rows(self, free: int, row: int) -> int:
