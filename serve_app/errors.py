@@ -241,6 +241,16 @@ class QueueFull(SophiaError):
     retry_after_s = 30
 
 
+class ServiceStopping(SophiaError):
+    """The service is about to stop, so the caller cannot wait for the job any longer. The job is not affected."""
+
+    status = 503
+    code = "stopping"
+    retryable = True
+    title = "The service is stopping; the job goes on after its next start"
+    retry_after_s = 30
+
+
 class StoreUnavailable(SophiaError):
     """The database cannot be reached, or did not answer in time."""
 

@@ -15,10 +15,12 @@ from serve_app.api import codes, files, health, inputs, jobs, lyrics, models, mu
 from serve_app.api.compat.families import served_families
 from serve_app.api.context import Context
 from serve_app.api.job_presenter import JobPresenter
+from serve_app.api.limits import NON_PROBES, SharedSlots
 from serve_app.api.middleware import PAGES_FILES, RequestMiddleware
 from serve_app.api.openapi import openapi_of
 from serve_app.api.origins import cors_options
 from serve_app.api.readiness import check_readiness
+from serve_app.api.stopping import answer_before_stop
 from serve_app.api.threads import SingleFlight
 from serve_app.api.watch import JobWatcher
 from serve_app.artifacts import ArtifactStore
@@ -72,14 +74,15 @@ def create_api(
         storage = StorageWatch(artifacts, store.supervisor)
         return Context(args, store, artifacts, storage, JobWatcher(store), commit, deployment, cluster, keys_needed)
 
+    open_requests = SharedSlots(int(args.api.max_ongoing * NON_PROBES))
     app = FastAPIOffline(
         title="Sophia",
         version=__version__,
         description=_DESCRIPTION,
-        lifespan=_lifespan(create_context),
+        lifespan=_lifespan(create_context, open_requests),
         static_url=PAGES_FILES,
     )
-    app.add_middleware(RequestMiddleware, api=args.api, inputs=args.inputs)
+    app.add_middleware(RequestMiddleware, api=args.api, inputs=args.inputs, slots=open_requests)
     if args.api.cors_origins:
         app.add_middleware(CORSMiddleware, **cors_options(args.api.cors_origins))
     families = served_families(args.api)
@@ -90,7 +93,9 @@ def create_api(
     return app
 
 
-def _lifespan(create_context: Callable[[], Context]) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+def _lifespan(
+    create_context: Callable[[], Context], open_requests: SharedSlots
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     """The application's lifespan. It creates the context on the event loop, to which the job watcher belongs."""
 
     @asynccontextmanager
@@ -102,8 +107,10 @@ def _lifespan(create_context: Callable[[], Context]) -> Callable[[FastAPI], Abst
         for work in background:
             await asyncio.to_thread(work.start)
         key_watch = asyncio.create_task(context.keys.watch_for_revoked())
+        stop_watch = asyncio.create_task(answer_before_stop(context.watcher, open_requests))
         yield
         key_watch.cancel()
+        stop_watch.cancel()
         await context.watcher.close()
         for work in background:
             await asyncio.to_thread(work.close)

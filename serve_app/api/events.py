@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 from serve_app.api.context import Context
 from serve_app.api.job_presenter import JobPresenter
 from serve_app.api.watch import Change
-from serve_app.errors import StoreUnavailable, Unauthorized
+from serve_app.errors import ServiceStopping, StoreUnavailable, Unauthorized
 from serve_app.jobs import Job, Status
 
 KEEPALIVE_S: Final = 15.0
@@ -60,9 +60,9 @@ def answer_events(context: Context, job: Job, seen: int) -> EventStream:
 
 
 async def _events(context: Context, job: Job, seen: int) -> AsyncIterator[bytes]:
-    """Yield events until the job has ended or is deleted, the caller's key is revoked, or the database fails.
+    """Yield events until the job has ended or is deleted, the caller's key is revoked, the service stops, or the database fails.
 
-    After a database failure the client reconnects and resumes.
+    After a stop or a database failure the client reconnects and resumes.
     """
     change: Change | None = Change(job)
     state: Status | None = None
@@ -82,7 +82,7 @@ async def _events(context: Context, job: Job, seen: int) -> AsyncIterator[bytes]
             change = await context.watcher.changed(job, KEEPALIVE_S)
         except TimeoutError:
             yield b": ping\n\n"
-        except Unauthorized:
+        except (ServiceStopping, Unauthorized):
             return
 
 

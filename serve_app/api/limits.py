@@ -3,6 +3,7 @@
 Each process counts for itself. With several API replicas, a caller therefore gets an equal part of its limit in each, rounded up.
 """
 
+import asyncio
 import math
 import time
 from collections import Counter, OrderedDict
@@ -37,6 +38,8 @@ class SharedSlots:
     def __init__(self, size: int) -> None:
         self._size = size
         self._used = 0
+        self._all_free = asyncio.Event()
+        self._all_free.set()
 
     @contextmanager
     def hold(self) -> Iterator[None]:
@@ -47,10 +50,17 @@ class SharedSlots:
                 "(see api.max_ongoing). Try again later"
             )
         self._used += 1
+        self._all_free.clear()
         try:
             yield
         finally:
             self._used -= 1
+            if not self._used:
+                self._all_free.set()
+
+    async def all_free(self) -> None:
+        """Wait until no slot is held."""
+        await self._all_free.wait()
 
 
 class OwnerSlots:

@@ -12,7 +12,8 @@ from typing import Final
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.api.body_limits import BodyLimit, body_limit
-from serve_app.api.limits import NON_PROBES, SharedSlots
+from serve_app.api.file_answer import wait_until_read
+from serve_app.api.limits import SharedSlots
 from serve_app.api.problems import problem
 from serve_app.config import ApiArgs, InputArgs
 from serve_app.errors import (
@@ -41,11 +42,12 @@ _VALID_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 class RequestMiddleware:
     """Sets the request id that Serve's log and `X-Request-ID` show, and refuses excess requests and unreadable bodies."""
 
-    def __init__(self, app: ASGIApp, api: ApiArgs, inputs: InputArgs) -> None:
+    def __init__(self, app: ASGIApp, api: ApiArgs, inputs: InputArgs, slots: SharedSlots) -> None:
+        """`slots` are those of all requests but probes."""
         self._app = app
         self._api = api
         self._inputs = inputs
-        self._slots = SharedSlots(int(api.max_ongoing * NON_PROBES))
+        self._slots = slots
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -59,6 +61,10 @@ class RequestMiddleware:
         try:
             with self._slots.hold():
                 await self._handle(scope, headers, receive, send)
+                if scope[
+                    "app"
+                ].state.context.watcher.is_stopping:  # then Serve must not end before the client has its answer
+                    await wait_until_read(receive)
         except TooManyRequests as error:
             await _refuse(error, scope, receive, send)
 

@@ -36,7 +36,12 @@ class SongRequest(MusicRequest):
     responses={
         **FILE_RESPONSES,
         **error_responses(
-            *SUBMISSION, errors.Conflict, errors.DeadlineExceeded, errors.GenerationError, errors.ArtifactsUnavailable
+            *SUBMISSION,
+            errors.Conflict,
+            errors.DeadlineExceeded,
+            errors.GenerationError,
+            errors.ArtifactsUnavailable,
+            errors.ServiceStopping,
         ),
     },
 )

@@ -28,7 +28,8 @@ async def finished_job(
 
     Without `timeout_s` the job's deadline limits the wait; with it, the job may be unfinished. If the caller leaves, the job is
     cancelled after `api.leave_grace_s`, unless the same call is repeated before, or has an idempotency key to ask with later.
-    Raises ClientDisconnect then, TooManyRequests, and what `submit` raises. See `submit` for `family`.
+    Raises ClientDisconnect then; ServiceStopping without `timeout_s`, if the service is about to stop; TooManyRequests, and what
+    `submit` raises. See `submit` for `family`.
     """
     with context.limits.waits.hold(owner):
         call = WaitingCall()
@@ -42,7 +43,8 @@ async def finished_job(
             return finishing.result()
         except (ClientDisconnect, asyncio.CancelledError):
             call.leave()
-            await asyncio.shield(_leave(context, submitting))
+            if not context.watcher.is_stopping:  # else the connection may have ended because the service does
+                await asyncio.shield(_leave(context, submitting))
             raise
         finally:
             finishing.cancel()
@@ -55,8 +57,22 @@ async def _finished(
 ) -> Job | None:
     job, _ = await asyncio.shield(submitting)
     if timeout_s is None:
-        timeout_s = job.deadline_at - job.created_at + 2 * context.args.queue.lease_s
+        deadline_s = job.deadline_at - job.created_at + 2 * context.args.queue.lease_s
+        ended = await context.watcher.finished(job, deadline_s)
+        if ended is not None and not ended.status.final and context.watcher.is_stopping:
+            raise _stopping(ended)
+        return ended
     return await context.watcher.finished(job, timeout_s)
+
+
+def _stopping(job: Job) -> errors.ServiceStopping:
+    """The error for a caller who cannot wait any longer. It says what becomes of the job."""
+    error = errors.ServiceStopping(
+        f"Sophia is stopping. Job {job.id} is kept in its database and goes on after the next start. GET /v1/jobs/{job.id} then "
+        f"tells its state, and GET /v1/jobs/{job.id}/audio has the song"
+    )
+    error.headers = {"Location": f"/v1/jobs/{job.id}"}
+    return error
 
 
 async def _disconnected(request: Request) -> None:

@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Final
 
 from serve_app.api.threads import Threads
-from serve_app.errors import Unauthorized
+from serve_app.errors import ServiceStopping, Unauthorized
 from serve_app.jobs import Job
 from serve_app.store import Store
 from serve_app.supervision import SupervisedTask
@@ -48,12 +48,16 @@ class JobWatcher:
         self._notification: asyncio.Task[bool] | None = None
         self._threads = Threads("watcher", 2)  # one polls, the other waits for a notification
         self._health = SupervisedTask(store.supervisor, "job watcher")
+        self.is_stopping = False
+        """Whether the service is about to stop, so that nothing waits for jobs any more."""
 
     async def changed(self, job: Job, timeout_s: float | None = None) -> Change | None:
         """Wait until the job has another version, and return it; None if the job was deleted.
 
-        Raises TimeoutError, and Unauthorized if the key of the job's owner was revoked.
+        Raises TimeoutError, ServiceStopping, and Unauthorized if the key of the job's owner was revoked.
         """
+        if self.is_stopping:
+            raise ServiceStopping
         self._task = self._task or asyncio.create_task(self._watch())
         future: asyncio.Future[Change | None] = asyncio.get_running_loop().create_future()
         self._waiters.setdefault(job.id, {})[future] = job.version
@@ -68,12 +72,12 @@ class JobWatcher:
     async def finished(self, job: Job, timeout_s: float) -> Job | None:
         """Wait up to `timeout_s` seconds for the job to reach a final state. Return its latest version; None if it was deleted.
 
-        Raises Unauthorized if the key of the job's owner was revoked.
+        If the service is about to stop, return at once. Raises Unauthorized if the key of the job's owner was revoked.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
         latest: Job | None = job
-        with suppress(TimeoutError):
+        with suppress(TimeoutError, ServiceStopping):
             while latest is not None and not latest.status.final:
                 change = await self.changed(latest, deadline - loop.time())
                 latest = change.job if change else None
@@ -87,6 +91,14 @@ class JobWatcher:
                 for future in waiters:
                     if not future.done():
                         future.set_exception(Unauthorized("This API key was revoked"))
+
+    def stop(self) -> None:
+        """End all waits, now and from now on, because the service is about to stop."""
+        self.is_stopping = True
+        for waiters in self._waiters.values():
+            for future in waiters:
+                if not future.done():
+                    future.set_exception(ServiceStopping())
 
     async def close(self) -> None:
         """Stop watching."""

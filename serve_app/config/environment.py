@@ -20,6 +20,9 @@ PREFIX: Final = "SOPHIA_"
 NESTED: Final = "__"
 """Separates a section's name from that of a setting in it."""
 
+LAUNCHER: Final = "SOPHIA_LAUNCHER"
+"""The variable with the name of the Unix socket on which `make serve` tells API processes that it is about to stop."""
+
 NOT_SETTINGS: Final = {
     "SOPHIA_COMMIT": "cluster/Dockerfile: the commit of the image, which health shows",
     "SOPHIA_DRAIN_S": "cluster/drain.sh: the most seconds that a drain may take",
@@ -28,6 +31,7 @@ NOT_SETTINGS: Final = {
     "SOPHIA_IMAGE": "cluster/compose.yaml: the application's image",
     "SOPHIA_KEY": "sophia-client: the API key",
     "SOPHIA_KUBERAY_CRDS": "tests: the folder with KubeRay's CRDs",
+    LAUNCHER: "API processes: the socket on which `make serve` tells them that it is about to stop",
     "SOPHIA_MAX_HOURS": "cluster/skypilot.yaml: hours after which the run ends in any case",
     "SOPHIA_NODE_IP": "systemd units: this machine's address",
     "SOPHIA_OBJECT_STORE_BYTES": "systemd units: the size of Ray's object store",

@@ -3,10 +3,12 @@
 import re
 import signal
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+import httpx
 import psutil
 import pytest
 
@@ -46,13 +48,22 @@ def test_nothing_outlives_a_raylet_that_was_killed(tmp_path: Path) -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.fault("C11")
 def test_a_service_that_was_ended_with_ctrl_c_starts_again_at_once(tmp_path: Path) -> None:
-    """Open connections do not delay a shutdown by Ctrl-C, and a second start is refused while it runs."""
+    """Open connections do not delay a shutdown by Ctrl-C, and a second start is refused while it runs.
+
+    A caller who waits for a song is told that its job goes on, and so it does.
+    """
     port = free_port()
-    with served(tmp_path, port) as service:
+    with served(tmp_path, port) as service, ThreadPoolExecutor(1) as callers:
         second = launched(tmp_path)
         _let_it_close_first(port)
+        jobs = f"{service.url}/v1/jobs"
+        song = {"prompt": "x", "duration": 2, "steps": 100}
+        waiting = callers.submit(httpx.post, f"{service.url}/v1/music", json=song, timeout=60)
+        eventually(lambda: httpx.get(jobs, timeout=30).json()["jobs"])
         service.process.send_signal(signal.SIGINT)
+        refused = waiting.result(60)
         assert service.process.wait(60) == 0
+    assert (refused.status_code, refused.json()["code"]) == (503, "stopping")
     shown = service.log.read_text()
     assert f"\nSophia is ready at http://127.0.0.1:{port};" in shown
     assert "Traceback" not in shown
@@ -61,6 +72,9 @@ def test_a_service_that_was_ended_with_ctrl_c_starts_again_at_once(tmp_path: Pat
     assert has_waiting_connection(port), "no connection waits, so this test shows nothing"
     with served(tmp_path, port) as again:
         assert again.get("/ping") == 200
+        job = httpx.get(again.url + refused.headers["location"], timeout=30).json()
+        assert job["state"] in ("queued", "running", "succeeded"), job
+        eventually(lambda: again.state(job["id"]) == "succeeded", 120)
 
 
 def _let_it_close_first(port: int) -> None:

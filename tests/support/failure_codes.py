@@ -42,6 +42,7 @@ ADVICE: Final[dict[str, str]] = {
     "too_many_requests": "Wait for `Retry-After`, or ask the operator to raise the limit that the message names.",
     "quota_exceeded": "Wait until queued jobs have started, cancel some, or ask the operator to raise the named limit.",
     "queue_full": "Try again after `Retry-After`. The operator can add workers or raise `queue.max_jobs`.",
+    "stopping": "Fetch the job that the message names after the next start; it need not be submitted again.",
     "store_unavailable": "Try again after `Retry-After`. If the error persists, check the database.",
     "database_too_new": "Run the newer version, or restore the backup made before its first start.",
     "artifacts_unavailable": "Try again. If the error persists, check the bucket, its credentials or the disk.",

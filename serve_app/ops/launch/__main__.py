@@ -16,10 +16,12 @@ from typing import IO, Any, Final, cast
 
 import yaml
 
+from serve_app.config.environment import LAUNCHER
 from serve_app.errors import SophiaError
 from serve_app.ops.launch.address import Address, address_of, claim
 from serve_app.ops.launch.output import LogFile, Output, show
 from serve_app.ops.launch.start_report import StartReport
+from serve_app.ops.launch.stop_notice import StopNotice
 from serve_app.settings import load_args
 
 _FORWARDED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -53,7 +55,8 @@ class _Launch:
         self._log = log
         self._output = Output(log)
         show(f"Sophia is starting on {address.url}; Ctrl-C stops it. All output: {log.path}")
-        self._child = _serve_run(config, claim_descriptor)
+        self._stop_notice = StopNotice()
+        self._child = _serve_run(config, claim_descriptor, self._stop_notice.name)
         self._report = StartReport(address, self._output, lambda: self._child.send_signal(signal.SIGINT))
         self._was_stopped = False
 
@@ -73,8 +76,12 @@ class _Launch:
             self._output.read(line.rstrip("\n"))
 
     def _forward(self, number: int, _: Any) -> None:
-        """Pass a signal on: `serve run` has a process group of its own, so the terminal's Ctrl-C reaches only the launcher."""
-        if number == signal.SIGINT and not self._was_stopped:
+        """Pass a signal on, the first one after all callers who wait for a song have been answered.
+
+        `serve run` has a process group of its own, so the terminal's Ctrl-C reaches only the launcher.
+        """
+        is_first = not self._was_stopped
+        if number == signal.SIGINT and is_first:
             show(
                 "Sophia is stopping. Jobs that would run for more than half a minute are stopped, and run again at the next "
                 "start. Ctrl-C again stops all of them at once."
@@ -82,6 +89,8 @@ class _Launch:
         self._was_stopped = True
         self._output.is_stopping = True
         self._report.stop()
+        if is_first:
+            self._stop_notice.announce()
         self._child.send_signal(number)
 
     def _end(self, status: int) -> int:
@@ -96,8 +105,11 @@ class _Launch:
         return status or 1  # `serve run` exits with 0 after an unexpected error, too
 
 
-def _serve_run(config: Path, claim_descriptor: int) -> "subprocess.Popen[str]":
-    """Start `serve run` with its output in a pipe. It inherits the claim on the address, which must last as long as it does."""
+def _serve_run(config: Path, claim_descriptor: int, stop_notice: str) -> "subprocess.Popen[str]":
+    """Start `serve run` with its output in a pipe. It inherits the claim on the address, which must last as long as it does.
+
+    Its processes get the name of the notice before a stop.
+    """
     serve = Path(sys.executable).with_name("serve")
     return subprocess.Popen(  # noqa: S603 - our own interpreter's command
         [serve, "run", str(config)],
@@ -106,7 +118,7 @@ def _serve_run(config: Path, claim_descriptor: int) -> "subprocess.Popen[str]":
         stderr=subprocess.STDOUT,
         encoding="utf-8",
         errors="replace",
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        env={**os.environ, "PYTHONUNBUFFERED": "1", LAUNCHER: stop_notice},
         pass_fds=[claim_descriptor],
         process_group=0,
         preexec_fn=_prepare_child,
