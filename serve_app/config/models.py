@@ -2,10 +2,10 @@
 
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, field_validator, model_validator
 
 from serve_app.config.section import Section
-from serve_app.config.sources import EMBEDDED, NOTES
+from serve_app.config.sources import EMBEDDED, NOTES, WORDS, checked_source
 from serve_app.ray_adapters.label_selectors import selector_text
 
 Variant = Literal["turbo", "base", "sft"]
@@ -163,6 +163,16 @@ class ModelArgs(Section):
         "compute from it what songs cost.",
     )
     simulated: SimulatedArgs = SimulatedArgs()
+
+    @field_validator("source")
+    @classmethod
+    def _known_source(cls, source: str) -> str:
+        return checked_source(source, WORDS)
+
+    @field_validator("parts_from")
+    @classmethod
+    def _known_parts_from(cls, source: str) -> str:
+        return checked_source(source)
 
 
 class BreakerArgs(Section):

@@ -132,4 +132,21 @@ def test_a_revoked_key_is_gone(store: Store, capsys: pytest.CaptureFixture[str])
     said = capsys.readouterr()
     assert said.out == ""
     assert "That was the last key." in said.err
+    assert "unfinished" not in said.err
+    assert "There are no API keys." in said.err
     assert main(["keys", "revoke", "studio"]) == 1
+
+
+def test_the_unfinished_jobs_of_a_revoked_key_are_told(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    """`keys revoke` says how many of the key's jobs will still run; `reset` without a failed load says that."""
+    store.keys.create("studio", False)
+    model = next(iter(AppArgs().models))
+    for owner in ("studio", "studio", "other"):
+        submit(store, owner, model=model)
+
+    assert main(["keys", "revoke", "studio"]) == 0
+    assert main(["reset", model]) == 0
+
+    said = capsys.readouterr()
+    assert "studio has 2 unfinished jobs, which will still run." in said.err
+    assert said.out == f"{model} has no failed loads, so there is nothing to reset.\n"

@@ -60,6 +60,7 @@ def test_a_service_that_was_ended_with_ctrl_c_starts_again_at_once(tmp_path: Pat
         song = {"prompt": "x", "duration": 2, "steps": 100}
         waiting = callers.submit(httpx.post, f"{service.url}/v1/music", json=song, timeout=60)
         eventually(lambda: httpx.get(jobs, timeout=30).json()["jobs"])
+        eventually(lambda: "\nSophia is ready at" in service.log.read_text())
         service.process.send_signal(signal.SIGINT)
         refused = waiting.result(60)
         assert service.process.wait(60) == 0

@@ -82,6 +82,16 @@ def test_a_variable_of_the_wrong_shape_is_one_sentence(
         ({"models": {"m": {"sourc": SECRET}}}, "args: models.m.sourc: is not a setting; did you mean 'source'?"),
         ({"auth": {"zebra": SECRET}}, "args: auth.zebra: is not a setting; the settings here are mode, operators"),
         ({"models": {}}, "args: models: must not be empty"),
+        (
+            {"models": {"m": {"source": "embeded"}}},
+            "args: models.m.source: must be 'auto', 'embedded', 'embedded-base', 'random', 'simulated', a Hugging Face repository "
+            "id such as 'ACE-Step/Ace-Step1.5' (owner/name), an object store such as 's3://bucket/prefix', or an absolute path; "
+            "did you mean 'embedded'?",
+        ),
+        (
+            {"models": {"m": {"parts_from": SECRET}}},
+            "args: models.m.parts_from: must be a Hugging Face repository id such as",
+        ),
         ({"models": {"m": None}}, "args: models.m: must be an object"),
         (
             {"models": {"m": {"cpu_threads": 0}}},

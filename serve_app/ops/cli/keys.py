@@ -1,7 +1,7 @@
 """`sophia keys`: create, list and revoke API keys, and show the secret that signs a key's webhooks."""
 
 import sys
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -10,6 +10,10 @@ from serve_app.ops.cli.context import configuration, open_store, utc
 from serve_app.plurals import counted
 
 app = typer.Typer(help="Create, list and revoke API keys.")
+
+_UNFINISHED: Final = ("queued", "running")
+_MOST_COUNTED: Final = 1000
+"""The most unfinished jobs of a revoked key that are counted."""
 
 _KeyName = Annotated[str, typer.Argument(metavar="NAME", help="The key's name.")]
 
@@ -43,7 +47,10 @@ def list_keys(context: typer.Context) -> None:
     """List the API keys: name, time of creation, and whether the key outranks others."""
     with open_store(configuration(context)) as store:
         outranking = store.keys.outranking()
-        for name, created_at in store.keys.names():
+        names = store.keys.names()
+        if not names:
+            print("There are no API keys. 'sophia keys create NAME' makes one.", file=sys.stderr)
+        for name, created_at in names:
             print(f"{name}\t{utc(created_at)}" + "\toutranks others" * (name in outranking))
 
 
@@ -65,14 +72,23 @@ def webhook_secret(context: typer.Context, name: _KeyName) -> None:
 def revoke(context: typer.Context, name: _KeyName) -> None:
     """Delete an API key and its voices.
 
-    The running service stops accepting it within seconds. Its inputs and songs stay until they expire.
+    The running service stops accepting it within seconds. Its unfinished jobs still run; its inputs and songs stay until they
+    expire. A new key of the same name has them again.
     """
     args = configuration(context)
     with open_store(args) as store:
         voices = store.keys.revoke(name)
+        unfinished = len(store.jobs.page(owner=name, states=_UNFINISHED, limit=_MOST_COUNTED))
         is_open = not store.keys.names() and args.auth.mode == "auto"
     if voices:
         print(f"Deleted {counted(voices, 'voice')} of {name}.", file=sys.stderr)
+    if unfinished:
+        at_least = "at least " if unfinished == _MOST_COUNTED else ""
+        print(
+            f"{name} has {at_least}{counted(unfinished, 'unfinished job')}, which will still run. A new key named {name} can fetch "
+            "or cancel such jobs.",
+            file=sys.stderr,
+        )
     if is_open:
         print(
             "That was the last key. While there is none, a service on a loopback address asks for no key. Set auth.mode to 'keys' "

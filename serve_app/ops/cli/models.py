@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from serve_app.ops.cli.context import ModelName, configuration, open_store, require_model
+from serve_app.plurals import counted
 
 
 def pause(
@@ -46,4 +47,7 @@ def reset(context: typer.Context, model: ModelName) -> None:
     require_model(model, args)
     with open_store(args) as store:
         forgotten = store.load_attempts.reset(model)
-    print(f"Forgot {forgotten} failed loads of {model}. Its workers try to load it again.")
+    if not forgotten:
+        print(f"{model} has no failed loads, so there is nothing to reset.")
+        return
+    print(f"Forgot {counted(forgotten, 'failed load')} of {model}. Its workers try to load it again.")
