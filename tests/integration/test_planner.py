@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from serve_app import errors
+from serve_app.engine.planner.decoding import DecodeLoop
 from serve_app.engine.planner.network import Network
 from serve_app.engine.planner.planner import QwenPlanner
 from serve_app.engine.planner.protocol import Sampling, Wishes
@@ -75,6 +76,25 @@ def test_songs_plan_the_same_alone_and_in_company(planner: QwenPlanner) -> None:
     assert together == alone
     for one, plan in zip(wishes, together, strict=True):
         _check(one, plan)
+
+
+def test_every_token_is_chosen_after_all_others_were_read(
+    planner: QwenPlanner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model has read all that is written of a song whenever it chooses, also right after a line that was certain."""
+    drawn = DecodeLoop._drawn
+    had_read_all: list[bool] = []
+
+    def watched(loop: DecodeLoop, group: Any) -> Any:
+        had_read_all.extend(writing.waits for writing in group)
+        return drawn(loop, group)
+
+    monkeypatch.setattr(DecodeLoop, "_drawn", watched)
+
+    planned(planner, Wishes(caption="jazz", duration=6.0, thinking="metadata"))
+
+    assert had_read_all
+    assert all(had_read_all)
 
 
 def test_a_song_of_a_job_has_its_own_seed(planner: QwenPlanner) -> None:

@@ -220,11 +220,13 @@ class DecodeLoop:
     def _choose(self) -> None:
         """Draws the next token of each writing that waits for one."""
         ready = [writing for writing in self._active if writing.waits]
-        for kind in (Code, Text, Choice):
-            group = [writing for writing in ready if isinstance(writing.cursor.question, kind)]
-            if group:
-                for writing, token in zip(group, self._drawn(group), strict=True):
-                    self._answer(writing, token)
+        # Grouped before any is answered: an answer brings tokens that must be read before the next question.
+        groups = [
+            [writing for writing in ready if isinstance(writing.cursor.question, kind)] for kind in (Code, Text, Choice)
+        ]
+        for group in filter(None, groups):
+            for writing, token in zip(group, self._drawn(group), strict=True):
+                self._answer(writing, token)
         for writing in ready:
             if writing.cursor.question is None and not writing.result.done():
                 self._end(writing)
