@@ -1,5 +1,6 @@
 """A planner with random weights plans songs: what it writes, and how it ends."""
 
+import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from serve_app import errors
 from serve_app.engine.planner.decoding import DecodeLoop
@@ -16,6 +18,7 @@ from serve_app.engine.planner.network import Network
 from serve_app.engine.planner.planner import QwenPlanner
 from serve_app.engine.planner.protocol import Sampling, Wishes
 from serve_app.music.plan import Plan
+from serve_app.weights import random_planner
 from tests.support.failure_codes import provoked
 from tests.support.helpers import eventually
 from tests.support.planners import loaded, planned
@@ -253,6 +256,19 @@ def test_too_little_memory_for_the_planner_is_named(cache: Path, monkeypatch: py
 
     with pytest.raises(errors.DeviceMemory, match="weights need"):
         loaded(cache)
+
+
+def test_weights_that_are_not_numbers_fail_the_self_test(cache: Path, tmp_path: Path) -> None:
+    """A language model whose weights are NaN is refused when it is loaded, by name."""
+    folder = shutil.copytree(random_planner.build(cache, lambda *progress: None), tmp_path / "copy")
+    file = folder / "model.safetensors"
+    file.chmod(0o600)
+    save_file({name: torch.full_like(tensor, torch.nan) for name, tensor in load_file(file).items()}, file)
+
+    with pytest.raises(errors.SelfTestFailed, match=r"The planner of m cannot plan: .* not a number") as caught:
+        loaded(cache, source=str(folder))
+
+    provoked("self_test_failed", "a planner whose weights are not numbers", caught.value.message, "load")
 
 
 @pytest.mark.long

@@ -15,7 +15,7 @@ def _drawn(sampling: Sampling, count: int = 2000, logits: torch.Tensor = _LOGITS
     """How often each column is drawn."""
     generator = torch.Generator().manual_seed(3)
     drawn = Counter(draw(logits[None], [4], [sampling], [generator])[0] for _ in range(count))
-    return {column: drawn[column] / count for column in sorted(drawn)}
+    return {column: drawn[column] / count for column in range(4) if drawn[column]}
 
 
 @pytest.mark.parametrize(
@@ -58,6 +58,17 @@ def test_songs_draw_the_same_alone_and_in_company() -> None:
     ]
 
     assert together == apart
+
+
+def test_a_row_that_is_not_a_number_is_known() -> None:
+    """NaN in one song's logits gives None for that song, and a token for the other."""
+    logits = torch.stack([_LOGITS, torch.full((4,), torch.nan)])
+    generators = [torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)]
+
+    first, second = draw(logits, [4, 4], [Sampling(), Sampling()], generators)
+
+    assert first in range(4)
+    assert second is None
 
 
 def test_guidance_goes_from_the_unconditional_side() -> None:

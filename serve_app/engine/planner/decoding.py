@@ -231,8 +231,8 @@ class DecodeLoop:
             if writing.cursor.question is None and not writing.result.done():
                 self._end(writing)
 
-    def _drawn(self, group: Sequence[Writing]) -> list[int]:
-        """Returns the token drawn for each of the writings, all of which ask for the same kind of token."""
+    def _drawn(self, group: Sequence[Writing]) -> list[int | None]:
+        """Returns the token drawn for each of the writings, all of which ask for the same kind of token; None for NaN."""
         head = self._heads.of([writing.cursor.question for writing in group])
         logits = head.logits(_states(writing.lanes[0] for writing in group))
         if any(writing.sequences == 2 for writing in group):
@@ -241,10 +241,16 @@ class DecodeLoop:
             logits = guided(logits, other, torch.tensor(scales, device=logits.device))
         ways = [writing.sampling for writing in group]
         generators = [writing.generator for writing in group]
-        return head.tokens(draw(head.masked(logits), head.widths(), ways, generators))
+        columns = draw(head.masked(logits), head.widths(), ways, generators)
+        tokens = head.tokens([column or 0 for column in columns])
+        return [None if column is None else token for token, column in zip(tokens, columns, strict=True)]
 
-    def _answer(self, writing: Writing, token: int) -> None:
+    def _answer(self, writing: Writing, token: int | None) -> None:
         try:
+            if token is None:
+                raise errors.GenerationError(
+                    "The planner's language model computed something that is not a number. With bfloat16, try dtype: float32."
+                )
             writing.answer(token)
         except Exception as error:
             self._end(writing, error)

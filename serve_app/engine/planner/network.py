@@ -16,8 +16,9 @@ from torch.nn import functional
 from serve_app.engine.planner.graphs import Graphs
 from serve_app.weights.planner_files import PlannerFiles, Shape
 
-KEYS_STEP: Final = 256
-"""The keys that a pass attends to are a multiple of this, so that there are few shapes."""
+_KEYS_STEPS: Final = {"cuda": 256, "cpu": 64}
+"""The keys that a pass attends to are a multiple of this, so that there are few shapes. On the CPU, keys beyond the sequence cost
+as much as others."""
 
 ROW_STEPS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """How many rows a pass of one token may have. Others are filled up, so that there are few shapes."""
@@ -124,7 +125,8 @@ class Network:
 
     def _limit(self, length: int) -> int:
         """How many places of the cache a pass attends to."""
-        return min(-(-length // KEYS_STEP) * KEYS_STEP, self.context)
+        step = _KEYS_STEPS[self.device.type]
+        return min(-(-length // step) * step, self.context)
 
     def _forward(self, tokens: torch.Tensor, places: torch.Tensor, first: int, limit: int) -> torch.Tensor:
         """Reads `tokens` [rows, length] at `places` [rows, length] into the cache's rows from `first`. Returns [rows, hidden].

@@ -76,8 +76,10 @@ class QwenPlanner:
             with import_errors():
                 return self._load(report)
         except errors.LoadError:
+            self.close()
             raise
         except Exception as error:
+            self.close()
             raise unexpected_error(f"the planner of {self._name}", error) from error
 
     def _load(self, report: Report) -> PlannerFacts:

@@ -1,6 +1,7 @@
 """Draws tokens from logits, for many songs at once and on the device."""
 
 from collections.abc import Sequence
+from math import isnan
 from typing import Final
 
 import numpy as np
@@ -23,13 +24,13 @@ def draw(
     widths: Sequence[int],
     sampling: Sequence[Sampling],
     generators: Sequence[torch.Generator],
-) -> list[int]:
+) -> list[int | None]:
     """Returns the column drawn from each row of `logits`, which is float32 [songs, tokens] with -inf for what is not allowed.
 
     Row i has the columns up to `widths[i]`; the rest is -inf. Each song has its own way of sampling and its own generator, from
     which it takes as many numbers as it has columns, so that it draws the same alone and in company. As in the original, top-k
     and top-p count before the temperature. The draw is the Gumbel-max trick: small differences of rounding between batches hardly
-    ever change its outcome, as they would with a uniform number on a cumulative sum.
+    ever change its outcome, as they would with a uniform number on a cumulative sum. None stands for a row with NaN.
     """
     logits = _top_k(logits, [way.top_k for way in sampling])
     logits = _top_p(logits, [way.top_p for way in sampling])
@@ -39,7 +40,9 @@ def draw(
         if way.temperature > 0:
             row[:width].exponential_(generator=generator).clamp_(min=_LEAST).log_().neg_()
     scores = torch.where(temperatures > 0, logits / temperatures.clamp(min=1e-6) + noise, logits)
-    return [int(column) for column in scores.argmax(dim=-1).tolist()]
+    best, columns = scores.max(dim=-1)
+    pairs = zip(best.tolist(), columns.tolist(), strict=True)
+    return [None if isnan(score) else int(column) for score, column in pairs]
 
 
 def _top_k(logits: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
