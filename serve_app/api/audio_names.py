@@ -1,5 +1,7 @@
 """Finds the recordings that a request names, and fetches those that it names by an address."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from serve_app.api.context import Context
@@ -7,7 +9,7 @@ from serve_app.api.explanations import why_no_songs
 from serve_app.api.fetching import wrong_field
 from serve_app.api.recording import Recording
 from serve_app.api.uploads import keep, new_recording
-from serve_app.errors import NotFound, UnusableAudio
+from serve_app.errors import InvalidRequest, NotFound, UnusableAudio, WrongField
 from serve_app.jobs import Status, StoredAudio
 from serve_app.music import (
     AUDIO_FIELDS,
@@ -29,32 +31,78 @@ _HEARD_TASKS: Final[tuple[TaskType, ...]] = ("cover", "cover-nofsq", "extract", 
 """The tasks that can make nothing of a silent source. The others add something to it, or put something in its place."""
 
 
-async def with_known_audio(context: Context, request: MusicRequest, owner: str) -> MusicRequest:
-    """The request with its voice and every address replaced by an input, and with the duration that its source gives the song.
+@dataclass(frozen=True, slots=True)
+class NamedAudio:
+    """What a request's names of recordings lead to, before any address is fetched."""
 
-    Each recording that it names exists and is the owner's.
+    request: MusicRequest
+    """The request with its voice replaced by an input."""
+    seconds: Mapping[str, float]
+    """The length of each recording that is kept here, by field."""
+    wrong: tuple[WrongField, ...]
+    """The names that lead to nothing of the caller's, or to a recording that cannot be used."""
 
-    Raises InvalidRequest, UnusableAudio, QuotaExceeded, StoreUnavailable and ArtifactsUnavailable.
-    """
-    if request.voice is not None:
-        voice = await context.threads.run(_voice, context, request.voice, owner)
-        request = request.model_copy(update={"voice": None, "reference": f"input:{voice.sha256}"})
-    changed: dict[str, str] = {}
+
+async def named_audio(context: Context, request: MusicRequest, owner: str) -> NamedAudio:
+    """Look up the recordings that a request names and that are kept here. Raises StoreUnavailable."""
+    if request.voice is None and all(getattr(request, field) is None for field in AUDIO_FIELDS):
+        return NamedAudio(request, {}, ())
+    return await context.threads.run(_named_audio, context, request, owner)
+
+
+def _named_audio(context: Context, request: MusicRequest, owner: str) -> NamedAudio:
     seconds: dict[str, float] = {}
+    wrong: list[WrongField] = []
+    if request.voice is not None:
+        try:
+            voice = _voice(context, request.voice, owner)
+            request = request.model_copy(update={"voice": None, "reference": f"input:{voice.sha256}"})
+        except InvalidRequest as error:
+            wrong.extend(error.wrong_fields)
     for field in AUDIO_FIELDS:
         name: str | None = getattr(request, field)
-        if name is None:
+        if name is None or (song_of(name) is None and input_of(name) is None):
             continue
-        if (song := song_of(name)) is not None:
-            seconds[field] = (await context.threads.run(find_song, context, field, name, song, owner)).seconds
+        try:
+            seconds[field] = _kept_seconds(context, request, field, name, owner)
+        except InvalidRequest as error:
+            wrong.extend(error.wrong_fields)
+    return NamedAudio(request, seconds, tuple(wrong))
+
+
+def _kept_seconds(context: Context, request: MusicRequest, field: str, name: str, owner: str) -> float:
+    """The length of a song or input that a field names. Raises InvalidRequest unless it can be used there."""
+    if (song := song_of(name)) is not None:
+        return find_song(context, field, name, song, owner).seconds
+    found = _kept_input(context, field, name, owner)
+    _check_use(request, field, found)
+    return found.seconds
+
+
+async def with_known_audio(context: Context, named: NamedAudio, owner: str) -> MusicRequest:
+    """The request with every address replaced by an input, and with the duration that its source gives the song.
+
+    `named.wrong` must be empty. Raises InvalidRequest, UnusableAudio, QuotaExceeded, StoreUnavailable and ArtifactsUnavailable.
+    """
+    request = named.request
+    changed: dict[str, str] = {}
+    seconds = dict(named.seconds)
+    for field in AUDIO_FIELDS:
+        name: str | None = getattr(request, field)
+        if name is None or field in seconds:
             continue
-        found = await find_input(context, field, name, owner)
-        if field == "reference" or request.task_type in _HEARD_TASKS:
-            check_sound(field, found)
+        found = await _fetched(context, field, name, owner)
+        _check_use(request, field, found)
         changed[field] = f"input:{found.sha256}"
         seconds[field] = found.seconds
     known = request.model_copy(update=changed) if changed else request
     return _as_long_as_its_source(known, seconds["source"]) if known.task_type in SOURCE_TASKS else known
+
+
+def _check_use(request: MusicRequest, field: str, recording: StoredInput) -> None:
+    """Raise InvalidRequest for a silent recording where sound is needed."""
+    if field == "reference" or request.task_type in _HEARD_TASKS:
+        check_sound(field, recording)
 
 
 def _voice(context: Context, name: str, owner: str) -> Voice:
@@ -102,11 +150,14 @@ async def find_input(context: Context, field: str, name: str, owner: str) -> Sto
 
     Raises InvalidRequest unless the input is there and belongs to the owner, and the errors of `keep`.
     """
-    sha256 = input_of(name)
-    if sha256 is None:
+    if input_of(name) is None:
         return await _fetched(context, field, name, owner)
+    return await context.threads.run(_kept_input, context, field, name, owner)
+
+
+def _kept_input(context: Context, field: str, name: str, owner: str) -> StoredInput:
     try:
-        return await context.threads.run(context.store.inputs.get, owner, sha256)
+        return context.store.inputs.get(owner, str(input_of(name)))
     except NotFound as error:
         raise wrong_field(field, name, f"names no input of yours. {error.message}") from error
 

@@ -7,18 +7,19 @@ from typing import Any, Final
 from starlette.requests import ClientDisconnect
 
 from serve_app.api.adapters import known_adapters, with_scales, wrong_adapters
-from serve_app.api.audio_names import with_known_audio
+from serve_app.api.audio_names import named_audio, with_known_audio
 from serve_app.api.context import Context
-from serve_app.api.fetching import wrong_field, wrong_fields_error
+from serve_app.api.fetching import wrong_fields_error
 from serve_app.api.fleet import aligns_lyrics, living_workers, variant_of
 from serve_app.api.repeated_calls import WaitingCall
 from serve_app.background.webhook_sender import check_url
 from serve_app.config import AdapterArgs, AppArgs, Variant
 from serve_app.errors import InvalidRequest, NotFound, WrongField
 from serve_app.jobs import Job
-from serve_app.music import COMMON_TASKS, MAX_SEED, MAX_VARIATIONS, TASKS, MusicRequest
+from serve_app.music import COMMON_TASKS, MAX_SEED, MAX_VARIATIONS, TASKS, MusicRequest, TaskType
 from serve_app.music.song_length import codes_length_s
 from serve_app.plurals import alternatives
+from serve_app.store import WorkerRow
 from serve_app.store.jobs import Admission, OnceKey, fingerprint
 
 NOT_BLANK: Final = r"^[^\x00]*[^\s\x00][^\x00]*$"
@@ -44,13 +45,16 @@ async def submit(
     caller has left before there was a job.
     """
     adapters = await known_adapters(context, request.model) if request.lora else None
-    _check(context.args, request, adapters)
-    if request.task_type not in COMMON_TASKS:
-        await context.threads.run(_check_task, context, request)
-    if request.needs_alignment:
-        await context.threads.run(_check_alignment, context, request)
+    named = await named_audio(context, request, owner)
+    wrong = [
+        *_wrong_for_service(context.args, request, adapters),
+        *await _wrong_for_model(context, request),
+        *named.wrong,
+    ]
+    if wrong:
+        raise wrong_fields_error(tuple(wrong))
     given = request
-    request = await with_known_audio(context, given, owner)
+    request = await with_known_audio(context, named, owner)
     mark = _fingerprint(given, request)
     if call is not None and idempotency_key is None:
         taken_over = await context.repeated_calls.taken_over(call, owner, mark)
@@ -74,16 +78,17 @@ async def submit(
         raise InvalidRequest(error.message) from error
 
 
-def _check(args: AppArgs, request: MusicRequest, adapters: Mapping[str, AdapterArgs] | None) -> None:
-    """Check what depends on this service's configuration; `MusicRequest` has checked everything else. Raises InvalidRequest."""
-    wrong = (
-        *wrong_fields(args, request.prompt, request.model, request.webhook_url),
-        *wrong_adapters([use.model_dump() for use in request.lora], adapters),
-    )
-    if wrong:
-        raise wrong_fields_error(wrong)
-    if request.webhook_url:
-        check_url(request.webhook_url, args.webhooks.allow_private)
+def _wrong_for_service(
+    args: AppArgs, request: MusicRequest, adapters: Mapping[str, AdapterArgs] | None
+) -> Iterator[WrongField]:
+    """The fields that this service's configuration does not allow; `MusicRequest` has checked everything else."""
+    yield from wrong_fields(args, request.prompt, request.model, request.webhook_url)
+    yield from wrong_adapters([use.model_dump() for use in request.lora], adapters)
+    if request.webhook_url and args.webhook_secret:
+        try:
+            check_url(request.webhook_url, args.webhooks.allow_private)
+        except InvalidRequest as error:
+            yield WrongField("webhook_url", request.webhook_url, error.message.removeprefix("webhook_url: "))
 
 
 def wrong_fields(args: AppArgs, prompt: object, model: object, webhook_url: object) -> Iterator[WrongField]:
@@ -100,18 +105,39 @@ def wrong_fields(args: AppArgs, prompt: object, model: object, webhook_url: obje
         )
 
 
-def _check_task(context: Context, request: MusicRequest) -> None:
-    """Raise InvalidRequest if the model's variant is known and cannot do the request's task; it names the models that can."""
+async def _wrong_for_model(context: Context, request: MusicRequest) -> list[WrongField]:
+    """The fields that ask for what the request's model is known to be unable to do; each names the models that can."""
+    if request.task_type in COMMON_TASKS and not request.needs_alignment:
+        return []
+    return await context.threads.run(_unable, context, request)
+
+
+def _unable(context: Context, request: MusicRequest) -> list[WrongField]:
     workers = living_workers(context)
-    served = context.args.models
-    variants: dict[str, Variant | None] = {name: variant_of(workers, name, model) for name, model in served.items()}
-    task = request.task_type
     name = request.model or context.args.default_model or ""
+    found = (_wrong_task(context, workers, name, request.task_type), _wrong_alignment(context, workers, name, request))
+    return [wrong for wrong in found if wrong is not None]
+
+
+def _wrong_task(context: Context, workers: Sequence[WorkerRow], name: str, task: TaskType) -> WrongField | None:
+    served = context.args.models
+    variants: dict[str, Variant | None] = {each: variant_of(workers, each, model) for each, model in served.items()}
     variant = variants.get(name)
     if variant is None or task in TASKS[variant]:
-        return
+        return None
     able = [other for other, kind in variants.items() if kind is not None and task in TASKS[kind]]
-    raise wrong_field("task_type", task, f"cannot be done by {name!r}, a {variant} model; {_advice(able)}")
+    return WrongField("task_type", task, f"cannot be done by {name!r}, a {variant} model; {_advice(able)}")
+
+
+def _wrong_alignment(
+    context: Context, workers: Sequence[WorkerRow], name: str, request: MusicRequest
+) -> WrongField | None:
+    if not request.needs_alignment or aligns_lyrics(workers, name) is not False:
+        return None
+    able = [other for other in context.args.models if aligns_lyrics(workers, other)]
+    field = "lyrics_timing" if request.lyrics_timing else "best_of"
+    message = f"needs a model that can tell when words are sung, and {name!r} cannot; {_advice(able)}"
+    return WrongField(field, str(getattr(request, field)), message)
 
 
 def _advice(able: Sequence[str]) -> str:
@@ -131,20 +157,6 @@ def _warnings(given: MusicRequest, known: MusicRequest) -> tuple[str, ...]:
     if "duration" in given.model_fields_set and given.duration != known.duration:
         return (f"duration is ignored: the source, and what is added to it, make a song of {known.duration:g} s.",)
     return ()
-
-
-def _check_alignment(context: Context, request: MusicRequest) -> None:
-    """Raise InvalidRequest if the model is known to be unable to align lyrics; it names the models that can."""
-    workers = living_workers(context)
-    name = request.model or context.args.default_model or ""
-    if aligns_lyrics(workers, name) is not False:
-        return
-    able = [other for other in context.args.models if aligns_lyrics(workers, other)]
-    field = "lyrics_timing" if request.lyrics_timing else "best_of"
-    value = str(getattr(request, field))
-    raise wrong_field(
-        field, value, f"cannot be used with {name!r}, whose attention does not follow the lyrics; {_advice(able)}"
-    )
 
 
 def _filled_in(args: AppArgs, request: MusicRequest, adapters: Mapping[str, AdapterArgs] | None) -> MusicRequest:

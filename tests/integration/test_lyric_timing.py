@@ -345,7 +345,7 @@ def test_a_model_that_cannot_is_refused_at_once(tmp_path: Path) -> None:
         models = here.client.get("/v1/models").json()
     assert [answer.status_code for answer in answers] == [422, 422]
     assert [answer.json()["errors"][0]["field"] for answer in answers] == ["lyrics_timing", "best_of"]
-    assert "'ace-step', whose attention does not follow the lyrics" in answers[0].json()["detail"]
+    assert "needs a model that can tell when words are sung, and 'ace-step' cannot" in answers[0].json()["detail"]
     assert models["models"][0]["aligns_lyrics"] is False
 
 

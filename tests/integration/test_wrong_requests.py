@@ -101,6 +101,19 @@ def test_all_wrong_fields_are_reported_together(service: Service, path: str) -> 
     assert all(wrong["field"] in problem["detail"] for wrong in problem["errors"])
 
 
+def test_everything_that_a_submission_names_in_vain_is_reported_together(service: Service) -> None:
+    """One 422 lists an unknown model beside a voice, an upload and a job that are not there."""
+    body = {**EDIT, "source_prompt": "x", "model": "gpt", "voice": "anna"}
+    other = {"task_type": "cover", "source": f"job:{uuid.uuid4()}/0", "reference": f"input:{'1' * 64}"}
+
+    problems = [service.client.post("/v1/jobs", json={"prompt": "x", **given}).json() for given in (body, other)]
+
+    assert [[wrong["field"] for wrong in problem["errors"]] for problem in problems] == [
+        ["model", "voice", "source"],
+        ["source", "reference"],
+    ]
+
+
 def test_a_wrong_field_is_reported_once(service: Service) -> None:
     """A webhook_url that is no URL, on a service without webhooks, has one entry."""
     problem = service.client.post("/v1/jobs", json={"prompt": "x", "webhook_url": "nowhere", "bpm": 1}).json()

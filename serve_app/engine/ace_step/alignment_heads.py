@@ -18,7 +18,7 @@ _KNOWN: Final[Mapping[tuple[int, int], Heads]] = {
 
 The original has the first in lyric_alignment_common.py, and the second in XL's config.json."""
 
-_NO_HEADS: Final = "cannot be used with this model: none of its attention heads is known to follow the lyrics"
+_NO_HEADS: Final = "cannot be used with this model, which cannot tell when its words are sung"
 
 
 def alignment_heads(transformer: Any) -> Heads | None:
