@@ -141,7 +141,7 @@ def test_what_a_request_says_about_adapters_is_understood(service: Service) -> N
         ([{"name": "one", "scale": 11}], "lora.0.scale", "must be less than or equal to 10"),
         ([{"name": "one", "strength": 1}], "lora.0.strength", "is not a known field; the fields are name, scale"),
         ([{"scale": 1}], "lora.0.name", "is required"),
-        (["one"] * 9, "lora", "list should have at most 8 items"),
+        (["one"] * 9, "lora", "must have at most 8 entries"),
     ],
 )
 def test_a_wrong_adapter_is_reported_by_name(service: Service, lora: Any, field: str, message: str) -> None:
@@ -215,9 +215,9 @@ def test_pulling_a_model_pulls_its_adapters(service: Service, folder: Path, soph
         (["add", "ace-step", "a b", "/x"], "'a b' is not a valid name: use 1 to 64 letters"),
         (
             ["add", "ace-step", "third", "/x", "--scale", "11"],
-            "scale: Input should be less than or equal to 10, got 11.0",
+            "scale: must be less than or equal to 10, got 11.0",
         ),
-        (["add", "ace-step", "third", ""], "source: String should have at least 1 character, got ''"),
+        (["add", "ace-step", "third", ""], "source: must have at least 1 character, got ''"),
         (["add", "ace-step", "one", "/x"], "The configuration has an adapter 'one' of ace-step. Change it there"),
         (["add", "ace-step", "third", "/nowhere"], "/nowhere does not exist on this node. [bad_adapter]"),
         (["remove", "ace-step", "one"], "The adapter 'one' of ace-step is in the configuration. Remove it there."),

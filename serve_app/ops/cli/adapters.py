@@ -9,6 +9,7 @@ import typer
 
 from serve_app.errors import Conflict, HubUnreachable, InvalidRequest, NotFound
 from serve_app.ops.cli.context import ModelName, configuration, open_store, require_model, settled_model, show_progress
+from serve_app.validation_texts import validation_text
 
 if TYPE_CHECKING:
     from serve_app.config import AdapterArgs, AppArgs
@@ -107,7 +108,8 @@ def _settings(name: str, given: dict[str, object]) -> "AdapterArgs":
         return AdapterArgs.model_validate(given)
     except ValidationError as error:
         fault = error.errors()[0]
-        raise InvalidRequest(f"{fault['loc'][0]}: {fault['msg']}, got {given[str(fault['loc'][0])]!r}") from error
+        field = str(fault["loc"][0])
+        raise InvalidRequest(f"{field}: {validation_text(fault)}, got {given[field]!r}") from error
 
 
 def _check(model: str, args: "AppArgs", file: Path) -> None:
