@@ -18,6 +18,10 @@ from miniature.evaluate import evaluate as evaluate_songs
 from miniature.evaluate import own_service
 from miniature.export import export as save_variant
 from miniature.export import play
+from miniature.planner import is_trained as is_planner_trained
+from miniature.planner import save as save_planner
+from miniature.planner import train as train_planner
+from miniature.songs import build as build_songs
 from miniature.start import start_folder
 from miniature.tasks import HELD_OUT
 from miniature.transformer import VARIANTS, Material, Plan, on_gpu, state_file
@@ -144,17 +148,54 @@ def transformer(  # noqa: PLR0913 - typer needs one parameter for each option
 
 
 @app.command()
+def songs(
+    *,
+    work: Work = stage.WORK_FOLDER,
+    checkpoint: Checkpoint = None,
+    count: Annotated[int, typer.Option(min=1, help="How many songs, with the held-out ones.")] = 6000,
+    processes: Annotated[int, typer.Option(min=1)] = 1,
+    hours: Hours = 0.5,
+) -> None:
+    """Composes whole songs and finds their audio codes: what the planner learns from."""
+    stage.be_idle(1)
+    with stage.Session(hours) as session:
+        finished = build_songs(
+            work / "songs", start_folder(checkpoint, work), songs=count, processes=processes, session=session
+        )
+    typer.echo("finished" if finished else "interrupted: run the command again to go on")
+
+
+@app.command()
+def planner(
+    *,
+    work: Work = stage.WORK_FOLDER,
+    checkpoint: Checkpoint = None,
+    hours: Hours = 0.5,
+    threads: Threads = 1,
+) -> None:
+    """Trains the planner on the songs."""
+    stage.be_idle(threads)
+    with stage.Session(hours) as session:
+        train_planner(work, start_folder(checkpoint, work), session)
+
+
+@app.command()
 def export(
     output: Annotated[Path, typer.Argument(help="The folder in which each variant gets a folder.")],
     *,
     work: Work = stage.WORK_FOLDER,
     checkpoint: Checkpoint = None,
 ) -> None:
-    """Saves a pipeline of each trained variant, and plays ten seconds with it as a check."""
-    start = start_folder(checkpoint, work)
+    """Saves a pipeline of each trained variant, and plays ten seconds with it as a check. Saves the planner, if it is trained."""
     trained = [variant for variant in VARIANTS if state_file(work, variant).exists()]
-    if not trained:
-        raise typer.BadParameter(f"work is {str(work)!r}, which has no trained variant: train `transformer` first")
+    plans = is_planner_trained(work)
+    if not trained and not plans:
+        raise typer.BadParameter(
+            f"work is {str(work)!r}, which has no trained variant or planner: train `transformer` or `planner` first"
+        )
+    if plans:
+        typer.echo(f"{save_planner(work, output)}: saved")
+    start = start_folder(checkpoint, work) if trained else work
     for variant in trained:
         folder = save_variant(work, output, start, variant)
         play(folder)

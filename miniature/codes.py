@@ -88,11 +88,11 @@ def for_pipeline(codes: Codes) -> tuple[Any, Any]:
 
 def code_losses(restored: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     """The mean squared error of latents (batch, 5 n, 64), and the mean distance of their spectra's logarithms."""
-    distance = (_line_levels(restored) - _line_levels(wanted)).abs().mean()
+    distance = (line_levels(restored) - line_levels(wanted)).abs().mean()
     return (restored - wanted).square().mean(), distance
 
 
-def _line_levels(latents: Tensor) -> Tensor:
+def line_levels(latents: Tensor) -> Tensor:
     """The logarithm of each spectral line's amplitude over a code's five latents: (batch, n, 96)."""
     lines = latents[..., :LINEAR] @ _lines()
     power = lines.square().reshape(len(lines), -1, WINDOW, lines.shape[-1]).mean(2)

@@ -1,7 +1,7 @@
 """Random pieces of music: what is known of a piece, and the notes of the clip that is cut from it."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -134,7 +134,17 @@ class Style:
 def compose(seed: int) -> Piece:
     """The piece of a seed: always the same one."""
     random = np.random.default_rng(seed)
-    style = _style(random)
+    return _composed(_style(random), random, seed)
+
+
+def compose_song(seed: int, seconds: int) -> Piece:
+    """A whole piece of `seconds`, with its first bar and its ending: always the same one for a seed and a length."""
+    random = np.random.default_rng(seed)
+    style = replace(_style(random), ending=True, piece_s=seconds, first_bar=0)
+    return _composed(style, random, seed)
+
+
+def _composed(style: Style, random: np.random.Generator, seed: int) -> Piece:
     tracks: dict[str, list[Note]] = {}
     melody = list(_melody(style, random))
     instrument = list(_accompaniment(style))

@@ -13,8 +13,8 @@ from urllib.parse import quote
 
 from serve_app import errors
 from serve_app.config.language_model import LanguageModelArgs
-from serve_app.config.sources import RANDOM
-from serve_app.weights import hub, random_planner
+from serve_app.config.sources import EMBEDDED, RANDOM
+from serve_app.weights import embedded, hub, random_planner
 from serve_app.weights.cache import Plan, Remote, fetch, plan
 from serve_app.weights.find import disk_errors, is_local, is_online, remote_of
 from serve_app.weights.layout import AGAIN, RANDOM_MARKER, need, read_json
@@ -103,6 +103,8 @@ def resolve(name: str, args: LanguageModelArgs, cache: Path, report: Report, onl
         UnknownRepository, UnknownRevision, HubTokenRefused, HubUnreachable, DiskFull, CorruptFile: see `errors`.
     """
     with disk_errors(cache):
+        if args.source == EMBEDDED:
+            return fetch(embedded.planned(cache / embedded.PLANNER, embedded.PLANNER), report)
         if args.source == RANDOM:
             return random_planner.build(cache, report)
         if is_local(args.source):

@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
-from miniature.pack import pack
+from miniature.pack import main, pack
 from serve_app import errors, weights
 from serve_app.config import ModelArgs
 from serve_app.weights import embedded
@@ -105,3 +107,36 @@ def test_packing_is_reproducible(checkpoint: Path, tmp_path: Path) -> None:
     assert first == second
     assert names
     assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in names)
+
+
+def test_bases_weights_are_packed_as_a_difference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: Path
+) -> None:
+    """Base's weights are stored as their difference from turbo's, and unpack to what they were."""
+    base = tmp_path / "base"
+    shutil.copytree(checkpoint, base)
+    weight_file = base / "transformer" / "diffusion_pytorch_model.safetensors"
+    save_file({name: -2 * tensor for name, tensor in load_file(weight_file).items()}, weight_file)
+    pack(checkpoint, tmp_path / "packed", base)
+    monkeypatch.setattr(embedded, "PACKED", tmp_path / "packed")
+
+    unpacked = weights.resolve("m", ModelArgs(source="embedded-base"), tmp_path / "cache", lambda *report: None)
+
+    assert (tmp_path / "packed" / "base" / "transformer" / f"{weight_file.name}.difference.xz").exists()
+    expected = {name: tensor.bfloat16() for name, tensor in load_file(weight_file).items()}
+    found = load_file(unpacked / "transformer" / weight_file.name)
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_parts_that_were_not_exported_stay_packed(tmp_path: Path, checkpoint: Path) -> None:
+    """Packing a folder with turbo only keeps the packed planner and base; an empty folder is refused."""
+    shutil.copytree(checkpoint, tmp_path / "exported" / "turbo")
+    (tmp_path / "empty").mkdir()
+
+    main([str(tmp_path / "exported"), "--target", str(tmp_path / "packed")])
+
+    for name in ("planner/model.safetensors.xz", "planner/sophia.manifest.json"):
+        assert (tmp_path / "packed" / name).read_bytes() == (embedded.PACKED / name).read_bytes()
+    assert (tmp_path / "packed" / "base" / "sophia.manifest.json").exists()
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "empty")])
