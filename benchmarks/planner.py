@@ -1,18 +1,16 @@
 """How many audio codes a second a planner writes, for one song and for several at once, and beside transformers' `generate`.
 
-`python -m benchmarks.planner [--small] [--dtype bfloat16] [--codes 30]` makes a language model of the smallest released one's
+`python -m benchmarks.planner [--small] [--dtype bfloat16] [--codes 40]` makes a language model of the smallest released one's
 shapes with random weights (1.3 GB in the temporary folder) and runs on the CPU, or on a GPU if there is one. Both sides guide,
-mask and sample in the same way. Rates count from the first code to the last, so without the reading of the prompt. On the CPU, they
-are codes a second of processor time with one thread, so that other programs on the machine disturb little.
+mask and sample in the same way. Rates count while all songs are being written, so without the reading of their prompts. On the CPU,
+they are codes a second of processor time with one thread, so that other programs on the machine disturb little.
 """
 
 import argparse
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from pathlib import Path
-from statistics import median
 from typing import Any, Final
 
 import torch
@@ -49,7 +47,7 @@ def ours(planner: QwenPlanner, songs: int, codes: int) -> float:
 
     with ThreadPoolExecutor(songs) as pool:
         list(pool.map(plan, range(songs)))
-    return songs / step_time(sorted(time for times in seen for time in times)[songs - 1 :: songs])
+    return rate(seen)
 
 
 def theirs(model: Any, vocabulary: Vocabulary, songs: int, codes: int) -> float:
@@ -78,12 +76,14 @@ def theirs(model: Any, vocabulary: Vocabulary, songs: int, codes: int) -> float:
             max_new_tokens=codes,
             min_new_tokens=codes,
         )
-    return songs / step_time(seen)
+    return songs * rate([seen])
 
 
-def step_time(moments: list[float]) -> float:
-    """The median of the seconds between codes."""
-    return median(later - earlier for earlier, later in pairwise(moments))
+def rate(songs: list[list[float]]) -> float:
+    """Codes a second while all songs are being written. `songs` are the moments at which their codes were there."""
+    begin = max(moments[0] for moments in songs)
+    end = min(moments[-1] for moments in songs)
+    return sum(begin < moment <= end for moments in songs for moment in moments) / (end - begin)
 
 
 def main() -> None:
@@ -91,7 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="a tiny model, to try the program itself")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
-    parser.add_argument("--codes", type=int, default=30, help="codes of each song")
+    parser.add_argument("--codes", type=int, default=40, help="codes of each song")
     options = parser.parse_args()
     from transformers import Qwen3ForCausalLM
 

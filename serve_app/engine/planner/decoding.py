@@ -26,7 +26,7 @@ from serve_app.engine.planner.sampling import draw, guided
 log = logging.getLogger(__name__)
 
 _CHUNK: Final = 512
-"""How many tokens of one prompt are read between two steps, so that a long prompt does not hold up the other songs."""
+"""How many tokens of prompts are read between two steps, so that long prompts do not hold up the other songs."""
 _SHORT: Final = 64
 """Up to this many tokens are read at once, for any number of sequences."""
 
@@ -187,8 +187,11 @@ class DecodeLoop:
                 self._end(writing, error)
 
     def _read_prompts(self) -> None:
-        """Reads what is more than one token: all that is short, and one piece of a long prompt."""
-        long_ones = [lane for lane in self._lanes if len(lane.unread) > _SHORT][:1]
+        """Reads what is more than one token: all that is short, and pieces of long prompts.
+
+        A prompt is cut into pieces of _CHUNK tokens whatever else is read, so that a song's numbers do not depend on others.
+        """
+        long_ones = _first_pieces(lane for lane in self._lanes if len(lane.unread) > _SHORT)
         short_ones = [lane for lane in self._lanes if 1 < len(lane.unread) <= _SHORT]
         owners = {id(lane): writing for writing in self._active for lane in writing.lanes}
         for lane in [*long_ones, *short_ones]:
@@ -284,6 +287,18 @@ class DecodeLoop:
         if last is not lane:
             self._network.move(len(self._lanes), row, last.length)
             self._lanes[row] = last
+
+
+def _first_pieces(lanes: Iterable[_Lane]) -> list[_Lane]:
+    """The first sequences whose next pieces have at most _CHUNK tokens together; at least one, if there is any."""
+    chosen: list[_Lane] = []
+    total = 0
+    for lane in lanes:
+        total += min(len(lane.unread), _CHUNK)
+        if chosen and total > _CHUNK:
+            break
+        chosen.append(lane)
+    return chosen
 
 
 def _states(lanes: Iterable[_Lane]) -> torch.Tensor:
