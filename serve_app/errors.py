@@ -531,6 +531,13 @@ class PlanTooLong(GenerationError):
     title = "The song is too long for the planner"
 
 
+class PlanningFailed(GenerationError):
+    """The planner failed on the song for an unknown reason."""
+
+    code = "planning_failed"
+    title = "The song could not be planned"
+
+
 class OutOfDeviceMemory(GenerationError):
     """The request does not fit into the device's memory."""
 

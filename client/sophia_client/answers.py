@@ -13,9 +13,9 @@ class Progress(Answer):
     """How far a running job is."""
 
     stage: str
-    """The current stage: preparing (reads the recordings and fetches the adapters that the request names), conditioning,
-    denoising, decoding, encoding or storing. `storing` means that the audio store refuses the finished song; the
-    worker retries until the job's deadline.
+    """The current stage: planning (while the job is queued), preparing (reads the recordings and fetches the adapters
+    that the request names), conditioning, denoising, decoding, encoding or storing. `storing` means that the audio
+    store refuses the finished song; the worker retries until the job's deadline.
     """
     step: int
     """Completed steps of this stage."""
@@ -25,6 +25,40 @@ class Progress(Answer):
     """Completed part of the whole job, from 0 to 1."""
     detail: str | None = None
     """Why the job makes no progress; null if it does."""
+
+
+class PlanFacts(Answer):
+    """What a planner has decided about a job's songs, but for their codes."""
+
+    caption: str
+    """What the music is like, in words."""
+    lyrics: str
+    """What is sung; empty if nothing is."""
+    bpm: int | None = None
+    """Tempo in beats per minute; null if it is not known."""
+    keyscale: str | None = None
+    """Key; null if it is not known."""
+    timesignature: str | None = None
+    """Beats per bar; null if they are not known."""
+    duration: float | None = None
+    """Length in seconds; null if it is not known."""
+    language: str
+    """Language of the lyrics."""
+    instrumental: bool
+    """Whether nothing is sung."""
+    seed: int | None = None
+    """The `plan_seed`; song i, counted from 0, has the codes of it plus i."""
+
+
+class JobPlan(Answer):
+    """Where the plan of a job stands."""
+
+    state: str
+    """waiting for a planner, planning, done, failed, or cancelled with its job. A worker takes the job when it is done."""
+    facts: PlanFacts | None = None
+    """What was planned, once it is done."""
+    url: str
+    """Where to get the whole plan, with the audio codes."""
 
 
 class Candidate(Answer):
@@ -130,6 +164,8 @@ class JobLinks(Answer):
     """All its files in one zip file."""
     codes: str
     """The audio codes of its songs."""
+    plan: str
+    """The plan of its songs, if they were planned."""
     cancel: str
     """POST here to cancel the job."""
 
@@ -165,6 +201,8 @@ class Job(JobAnswer):
     """How far the job is, while running."""
     request: dict[str, Any]
     """The request as Sophia understood it, with model and seed filled in."""
+    plan: JobPlan | None = None
+    """What a planner decides about the song before it is rendered; null if it is not planned."""
     warnings: list[str]
     """Parts of the request that had no effect. The model's are added when the job has succeeded."""
     audio: list[AudioFile]
@@ -327,6 +365,17 @@ class Adapter(Answer):
     """How strongly it counts in requests that name no scale."""
 
 
+class Planner(Answer):
+    """The planner of a model."""
+
+    source: str
+    """Where it comes from."""
+    thinking: str
+    """What is planned for requests without `thinking`: none, metadata or codes."""
+    tasks: list[str]
+    """The tasks whose songs it plans."""
+
+
 class Model(Answer):
     """A served model."""
 
@@ -346,6 +395,10 @@ class Model(Answer):
     """The values it uses for fields that a request leaves out."""
     adapters: list[Adapter]
     """The adapters that requests may choose."""
+    planner: Planner | None = None
+    """Its planner, which `thinking` and POST /v1/plan, /v1/format, /v1/sample and /v1/understand need; null if it has
+    none.
+    """
     aligns_lyrics: bool | None = None
     """Whether it can tell when a song's words are sung, which `lyrics_timing` and `best_of` need; null until a worker has
     loaded it.

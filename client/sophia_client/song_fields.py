@@ -90,6 +90,35 @@ class LoraUse(TypedDict, total=False):
     """
 
 
+class GivenPlan(TypedDict, total=False):
+    """A plan that a request brings: that of an earlier job, a written one, or an earlier one with changes."""
+
+    job: str | None
+    """`job:ID` takes the plan of one of your jobs. The fields beside it replace those of that plan."""
+    caption: str | None
+    """Instead of what the planner would choose, or the plan of `job` says."""
+    lyrics: str | None
+    """Instead of what the planner would choose, or the plan of `job` says."""
+    bpm: int | None
+    """Instead of what the planner would choose, or the plan of `job` says."""
+    keyscale: str | None
+    """Instead of what the planner would choose, or the plan of `job` says."""
+    timesignature: Literal["2", "3", "4", "6"] | None
+    """Instead of what the planner would choose, or the plan of `job` says."""
+    duration: float | Literal["auto"] | None
+    """Length in seconds. With `codes`, five of them are one second."""
+    language: Language | None
+    """Language of the lyrics."""
+    instrumental: bool | None
+    """Whether nothing is sung."""
+    codes: list[list[int]] | None
+    """The audio codes of each song, five a second, from 0 to 63,999; also as ACE-Step's text
+    `<|audio_code_N|><|audio_code_M|>…`. Without them, or with an empty list, `thinking: codes` plans them.
+    """
+    seed: int | None
+    """The `plan_seed` that the plan was made with."""
+
+
 class SongFields(TypedDict, total=False):
     """What a song may have besides its prompt. The service checks the values and fills in the defaults."""
 
@@ -100,10 +129,10 @@ class SongFields(TypedDict, total=False):
     without vocals. The model reads the first 2048 tokens.
     """
     duration: float | Literal["auto"]
-    """Length of the song in seconds, from 1 to 600. Default: 60. `auto` estimates the length from the lyrics, the tempo
-    and the time signature (120 without lyrics); the job's `request` contains the result. With `audio_codes`, they
-    decide unless a length is given. For a task with a source, the source decides instead, and the job's `warnings`
-    report another length that was given.
+    """Length of the song in seconds, from 1 to 600. Default: 60. With `auto` the planner decides if the song is planned
+    (see `auto_duration`); else the length is estimated from the lyrics, the tempo and the time signature (120 without
+    lyrics), and the job's `request` contains the result. With `audio_codes`, they decide unless a length is given. For
+    a task with a source, the source decides instead, and the job's `warnings` report another length that was given.
     """
     variations: int
     """Number of variations to generate, from 1 to 8. Default: 1. Variation i, counted from 0, uses the seed `seed` + i;
@@ -277,6 +306,43 @@ class SongFields(TypedDict, total=False):
     have the seeds `seed`, `seed` + 1 and so on; `candidates` in the job's `audio` has the seed and score of each. All
     of them count in limits and costs. Only with lyrics, one variation, and models that align lyrics. Default: 1.
     """
+    thinking: Literal["none", "metadata", "codes"] | bool | None
+    """What the model's planner decides before the song is rendered: none; metadata (tempo, key, time signature and
+    language where the request has none, a fuller caption and, with `duration: auto`, the length); or codes (also the
+    song's audio codes, which the model then plays as a cover). Also true for codes and false for none, as in ACE-Step.
+    Only for models with a `planner` in GET /v1/models; its `thinking` is the default. Tasks with a source are not
+    planned, but for lego and complete, whose metadata is.
+    """
+    plan: GivenPlan | str | None
+    """A plan to use instead of making one: `job:ID` for that of one of your jobs, a plan as GET /v1/jobs/{job_id}/plan
+    and POST /v1/plan return it, or an object with some of its fields. The request's own fields count more. Without
+    codes it only fills in fields of the request.
+    """
+    auto_duration: bool
+    """Whether the length is chosen for you, and `duration` is the longest that it may be: the planner chooses it if the
+    song is planned, and `duration` counts in limits until then; else it is estimated from the lyrics. `duration: auto`
+    means true, with 600 s. Default: false.
+    """
+    plan_caption: bool
+    """Whether the song is rendered from the planner's caption instead of `prompt`. Default: true, as in ACE-Step."""
+    plan_language: bool
+    """Whether the planner may choose the language of the lyrics. Default: true, unless the request has a
+    `vocal_language`.
+    """
+    plan_seed: int | None
+    """Seed of the plan. Variation i, counted from 0, has the codes of `plan_seed` + i. The same request with the same
+    seeds gives the same song. Default: `seed`; -1: a random seed. The job's `request` contains it.
+    """
+    plan_temperature: float
+    """How freely the planner chooses, from 0 (always what is most likely) to 2. Default: 0.85."""
+    plan_guidance: float
+    """Strength of the planner's classifier-free guidance, from 1 (none, and twice as fast) to 10. Default: 2."""
+    plan_top_k: int
+    """The planner chooses among so many of the most likely tokens; 0 is all. Default: 0."""
+    plan_top_p: float
+    """The planner chooses among the most likely tokens that together have this probability. Default: 0.9."""
+    plan_negative_prompt: str | None
+    """What the planner's guidance leads away from, as a prompt. Default: nothing in particular."""
     model: str | None
     """Model that generates the song; GET /v1/models lists them. Default: the service's default model."""
     priority: int

@@ -11,7 +11,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi_offline import FastAPIOffline
 
 from serve_app import __version__
-from serve_app.api import codes, files, health, inputs, jobs, lyrics, models, music, problems, usage, voices
+from serve_app.api import codes, files, health, inputs, jobs, lyrics, models, music, plans, problems, usage, voices
 from serve_app.api.compat.families import served_families
 from serve_app.api.context import Context
 from serve_app.api.job_presenter import JobPresenter
@@ -39,6 +39,7 @@ ROUTERS: Final = (
     files.router,
     codes.router,
     lyrics.router,
+    plans.router,
     inputs.router,
     voices.router,
     usage.router,
@@ -112,6 +113,7 @@ def _lifespan(
         key_watch.cancel()
         stop_watch.cancel()
         await context.watcher.close()
+        await context.plan_waits.close()
         for work in background:
             await asyncio.to_thread(work.close)
         await asyncio.to_thread(context.close)

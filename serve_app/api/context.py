@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 from serve_app.api.fetching import Fetcher
 from serve_app.api.key_cache import KeyCache
 from serve_app.api.limits import Limits
+from serve_app.api.plan_waits import PlanWaits
 from serve_app.api.repeated_calls import RepeatedCalls
 from serve_app.api.threads import Threads
 from serve_app.api.watch import JobWatcher
@@ -49,6 +50,7 @@ class Context:
     keys: KeyCache = field(init=False)
     limits: Limits = field(init=False)
     repeated_calls: RepeatedCalls = field(init=False)
+    plan_waits: PlanWaits = field(init=False)
 
     def __post_init__(self) -> None:
         self.threads = Threads("work", self.args.api.threads)
@@ -58,6 +60,7 @@ class Context:
         self.fetcher = Fetcher(self.args.inputs, resolve)
         self.keys = KeyCache(self.threads, self.store, self.watcher)
         self.limits = Limits(self.args.api, self.args.inputs)
+        self.plan_waits = PlanWaits(self.store, self.watcher)
         grace_s = self.args.api.leave_grace_s
         self.repeated_calls = RepeatedCalls(self.threads, self.store.waiting_calls, grace_s)
 

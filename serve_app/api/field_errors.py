@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from serve_app.api.views.problem import FieldError
 from serve_app.music import LoraUse
+from serve_app.music.plan_fields import GivenPlan
 from serve_app.music.spellings import our_name
 from serve_app.validation_texts import validation_text
 
@@ -26,6 +27,9 @@ _PATTERN_MESSAGES: Final = {
     "lyrics": "must not contain a NUL character",
     "source_prompt": "must not contain a NUL character",
     "source_lyrics": "must not contain a NUL character",
+    "caption": "must not contain a NUL character",
+    "plan_negative_prompt": "must not contain a NUL character",
+    "job": "must be job:ID with the id of one of your jobs (job:0190d8a4-7b5e-7c3a-9f00-3c5e8b1f2a4d)",
     "model": "must not contain a NUL character",
     "source": _AUDIO_PATTERN,
     "reference": _AUDIO_PATTERN,
@@ -35,6 +39,8 @@ _PATTERN_MESSAGES: Final = {
     "webhook_url": "must be a URL such as 'https://example.com/hooks/sophia'",
 }
 """By field, what its regular expression asks for."""
+_FIELDS_INSIDE: Final = {"lora": list(LoraUse.model_fields), "plan": list(GivenPlan.model_fields)}
+"""The fields of objects inside a request, by the field that has them."""
 
 
 def field_error(entry: dict[str, Any], fields: Sequence[str]) -> FieldError:
@@ -50,7 +56,7 @@ def field_error(entry: dict[str, Any], fields: Sequence[str]) -> FieldError:
 def _message(path: Sequence[str], entry: dict[str, Any], fields: Sequence[str]) -> str:
     name = path[-1]
     if entry["type"] == "extra_forbidden":
-        return _unknown_field(name[:_MAX_SHOWN], list(LoraUse.model_fields) if path[0] == "lora" else fields)
+        return _unknown_field(name[:_MAX_SHOWN], _FIELDS_INSIDE.get(path[0], fields))
     if entry["type"] == "string_pattern_mismatch":
         return _PATTERN_MESSAGES.get(name, "contains characters that are not allowed")
     return validation_text(entry)

@@ -16,8 +16,9 @@ from serve_app.api.views.jobs import (
     WebhookAttempt,
     WebhookView,
 )
+from serve_app.api.views.plans import JobPlan, PlanFacts
 from serve_app.jobs import Job, Status
-from serve_app.store import WorkerRow
+from serve_app.store import PlanState, PlanTask, WorkerRow
 from serve_app.store.pauses import Pause
 from serve_app.store.places import Place
 from serve_app.store.webhooks import Delivery
@@ -40,9 +41,11 @@ class JobPresenter:
         """The views of several jobs. Their queue positions are read together."""
         queued = [job for job in jobs if job.status is Status.QUEUED]
         places = self._context.store.backlog.places(queued)
-        return [self._view(job, places.get(job.id)) for job in jobs]
+        planned = [job.id for job in jobs if job.request.is_planned or job.request.plan is not None]
+        plans = self._context.store.plans.of_jobs(planned) if planned else {}
+        return [self._view(job, places.get(job.id), plans.get(job.id)) for job in jobs]
 
-    def _view(self, job: Job, place: Place | None) -> JobView:
+    def _view(self, job: Job, place: Place | None, plan: PlanTask | None) -> JobView:
         return JobView(
             id=job.id,
             state=job.status.value,
@@ -54,9 +57,10 @@ class JobPresenter:
             attempt=job.attempt,
             position=place.ahead + 1 if place else None,
             eta_s=self._eta_s(job.model, place) if place else None,
-            waiting_for=self._waiting_for(job.model, place) if place else None,
+            waiting_for=self._waiting_for(job.model, place, plan) if place else None,
             progress=Progress.model_validate(job.progress) if job.progress else None,
             request=job.request,
+            plan=_plan(job, plan) if plan else None,
             warnings=list(job.warnings),
             audio=[_file(job, index) for index in range(len(job.audio))],
             audio_gone_at=_utc_or_none(job.audio_gone_at),
@@ -80,7 +84,9 @@ class JobPresenter:
             return None
         return round(place.audio_s * speed / ready, 1)
 
-    def _waiting_for(self, model: str, place: Place) -> str:
+    def _waiting_for(self, model: str, place: Place, plan: PlanTask | None) -> str:
+        if plan and plan.state is PlanState.PLANNING:
+            return "its plan is being made"
         return why_waiting(self._context, model, place.ahead, self._workers_of(model), self._pause(model))
 
     def _webhook(self, job: Job) -> WebhookView | None:
@@ -123,8 +129,14 @@ def _links(job: str) -> JobLinks:
         audio=f"{base}/audio",
         songs=f"{base}/songs.zip",
         codes=f"{base}/codes",
+        plan=f"{base}/plan",
         cancel=f"{base}/cancel",
     )
+
+
+def _plan(job: Job, plan: PlanTask) -> JobPlan:
+    facts = PlanFacts.model_validate(plan.result) if plan.state is PlanState.DONE else None
+    return JobPlan(state=plan.state.value, facts=facts, url=f"/v1/jobs/{job.id}/plan")
 
 
 def _file(job: Job, index: int) -> AudioFile:

@@ -1,5 +1,7 @@
 """Routes for the served models."""
 
+from collections.abc import Sequence
+
 from fastapi import APIRouter, Depends
 
 from serve_app.api.auth import identify_caller
@@ -14,9 +16,11 @@ from serve_app.api.fleet import (
     of_model,
     variant_of,
 )
-from serve_app.api.views.models import AdapterView, ModelList, ModelView
+from serve_app.api.planning import has_planner
+from serve_app.api.views.models import AdapterView, ModelList, ModelView, PlannerView
 from serve_app.config import ModelArgs
-from serve_app.music import COMMON_TASKS, MEDIA_TYPES, TASKS, bounds_of, defaults_of
+from serve_app.music import COMMON_TASKS, MEDIA_TYPES, TASKS, TaskType, bounds_of, defaults_of
+from serve_app.music.plan_fields import PLANNED_TASKS
 from serve_app.store import WorkerRow
 
 router = APIRouter(tags=["models"])
@@ -47,14 +51,16 @@ def _models(context: Context) -> ModelList:
 
 def _model(context: Context, workers: list[WorkerRow], name: str, model: ModelArgs) -> ModelView:
     variant = variant_of(workers, name, model)
+    tasks = list(TASKS[variant] if variant else COMMON_TASKS)
     return ModelView(
         name=name,
         is_default=name == context.args.default_model,
         source=model.source,
         revision=model.revision,
         variant=variant,
-        tasks=list(TASKS[variant] if variant else COMMON_TASKS),
+        tasks=tasks,
         defaults=defaults_of(variant, model.source) if variant else None,
+        planner=_planner(model, tasks),
         aligns_lyrics=aligns_lyrics(workers, name),
         ready_workers=count_ready(of_model(workers, name)),
         adapters=[
@@ -64,3 +70,10 @@ def _model(context: Context, workers: list[WorkerRow], name: str, model: ModelAr
         noise=generates_noise(workers, name, model),
         note=note_on(workers, name, model),
     )
+
+
+def _planner(model: ModelArgs, tasks: Sequence[TaskType]) -> PlannerView | None:
+    if not has_planner(model):
+        return None
+    planned = [task for task in PLANNED_TASKS if task in tasks]
+    return PlannerView(source=model.planner.source, thinking=model.planner.thinking, tasks=planned)

@@ -11,12 +11,13 @@ from serve_app.api.audio_names import named_audio, with_known_audio
 from serve_app.api.context import Context
 from serve_app.api.fetching import wrong_fields_error
 from serve_app.api.fleet import aligns_lyrics, living_workers, variant_of
+from serve_app.api.planning import new_plan, plan_seed, with_estimated_length, with_plan, wrong_thinking
 from serve_app.api.repeated_calls import WaitingCall
 from serve_app.background.webhook_sender import check_url
 from serve_app.config import AdapterArgs, AppArgs, Variant
 from serve_app.errors import InvalidRequest, NotFound, WrongField
 from serve_app.jobs import Job
-from serve_app.music import COMMON_TASKS, MAX_SEED, MAX_VARIATIONS, TASKS, MusicRequest, TaskType
+from serve_app.music import COMMON_TASKS, MAX_SEED, MAX_VARIATIONS, SOURCE_TASKS, TASKS, MusicRequest, TaskType
 from serve_app.music.song_length import codes_length_s
 from serve_app.plurals import alternatives
 from serve_app.store import WorkerRow
@@ -62,17 +63,19 @@ async def submit(
             return taken_over, False
         if call.is_left:
             raise ClientDisconnect
+    planned = await with_plan(context, request, owner)
+    request = _filled_in(context.args, planned.request, adapters)
     queue = context.args.queue
     try:
         return await context.threads.run(
             context.store.jobs.submit,
-            _filled_in(context.args, request, adapters),
+            request,
             owner=owner,
             deadline_s=request.deadline_s or queue.default_deadline_s,
             max_attempts=queue.max_attempts,
             once=OnceKey(idempotency_key, mark) if idempotency_key or call else None,
-            admission=Admission(queue, context.args.inputs.ttl_s, family),
-            warnings=_warnings(given, request),
+            admission=Admission(queue, context.args.inputs.ttl_s, family, plan=new_plan(request, planned.plan)),
+            warnings=(*_warnings(given, request), *planned.warnings),
         )
     except NotFound as error:  # an input was deleted or expired after it was checked
         raise InvalidRequest(error.message) from error
@@ -83,6 +86,7 @@ def _wrong_for_service(
 ) -> Iterator[WrongField]:
     """The fields that this service's configuration does not allow; `MusicRequest` has checked everything else."""
     yield from wrong_fields(args, request.prompt, request.model, request.webhook_url)
+    yield from wrong_thinking(args, request.thinking, request.model)
     yield from wrong_adapters([use.model_dump() for use in request.lora], adapters)
     if request.webhook_url and args.webhook_secret:
         try:
@@ -146,7 +150,12 @@ def _advice(able: Sequence[str]) -> str:
 
 
 def _fingerprint(given: MusicRequest, known: MusicRequest) -> str:
-    """The fingerprint for an idempotency key. A voice counts by its name, since its recording may change before a repetition."""
+    """The fingerprint for an idempotency key. A voice counts by its name, since its recording may change before a repetition.
+
+    An open length counts as what it is without a planner, as in versions that had none, unless the request asks for a planner.
+    """
+    if not known.is_planned:
+        known = with_estimated_length(known)
     if given.voice is None:
         return fingerprint(known)
     return fingerprint(known.model_copy(update={"voice": given.voice, "reference": None}))
@@ -154,7 +163,7 @@ def _fingerprint(given: MusicRequest, known: MusicRequest) -> str:
 
 def _warnings(given: MusicRequest, known: MusicRequest) -> tuple[str, ...]:
     """One sentence for what a request says and the recordings that it names overrule."""
-    if "duration" in given.model_fields_set and given.duration != known.duration:
+    if given.task_type in SOURCE_TASKS and "duration" in given.model_fields_set and given.duration != known.duration:
         return (f"duration is ignored: the source, and what is added to it, make a song of {known.duration:g} s.",)
     return ()
 
@@ -170,13 +179,13 @@ def _filled_in(args: AppArgs, request: MusicRequest, adapters: Mapping[str, Adap
         found["duration"] = codes_length_s(len(request.audio_codes))
     if adapters is not None:
         found["lora"] = with_scales(request.lora, adapters)
-    if request.seed is None:
-        found["seed"] = _random_seed()
+    seed = random_seed() if request.seed is None else request.seed
+    found |= {"seed": seed, **plan_seed(request, seed)}
     if request.retake_variance > 0 and request.retake_seed is None:
-        found["retake_seed"] = _random_seed()
+        found["retake_seed"] = random_seed()
     return request.model_copy(update=found)
 
 
-def _random_seed() -> int:
+def random_seed() -> int:
     """A seed that leaves room below MAX_SEED for the seeds of the other variations."""
     return secrets.randbelow(MAX_SEED - MAX_VARIATIONS)

@@ -11,6 +11,7 @@ from fastapi.routing import APIRoute
 from serve_app.api.adapters import known_adapters, wrong_adapters
 from serve_app.api.context import Context
 from serve_app.api.multipart import as_json, is_multipart
+from serve_app.api.planning import wrong_thinking
 from serve_app.api.submission import wrong_fields
 from serve_app.errors import StoreUnavailable
 
@@ -43,6 +44,7 @@ async def _all_errors(context: Context, error: RequestValidationError) -> list[d
     if not isinstance(body, dict):
         return list(error.errors())
     wrong = list(wrong_fields(context.args, body.get("prompt"), body.get("model"), body.get("webhook_url")))
+    wrong += wrong_thinking(context.args, body.get("thinking"), body.get("model"))
     if body.get("lora"):
         with suppress(StoreUnavailable):  # then these errors are left out, as the others need no database
             wrong += wrong_adapters(body["lora"], await known_adapters(context, body.get("model")))

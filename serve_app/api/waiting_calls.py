@@ -35,9 +35,9 @@ async def finished_job(
         call = WaitingCall()
         submitting = asyncio.ensure_future(submit(context, song, owner, idempotency_key, family=family, call=call))
         finishing = asyncio.create_task(_finished(context, submitting, timeout_s))
-        disconnected = asyncio.create_task(_disconnected(request))
+        leaving = asyncio.create_task(disconnected(request))
         try:
-            await asyncio.wait((finishing, disconnected), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((finishing, leaving), return_when=asyncio.FIRST_COMPLETED)
             if not finishing.done():
                 raise ClientDisconnect
             return finishing.result()
@@ -48,7 +48,7 @@ async def finished_job(
             raise
         finally:
             finishing.cancel()
-            disconnected.cancel()
+            leaving.cancel()
             context.repeated_calls.end(call)
 
 
@@ -75,7 +75,8 @@ def _stopping(job: Job) -> errors.ServiceStopping:
     return error
 
 
-async def _disconnected(request: Request) -> None:
+async def disconnected(request: Request) -> None:
+    """Return when the caller has left. The body must have been read."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 

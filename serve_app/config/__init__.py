@@ -11,7 +11,16 @@ from serve_app.config.app import AppArgs
 from serve_app.config.database import DatabaseArgs
 from serve_app.config.inputs import InputArgs
 from serve_app.config.jobs import EncodingArgs, QueueArgs, RetentionArgs
-from serve_app.config.models import AdapterArgs, BreakerArgs, ModelArgs, ScalingArgs, SimulatedArgs, Variant
+from serve_app.config.models import (
+    AdapterArgs,
+    BreakerArgs,
+    ModelArgs,
+    PlannerArgs,
+    ScalingArgs,
+    SimulatedArgs,
+    Thinking,
+    Variant,
+)
 from serve_app.config.webhooks import WebhookArgs
 
 __all__ = [
@@ -24,10 +33,12 @@ __all__ = [
     "EncodingArgs",
     "InputArgs",
     "ModelArgs",
+    "PlannerArgs",
     "QueueArgs",
     "RetentionArgs",
     "ScalingArgs",
     "SimulatedArgs",
+    "Thinking",
     "Variant",
     "WebhookArgs",
 ]

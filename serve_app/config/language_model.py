@@ -15,7 +15,8 @@ class LanguageModelArgs(Section):
         min_length=1,
         description="Where the language model comes from: a Hugging Face repository id such as `ACE-Step/acestep-5Hz-lm-0.6B`; an "
         "object store (`s3://bucket/prefix`, `gs://…`, `az://…`); a local folder; `embedded` (the toy model's, which comes "
-        "with Sophia); `random` (random weights, whose plans mean nothing; tests only); or `none`.",
+        "with Sophia); `random` (random weights, whose plans mean nothing; tests only); `simulated` (sleeps; tests only); or "
+        "`none`.",
     )
     folder: str | None = Field(
         None,

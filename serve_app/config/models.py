@@ -4,11 +4,14 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field, StringConstraints, field_validator, model_validator
 
+from serve_app.config.language_model import LanguageModelArgs
 from serve_app.config.section import Section
 from serve_app.config.sources import EMBEDDED, NOTES, WORDS, checked_source
 from serve_app.ray_adapters.label_selectors import selector_text
 
 Variant = Literal["turbo", "base", "sft"]
+Thinking = Literal["none", "metadata", "codes"]
+"""What a planner does for a song: nothing, its metadata, or its metadata and audio codes."""
 
 LARGEST_SCALE: Final = 10.0
 """The largest scale of an adapter, and the negative of the smallest."""
@@ -21,6 +24,7 @@ class SimulatedArgs(Section):
 
     step_s: float = Field(0.05, ge=0, description="Seconds that one denoising step takes.")
     load_s: float = Field(0.0, ge=0, description="Seconds that loading takes.")
+    plan_s: float = Field(0.05, ge=0, description="Seconds that the simulated planner takes for a second of a song.")
 
 
 class ScalingArgs(Section):
@@ -90,6 +94,27 @@ class AdapterArgs(Section):
         le=LARGEST_SCALE,
         description="How strongly the adapter counts in requests that name no scale. 0 is not at all.",
     )
+
+
+class PlannerArgs(LanguageModelArgs):
+    """The planner, a language model that decides about songs before they are rendered. It runs in the model's workers."""
+
+    thinking: Thinking = Field(
+        "none",
+        description="What is planned for requests that do not say it: `none`; `metadata` (tempo, key, time signature, language and "
+        "a fuller caption, where the request leaves them open); or `codes`, the same and the audio codes that are rendered.",
+    )
+    jobs_at_once: int = Field(
+        8,
+        ge=1,
+        le=256,
+        description="Jobs that one worker plans at the same time, in one batch, while it renders others.",
+    )
+
+    @property
+    def is_on(self) -> bool:
+        """Whether the model has a planner."""
+        return self.source != "none"
 
 
 class ModelArgs(Section):
@@ -162,6 +187,7 @@ class ModelArgs(Section):
         description="The price of a GPU per hour (on the CPU: of a worker), in your currency. `sophia cost` and `/v1/health` "
         "compute from it what songs cost.",
     )
+    planner: PlannerArgs = PlannerArgs()
     simulated: SimulatedArgs = SimulatedArgs()
 
     @field_validator("source")

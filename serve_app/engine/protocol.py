@@ -48,6 +48,9 @@ class SongInputs:
     """The latents of `source`, if they were kept, as float32 of shape (latent frames, 64); they need no encoding then."""
     source_gain: float = 1.0
     """What `source_latents` decode to, times this, has the level of `source`, which was normalised."""
+    codes: tuple[tuple[int, ...], ...] = ()
+    """The planned audio codes of each song that is played. The request's `audio_codes` are those of the first; empty if the songs
+    have no plan, or one without codes."""
 
 
 NO_INPUTS: Final = SongInputs()

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, Self
 
+from serve_app.config import Thinking as Thinking
 from serve_app.music.vocabulary import Language
 
-Thinking = Literal["none", "metadata", "codes"]
-"""What a planner does for a song: nothing, its metadata, or its metadata and audio codes."""
+TimeSignature = Literal["2", "3", "4", "6"]
 
 CODES_PER_SECOND: Final = 5
 """Audio codes in a second of music."""
@@ -23,7 +23,7 @@ class Plan:
     lyrics: str = ""
     bpm: int | None = None
     keyscale: str | None = None
-    timesignature: Literal["2", "3", "4", "6"] | None = None
+    timesignature: TimeSignature | None = None
     duration: float | None = None
     """In seconds; 5 codes a second have this length."""
     language: Language = "unknown"

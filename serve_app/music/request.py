@@ -3,7 +3,6 @@
 It does not depend on HTTP: the API, the worker, the engine and the command line all use it.
 """
 
-from contextlib import suppress
 from typing import Annotated, Any, Final, get_args
 
 from pydantic import (
@@ -21,8 +20,9 @@ from serve_app.music.adapter_fields import AdapterFields
 from serve_app.music.audio_fields import AudioFields, input_of, song_of
 from serve_app.music.edit_fields import EditFields
 from serve_app.music.lyric_fields import LyricFields
+from serve_app.music.plan_fields import JOB_PLAN, PlanFields
 from serve_app.music.sampling_fields import SamplingFields
-from serve_app.music.song_fields import FASTEST_BPM, MAX_LYRICS, SLOWEST_BPM, TEXT, SongFields
+from serve_app.music.song_fields import LONGEST_S, TEXT, SongFields
 from serve_app.music.song_length import codes_length_s, song_length_s
 from serve_app.music.task_fields import TaskFields
 from serve_app.music.vocabulary import AUDIO_FIELDS, SOURCE_TASKS, Track
@@ -35,7 +35,8 @@ _NUMBERS: Final = (
     "variations", "seed", "bpm", "steps", "guidance_scale", "shift", "cfg_interval_start", "cfg_interval_end",
     "priority", "deadline_s", "run_limit_s", "fade_in", "fade_out", "retake_variance", "retake_seed", "dcw_strength",
     "dcw_high_strength", "repaint_start", "repaint_end", "repaint_strength", "extend_before", "extend_after",
-    "cover_strength", "cover_noise_strength", "best_of", "edit_start", "edit_end", "edit_draws",
+    "cover_strength", "cover_noise_strength", "best_of", "edit_start", "edit_end", "edit_draws", "plan_seed",
+    "plan_temperature", "plan_guidance", "plan_top_k", "plan_top_p",
 )  # fmt: skip
 _CHOICES: Final = (
     "format",
@@ -48,12 +49,14 @@ _CHOICES: Final = (
     "track",
     "chunk_mask_mode",
 )
-_SWITCHES: Final = ("dcw", "keep_latents", "lyrics_timing")
+_SWITCHES: Final = ("dcw", "keep_latents", "lyrics_timing", "auto_duration", "plan_caption", "plan_language")
 _UNSETTABLE: Final = ("bpm", "keyscale", "timesignature", "audio_codes")
 """Fields for which `spellings.UNSET` means that they are left out."""
 
 
-class MusicRequest(LyricFields, AudioFields, AdapterFields, EditFields, TaskFields, SamplingFields, SongFields):
+class MusicRequest(
+    PlanFields, LyricFields, AudioFields, AdapterFields, EditFields, TaskFields, SamplingFields, SongFields
+):
     """A request for one song, in one or several variations. Only `prompt` is required."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -147,10 +150,23 @@ class MusicRequest(LyricFields, AudioFields, AdapterFields, EditFields, TaskFiel
         """
         return max(self.songs, self.best_of) * self.edit_draws
 
+    @property
+    def is_planned(self) -> bool:
+        """Whether a planner decides something about the song."""
+        return self.thinking in ("metadata", "codes")
+
+    @property
+    def estimated_duration(self) -> float:
+        """The length in seconds that its audio codes or its lyrics, tempo and time signature suggest, at most `duration`."""
+        if self.audio_codes:
+            return min(codes_length_s(len(self.audio_codes)), self.duration)
+        beats = int(self.timesignature) if self.timesignature else None
+        return min(song_length_s(self.lyrics, self.bpm, beats), self.duration)
+
     @model_validator(mode="before")
     @classmethod
     def _normalize(cls, given: Any) -> Any:
-        """Remove fields without a value, and replace the duration `auto` by seconds.
+        """Remove fields without a value, and replace the duration `auto` by the longest and `auto_duration`.
 
         Some clients send every field: null for those without a value, and "" or "N/A" for tempo, key, time signature and audio
         codes.
@@ -164,7 +180,7 @@ class MusicRequest(LyricFields, AudioFields, AdapterFields, EditFields, TaskFiel
         if spellings.choice(fields.get("duration")) == "auto":
             del fields["duration"]
             if spellings.choice(fields.get("task_type")) not in SOURCE_TASKS:  # else the source decides
-                fields["duration"] = _automatic_duration(fields)
+                fields |= {"duration": LONGEST_S, "auto_duration": True}
         return fields
 
     @field_validator("duration", mode="before")
@@ -212,7 +228,7 @@ class MusicRequest(LyricFields, AudioFields, AdapterFields, EditFields, TaskFiel
     def _choice(cls, value: Any) -> Any:
         return spellings.choice(value)
 
-    @field_validator("prompt", "lyrics", "source_prompt", "source_lyrics", mode="before")
+    @field_validator("prompt", "lyrics", "source_prompt", "source_lyrics", "plan_negative_prompt", mode="before")
     @classmethod
     def _text(cls, value: Any) -> Any:
         return spellings.text(value)
@@ -254,25 +270,12 @@ def _alternative_spellings(name: str, field: dict[str, Any]) -> list[dict[str, A
         found.append({"type": "string", "pattern": spellings.audio_codes_pattern()})
     if name == "duration":
         found.append({"const": "auto", "type": "string"})
+    if name == "thinking":
+        words = (*kind["enum"], *spellings.THINKING)
+        found += [{"type": "boolean"}, {"type": "string", "pattern": spellings.choice_pattern(words)}]
+    if name == "plan":
+        found.append({"type": "string", "pattern": JOB_PLAN})
     return found
-
-
-def _automatic_duration(given: dict[str, Any]) -> float:
-    """The length in seconds that replaces `auto`. Invalid fields are ignored here; their own validators report them."""
-    with suppress(ValueError):
-        if isinstance(codes := spellings.audio_codes(given.get("audio_codes")), list):
-            return codes_length_s(len(codes))
-    lyrics = given.get("lyrics", "")
-    bpm = spellings.number(given.get("bpm"))
-    try:
-        beats = int(spellings.timesignature(given["timesignature"]))
-    except (KeyError, ValueError):
-        beats = None
-    return song_length_s(
-        lyrics=lyrics[:MAX_LYRICS] if isinstance(lyrics, str) else "",
-        bpm=bpm if isinstance(bpm, int) and SLOWEST_BPM <= bpm <= FASTEST_BPM else None,
-        beats=beats,
-    )
 
 
 SELF_TEST: Final = MusicRequest(prompt="piano", duration=1.0, steps=2, seed=0)

@@ -14,6 +14,8 @@ MAX_PROMPT: Final = 4000
 MAX_LYRICS: Final = 20_000
 SLOWEST_BPM: Final = 30
 FASTEST_BPM: Final = 300
+LONGEST_S: Final = 600
+"""The longest song, in seconds."""
 
 
 class SongFields(BaseModel):
@@ -45,11 +47,11 @@ class SongFields(BaseModel):
     duration: float = Field(
         60.0,
         ge=1,
-        le=600,
-        description="Length of the song in seconds, from 1 to 600. Default: 60. `auto` estimates the length from the lyrics, the "
-        "tempo and the time signature (120 without lyrics); the job's `request` contains the result. With `audio_codes`, "
-        "they decide unless a length is given. For a task with a source, the source decides instead, and the job's `warnings` "
-        "report another length that was given.",
+        le=LONGEST_S,
+        description="Length of the song in seconds, from 1 to 600. Default: 60. With `auto` the planner decides if the song is "
+        "planned (see `auto_duration`); else the length is estimated from the lyrics, the tempo and the time signature (120 "
+        "without lyrics), and the job's `request` contains the result. With `audio_codes`, they decide unless a length is given. "
+        "For a task with a source, the source decides instead, and the job's `warnings` report another length that was given.",
         examples=[30],
     )
     variations: int = Field(

@@ -8,7 +8,7 @@ The rules of the estimate:
 * If a song starts with lyrics, 4 bars come before them. If it ends with lyrics, 4 bars follow.
 * A song without lyrics and sections takes two minutes.
 
-ACE-Step's own planner, which Sophia does not run yet, would choose the length itself.
+For a song that is planned, the planner chooses the length instead.
 """
 
 import math

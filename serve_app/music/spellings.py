@@ -84,6 +84,15 @@ FOREIGN_NAMES: Final = {
     "seeds": "seed",
     "manual_seed": "seed",
     "manual_seeds": "seed",
+    "lm_temperature": "plan_temperature",
+    "lm_cfg_scale": "plan_guidance",
+    "lm_top_k": "plan_top_k",
+    "lm_top_p": "plan_top_p",
+    "lm_negative_prompt": "plan_negative_prompt",
+    "lm_seed": "plan_seed",
+    "use_cot_caption": "plan_caption",
+    "use_cot_language": "plan_language",
+    "composition_plan": "plan",
     "callback_url": "webhook_url",
     "webhook": "webhook_url",
 }
@@ -163,6 +172,8 @@ def _either(parts: Iterable[str]) -> str:
 
 def _whole(least: int, most: int) -> list[str]:
     """Regular expressions for the whole numbers from `least` to `most`, one for each number of digits."""
+    if least > most:
+        return []
     lengths = range(len(str(least)), len(str(most)) + 1)
     firsts = [max(least, 10 ** (length - 1)) if length > 1 else least for length in lengths]
     return [
@@ -269,6 +280,16 @@ def audio_codes_text(codes: Iterable[int]) -> str:
 def switch(value: Any) -> Any:
     """Convert the texts "true" and "false", which forms send, in any case."""
     return SWITCH.get(value.strip().lower(), value) if isinstance(value, str) else value
+
+
+THINKING: Final = {"true": "codes", "false": "none"}
+"""ACE-Step's values for whether a song is planned, by JSON's names for them."""
+
+
+def thinking(value: Any) -> Any:
+    """Convert ACE-Step's true and false, also as text, to `codes` and `none`."""
+    word = choice(str(value) if isinstance(value, bool) else value)
+    return THINKING.get(word, word) if isinstance(word, str) else word
 
 
 def adapters(value: Any) -> Any:

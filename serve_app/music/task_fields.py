@@ -8,7 +8,7 @@ from serve_app.music import spellings
 from serve_app.music.song_length import CODES_PER_S
 from serve_app.music.vocabulary import SOURCE_TASKS, ChunkMaskMode, RepaintMode, TaskType, Track
 
-_MAX_CODES: Final = 600 * CODES_PER_S
+MAX_CODES: Final = 600 * CODES_PER_S
 """The codes of the longest song."""
 
 _FIELD_TASKS: Final[dict[str, tuple[TaskType, ...]]] = {
@@ -114,7 +114,7 @@ class TaskFields(BaseModel):
     audio_codes: list[Annotated[int, Field(ge=0, le=spellings.LARGEST_CODE)]] | None = Field(
         None,
         min_length=1,
-        max_length=_MAX_CODES,
+        max_length=MAX_CODES,
         description="For text2music: the song's audio codes, five for each second, of which the model makes a cover. GET "
         "/v1/jobs/{id}/codes has those of an earlier song. Also as ACE-Step's text, `<|audio_code_N|><|audio_code_M|>…`. Without "
         "`duration`, or with `auto`, the song is as long as its codes, and at least one second. If it is shorter, the remaining "

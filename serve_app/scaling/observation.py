@@ -116,6 +116,9 @@ class StoreFleet:
             self._startups.ready(ready)
             startup_s = self._startup_s()
             queued, queued_audio_s = self._queued(connection, share, startup_s)
+            plans, plans_audio_s = self._store.plans.without_songs(self._model)  # workers make them, too
+            queued += plans
+            queued_audio_s += plans_audio_s
             running = connection.execute(self._running(_draining(ours))).all()
             arrivals = self._arrivals(connection, speed, share)
             idle_s = 0.0 if queued or running else connection.execute(self._last_end()).scalar()

@@ -11,6 +11,7 @@ from serve_app.config import QueueArgs
 from serve_app.errors import Conflict, IdempotencyConflict, NotFound
 from serve_app.jobs import Job, Status, new_id
 from serve_app.music import MusicRequest
+from serve_app.music.plan_fields import GivenPlan
 from serve_app.store.clock import now
 from serve_app.store.database import Database
 from serve_app.store.inputs import hold
@@ -71,8 +72,12 @@ class JobStore:
         IdempotencyConflict when that job has another fingerprint, QuotaExceeded or QueueFull when the limits are exceeded, and
         NotFound when a recording that the request names is gone. `warnings` are about what the client sent; the worker adds more.
         """
+        job = new_id()
+        if admission.plan is not None and admission.plan.result is not None:
+            # The job has the plan, so its request need not repeat it.
+            request = request.model_copy(update={"plan": GivenPlan(job=f"job:{job}")})
         values = {
-            "id": new_id(),
+            "id": job,
             "owner": owner,
             "model": request.model,
             "state": Status.QUEUED,

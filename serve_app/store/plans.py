@@ -231,11 +231,12 @@ class PlanStore:
 
     # --- Estimates --------------------------------------------------------------------------------------------------
 
-    def waiting(self, model: str) -> tuple[int, float]:
-        """How many plans of a model wait, and the seconds of audio that they are for."""
+    def without_songs(self, model: str) -> tuple[int, float]:
+        """How many plans without songs a model has to make, and the seconds of audio that they are for."""
         sums = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(plans.c.audio_seconds), 0.0))
+        to_make = (plans.c.model == model, _WITHOUT_SONGS, plan_is(PlanState.WAITING, PlanState.PLANNING))
         with self._database.read() as connection:
-            count, audio_s = connection.execute(sums.where(plans.c.model == model, _WAITING)).one()
+            count, audio_s = connection.execute(sums.where(*to_make)).one()
         return int(count), audio_s
 
     def speed(self, model: str) -> float | None:

@@ -9,6 +9,9 @@ from typing import Any, Final
 
 from serve_app import metrics
 from serve_app.jobs import Job, StoredAudio
+from serve_app.music import MusicRequest
+from serve_app.music.plan import Plan
+from serve_app.music.planned import rendered_request
 from serve_app.store import Beat
 
 # Where each stage begins and ends, as a fraction of the whole job.
@@ -39,6 +42,8 @@ class Claim:
     job: Job
     lost: threading.Event = field(default_factory=threading.Event)
     """Set when the claim is gone from the store: the job was cancelled, deleted, expired or given to another worker."""
+    plan: Plan | None = None
+    """What a planner has decided about the job's songs; None if they have no plan."""
     warnings: tuple[str, ...] = ()
     songs: list[Future[StoredSong]] = field(default_factory=list)
     progress: Mapping[str, Any] | None = None
@@ -52,6 +57,11 @@ class Claim:
     _began: float = field(default_factory=time.monotonic)
     _ended: float | None = None
     _step_ended: float = field(default_factory=time.monotonic)
+
+    @property
+    def request(self) -> MusicRequest:
+        """The job's request as its songs are rendered, with what the plan has decided."""
+        return self.job.request if self.plan is None else rendered_request(self.job.request, self.plan)
 
     def stop_clock(self) -> None:
         """Mark the end of the generation. Only the first call counts."""

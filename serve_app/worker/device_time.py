@@ -52,4 +52,4 @@ def use_of(row: WorkerRow) -> metrics.Use:
     """How a worker with this row uses its device. A failed load, and the pause before the next one, count as loading."""
     if row.phase.is_starting or row.phase is WorkerPhase.FAILED:
         return "loading"
-    return "generating" if row.job else "idle"
+    return "generating" if row.job or row.phase is WorkerPhase.GENERATING else "idle"

@@ -28,13 +28,18 @@ def diagnose(error: Exception, self_test: Callable[[], None]) -> Exception:
     if isinstance(error, SophiaError) and not isinstance(error, BadAudio):
         return error
     summary = f"{type(error).__name__}: {error}"
-    if not isinstance(error, SophiaError) and _DEVICE_ERROR.search(summary):
+    if is_device_error(error):
         return DeviceLost(f"The device failed: {summary}")
     try:
         self_test()
     except Exception as failed:  # any failure: this worker can generate nothing else either
         return DeviceLost(f"A job failed ({summary}), and so did the self-test ({type(failed).__name__}: {failed})")
     return error
+
+
+def is_device_error(error: Exception) -> bool:
+    """Whether a driver or library reports with this error that the device has failed."""
+    return not isinstance(error, SophiaError) and bool(_DEVICE_ERROR.search(f"{type(error).__name__}: {error}"))
 
 
 class DeviceRecord:

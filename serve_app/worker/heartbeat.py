@@ -3,17 +3,18 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from serve_app import metrics
 from serve_app.errors import SophiaError, StoreUnavailable
 from serve_app.jobs import WorkerPhase
-from serve_app.store import Store, WorkerRow
+from serve_app.store import Beat, Store, WorkerRow
 from serve_app.supervision import PeriodicThread
 from serve_app.worker.claims import Claim
 from serve_app.worker.device_time import DeviceTime, use_of
+from serve_app.worker.plan_claims import PlanClaim
 
 logger = logging.getLogger("ray.serve.sophia")
 
@@ -26,6 +27,16 @@ _MIN_STEP_S: Final = 0.03
 """Pause after every step. On SQLite the heartbeat's own write wakes it, so without a pause it would run all the time."""
 
 _RETRY_S: Final = 1.0
+
+_Held = Claim | PlanClaim
+
+
+class _Ledger(Protocol):
+    """The part of the store that knows whether claims are held."""
+
+    def heartbeat(self, beats: Sequence[Beat], lease_s: float) -> set[str]: ...
+
+    def lost(self, beats: Sequence[Beat]) -> set[str]: ...
 
 
 class Heartbeat:
@@ -44,7 +55,7 @@ class Heartbeat:
         self._row_changed = threading.Event()
         self._device_time = DeviceTime(row.model, price_per_hour)
         self._phase_began = time.monotonic()
-        self._claims: dict[tuple[str, int], Claim] = {}
+        self._claims: dict[tuple[str, int], _Held] = {}
         self._revoked = store.notifications.waiter("revoked")
         self._revocations_checked = -1
         self._full_beat_at = 0.0
@@ -59,7 +70,7 @@ class Heartbeat:
 
     @property
     def holds_jobs(self) -> bool:
-        """Whether the worker holds a job that is not published yet."""
+        """Whether the worker holds a job or a plan that is not published yet."""
         return bool(self._claims)
 
     @property
@@ -81,11 +92,11 @@ class Heartbeat:
         self._try_to_write(self._write_device_time)
         self._try_to_write(last_write)
 
-    def add(self, claim: Claim) -> None:
+    def add(self, claim: _Held) -> None:
         """Renew the claim's lease from now on."""
         self._claims[claim.key] = claim
 
-    def remove(self, claim: Claim) -> None:
+    def remove(self, claim: _Held) -> None:
         """Let the claim's lease run out."""
         self._claims.pop(claim.key, None)
 
@@ -128,7 +139,7 @@ class Heartbeat:
         until_full_beat_s = max(self._full_beat_at - time.monotonic(), PROGRESS_S)
         self._revoked.wait(revocations, PROGRESS_S if claims else until_full_beat_s)
 
-    def _beat(self, claims: Sequence[Claim], has_revocations: bool) -> None:
+    def _beat(self, claims: Sequence[_Held], has_revocations: bool) -> None:
         full = self._row_changed.is_set() or time.monotonic() >= self._full_beat_at
         if full:
             self._full_beat_at = time.monotonic() + self._lease_s / BEATS_PER_LEASE
@@ -148,19 +159,25 @@ class Heartbeat:
             row = replace(row, error={"code": SophiaError.code, "message": "; ".join(problems)})
         self._store.workers.report(row)
 
-    def _renew(self, claims: Sequence[Claim]) -> None:
+    def _renew(self, claims: Sequence[_Held]) -> None:
         """Renew the leases of the claims and publish their progress."""
-        if not claims:
-            return
-        beats = [claim.beat() for claim in claims]
-        _mark_lost(claims, self._store.claims.heartbeat(beats, self._lease_s))
-        for claim, beat in zip(claims, beats, strict=True):
-            claim.published_progress = beat.progress or claim.published_progress
+        for ledger, held in self._by_ledger(claims):
+            beats = [claim.beat() for claim in held]
+            _mark_lost(held, ledger.heartbeat(beats, self._lease_s))
+            for claim, beat in zip(held, beats, strict=True):
+                claim.published_progress = beat.progress or claim.published_progress
 
-    def _check(self, claims: Sequence[Claim]) -> None:
+    def _check(self, claims: Sequence[_Held]) -> None:
         """Detect lost claims without a write."""
-        if claims:
-            _mark_lost(claims, self._store.claims.lost([claim.beat() for claim in claims]))
+        for ledger, held in self._by_ledger(claims):
+            _mark_lost(held, ledger.lost([claim.beat() for claim in held]))
+
+    def _by_ledger(self, claims: Sequence[_Held]) -> Iterator[tuple[_Ledger, list[_Held]]]:
+        """The claims on jobs and those on plans, each with their part of the store."""
+        plans: list[_Held] = [claim for claim in claims if isinstance(claim, PlanClaim)]
+        jobs = [claim for claim in claims if not isinstance(claim, PlanClaim)]
+        ledgers: list[tuple[_Ledger, list[_Held]]] = [(self._store.claims, list(jobs)), (self._store.plans, plans)]
+        return ((ledger, held) for ledger, held in ledgers if held)
 
     def _write_device_time(self) -> None:
         seconds = self._device_time.take()
@@ -179,8 +196,8 @@ class Heartbeat:
         return True
 
 
-def _mark_lost(claims: Sequence[Claim], lost_jobs: set[str]) -> None:
+def _mark_lost(claims: Sequence[_Held], lost: set[str]) -> None:
     """Only the claims that were asked about are lost: the worker may hold the next attempt of the same job by now."""
     for claim in claims:
-        if claim.job.id in lost_jobs:
+        if claim.key[0] in lost:
             claim.lost.set()

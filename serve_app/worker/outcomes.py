@@ -2,20 +2,16 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Final, TypeVar
 
 from serve_app import metrics
 from serve_app.errors import GenerationError, SophiaError, Stopped, StoreUnavailable
 from serve_app.jobs import Job
-from serve_app.log_throttle import LogThrottle
 from serve_app.store import Store
 from serve_app.worker.claims import Claim, StoredSong
 from serve_app.worker.failures import DeviceRecord
+from serve_app.worker.patience import Patience
 
 logger = logging.getLogger("ray.serve.sophia")
-_T = TypeVar("_T")
-
-RETRY_S: Final = 1.0
 
 
 class Outcomes:
@@ -24,7 +20,7 @@ class Outcomes:
     def __init__(self, store: Store, device: DeviceRecord) -> None:
         self._store = store
         self._device = device
-        self._log_throttle = LogThrottle()
+        self._patience = Patience()
 
     def publish(self, claim: Claim, songs: Sequence[StoredSong]) -> None:
         """Make the job succeed with its stored songs. Raises Stopped, and publishes nothing, when the claim is lost."""
@@ -66,16 +62,8 @@ class Outcomes:
             # The store may have published the job although its answer did not arrive; the claim is lost then, too.
             return finish()
 
-    def _until_the_store_answers(self, claim: Claim, action: Callable[[], _T]) -> _T:
-        """The result of `action`, retried while the store is unreachable. Raises Stopped when the claim is lost meanwhile."""
-        while True:
-            try:
-                return action()
-            except StoreUnavailable as error:
-                if self._log_throttle.due():
-                    logger.warning("the outcome of job %s waits for the job database: %s", claim.job.id, error)
-                if claim.lost.wait(RETRY_S):
-                    raise Stopped from error
+    def _until_the_store_answers(self, claim: Claim, action: Callable[[], bool]) -> bool:
+        return self._patience.until_the_store_answers(f"the outcome of job {claim.job.id}", claim.lost, action)
 
     def _charge(self, claim: Claim) -> None:
         """Add the device time of an attempt without a song to its owner's account. Does not wait for an unreachable store."""

@@ -107,7 +107,7 @@ class Publisher:
         folder = f"{job.id}/{artifact_folder(job.attempt, job.worker)}"
         try:
             claim.on_step("encoding", index, job.request.songs)
-            data = self._encode(job, songs.pop())
+            data = self._encode(claim, songs.pop())
             key = f"{folder}/{index}.{job.request.format}"
             self._storage.put(claim, key, data)
             latents_key = self._store_beside(claim, f"{folder}/{index}.latents", latents)
@@ -145,13 +145,13 @@ class Publisher:
         self._storage.put(claim, key, data)
         return key
 
-    def _encode(self, job: Job, song: Song) -> memoryview:
-        request = job.request
+    def _encode(self, claim: Claim, song: Song) -> memoryview:
+        request = claim.request
         tags = Tags(
             title=" - ".join(filter(None, (request.title or request.prompt[:80], song.track))),
             prompt=request.prompt,
             seed=song.seed,
-            model=job.model,
+            model=claim.job.model,
             bpm=request.bpm,
             key=request.keyscale,
             lyrics=request.lyrics,

@@ -1,13 +1,14 @@
 """The worker: claims jobs of one model, generates their songs and hands them to the publisher.
 
 Each slot is a thread that repeats `run_one`. An engine has one slot, or more when it can run several jobs at once. Encoding,
-storing and publishing happen in other threads, so the device is not idle while jobs wait. The heartbeat marks a claim as lost when
+storing and publishing happen in other threads, so the device is not idle while jobs wait. If the model's planner runs in this
+process, further threads plan the next songs meanwhile (planning.py). The heartbeat marks a claim as lost when
 the job was cancelled, deleted, expired or given to another worker. Only then does the generation stop at its next step.
 """
 
 import logging
 import threading
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, Final
 
@@ -16,9 +17,11 @@ from serve_app.artifacts import ArtifactStore
 from serve_app.audio import Encoders, default_processes
 from serve_app.config import EncodingArgs, InputArgs, QueueArgs
 from serve_app.engine.protocol import Engine, EngineFacts
-from serve_app.errors import DeviceLost, LoadError, Stopped
+from serve_app.errors import DeviceLost, LoadError, NotFound, Stopped
 from serve_app.jobs import Job, WorkerPhase, new_id
 from serve_app.music import SELF_TEST
+from serve_app.music.plan import Plan
+from serve_app.plurals import counted
 from serve_app.processes import Process
 from serve_app.store import Store, WorkerRow
 from serve_app.store.notifications import Waiter
@@ -26,7 +29,11 @@ from serve_app.supervision import PeriodicThread
 from serve_app.worker.claims import Claim
 from serve_app.worker.failures import DeviceRecord, diagnose
 from serve_app.worker.heartbeat import Heartbeat
+from serve_app.worker.load_report import LoadReport
 from serve_app.worker.outcomes import Outcomes
+from serve_app.worker.patience import Patience
+from serve_app.worker.planner_in_worker import PlannerInWorker
+from serve_app.worker.planning import Planning
 from serve_app.worker.publisher import Publisher
 from serve_app.worker.song_inputs import SongInputReader
 from serve_app.worker.song_storage import SongStorage
@@ -53,6 +60,8 @@ class WorkerOptions:
     """Price of its device."""
     encoding: EncodingArgs = field(default_factory=EncodingArgs)
     inputs: InputArgs = field(default_factory=InputArgs)
+    planner: PlannerInWorker | None = None
+    """The planner to load beside the model; None if the model has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +91,7 @@ class Worker:
         self._engine = engine
         self._store = store
         self._queue = queue
-        row = _first_row(model, options)
+        row = first_row(model, options)
         self._heartbeat = Heartbeat(store, row, queue.lease_s, options.price_per_hour)
         self._storage = SongStorage(row.id, artifacts, MAX_WAITING_SONGS)
         self._inputs = SongInputReader(store, artifacts, options.inputs)
@@ -97,13 +106,15 @@ class Worker:
             self._heartbeat.remove,
             keep_latents=options.encoding.keep_latents,
         )
+        self._planner = options.planner
+        self._planning = self._new_planning()
+        self._load_report = LoadReport(self._heartbeat)
+        self._patience = Patience()
         self._slots: list[_Slot] = []
         self._stopping = threading.Event()
         self._claiming = threading.Lock()
         self._generating: dict[tuple[str, int], Job] = {}
         self._lock = threading.Lock()
-        self.failed_phase = ""
-        """The phase in which the last load failed."""
 
     @property
     def id(self) -> str:
@@ -118,7 +129,13 @@ class Worker:
     @property
     def alive(self) -> bool:
         """Whether every thread that should run does."""
-        return bool(self._slots) and all(slot.thread.alive for slot in self._slots) and self._heartbeat.alive
+        plans = self._planning is None or self._planning.alive
+        return bool(self._slots) and all(slot.thread.alive for slot in self._slots) and plans and self._heartbeat.alive
+
+    @property
+    def failed_phase(self) -> str:
+        """The phase in which the last load failed."""
+        return self._load_report.failed_phase
 
     # --- Start and end ----------------------------------------------------------------------------------------------
 
@@ -139,10 +156,16 @@ class Worker:
         """Load the model, then claim jobs in the background. After a LoadError, which the row shows, it may be called again."""
         try:
             facts = self._engine.load(self._heartbeat.report)
+            of_planner = self._load_planner()
         except Exception as error:
-            raise self._show_load_failure(error) from error
+            raise self._load_report.show_failure(error) from error
         self._heartbeat.update(
-            phase=WorkerPhase.IDLE, detail="ready", progress=None, device=facts.device, facts=asdict(facts), error=None
+            phase=WorkerPhase.IDLE,
+            detail="ready",
+            progress=None,
+            device=facts.device,
+            facts=asdict(facts) | of_planner,
+            error=None,
         )
         self._publisher.checkpoint = _checkpoint(facts)
         logger.info("worker %s of %s is ready on %s", self.id, self.model, facts.device)
@@ -151,14 +174,14 @@ class Worker:
 
     def show_pause(self, reason: str) -> None:
         """Show in the worker's row why it does not load now."""
-        if _cause(self._heartbeat.row.detail) != _cause(reason):
-            logger.warning("worker %s of %s: %s", self.id, self.model, reason)
-        self._heartbeat.update(phase=WorkerPhase.FAILED, detail=reason, progress=None)
+        self._load_report.show_pause(reason)
 
     def join(self) -> None:
         """Block until the worker claims no more jobs."""
         for slot in self._slots:
             slot.thread.join()
+        if self._planning is not None:
+            self._planning.close()
 
     def drain(self) -> None:
         """Claim no more jobs, finish and publish those in hand, and leave. Returns when that is done."""
@@ -179,6 +202,19 @@ class Worker:
             self._slots = [self._new_slot(number) for number in range(self._engine.slots)]
             for slot in self._slots:
                 slot.thread.start()
+            if self._planning is not None and self._planner is not None:
+                self._planning.start(self._planner.jobs_at_once)
+
+    def _new_planning(self) -> Planning | None:
+        if self._planner is None:
+            return None
+        return Planning(self._planner.planner, self._store, self._queue, self._heartbeat, self)
+
+    def _load_planner(self) -> dict[str, Any]:
+        """Load the planner beside the model, if there is one. What the row's facts say about it."""
+        if self._planner is None:
+            return {}
+        return {"planner": asdict(self._planner.planner.load(self._heartbeat.report))}
 
     def _new_slot(self, number: int) -> _Slot:
         name = "generate" if number == 0 else f"generate {number + 1}"
@@ -192,18 +228,8 @@ class Worker:
             for slot in self._slots:
                 slot.thread.stopping.set()
                 slot.queued.wake()
-
-    def _show_load_failure(self, error: Exception) -> LoadError:
-        self.failed_phase = self._heartbeat.row.phase
-        logger.exception("worker %s cannot load %s (phase %s)", self.id, self.model, self.failed_phase)
-        failure = error if isinstance(error, LoadError) else LoadError(f"{type(error).__name__}: {error}")
-        self._heartbeat.update(
-            phase=WorkerPhase.FAILED,
-            detail=f"failed in phase {self.failed_phase}",
-            progress=None,
-            error={"code": failure.code, "message": failure.message, "phase": self.failed_phase},
-        )
-        return failure
+            if self._planning is not None:
+                self._planning.stop_claiming()
 
     # --- A job ------------------------------------------------------------------------------------------------------
 
@@ -226,14 +252,14 @@ class Worker:
         finally:
             # 4. Free the slot, and show what the worker does now.
             del self._generating[claim.key]
-            self._show_activity()
+            self.show_activity()
 
     def _claim(self, queued: Waiter) -> Claim | None:
         """The next job; None after a wait when there is none, and when no song could be stored. One slot claims at a time."""
         with self._claiming:
             seen = queued.count()
             refusal = self._storage.check()
-            self._show_activity()
+            self.show_activity()
             job = None if refusal else self._store.claims.take(self.id, self.model, self._queue.lease_s)
         if refusal:
             self._stopping.wait(_RETRY_S)
@@ -246,17 +272,32 @@ class Worker:
         self._heartbeat.add(claim)
         self._generating[claim.key] = job
         metrics.job_started(self.model, (job.started_at or job.created_at) - job.created_at)
-        self._show_activity()
+        self.show_activity()
         return claim
 
     def _generate(self, claim: Claim) -> None:
         """Generate the songs of a job and hand each to the publisher. Raises Stopped when the claim is lost."""
-        request = claim.job.request
+        claim.plan = self._plan_of(claim)
+        request = claim.request
         claim.warnings = (*claim.job.warnings, *self._engine.warnings(request))
         inputs = self._inputs.read(claim.job, claim.on_step, self._publisher.checkpoint, claim.lost.is_set)
+        if claim.plan is not None:
+            inputs = replace(inputs, codes=claim.plan.codes)
         for song in self._engine.generate(request, claim.on_step, claim.lost.is_set, inputs):
             self._publisher.add(claim, song)
             del song  # up to 230 MB, which the publisher frees once they are encoded
+
+    def _plan_of(self, claim: Claim) -> Plan | None:
+        """The plan of a claimed job; None if it has none. Raises Stopped when the claim is lost while the store is unreachable."""
+
+        def read() -> Plan | None:
+            try:
+                result = self._store.plans.of_job(claim.job.id).result
+            except NotFound:
+                return None
+            return Plan.from_json(result) if result is not None else None
+
+        return self._patience.until_the_store_answers(f"job {claim.job.id}", claim.lost, read)
 
     def _fail(self, claim: Claim, error: Exception) -> None:
         """End a job with an error; end the worker, too, when its device has failed."""
@@ -264,15 +305,15 @@ class Worker:
         logger.exception("job %s failed on worker %s", job.id, self.id, extra={"job": job.id})
         cause = diagnose(error, self._self_test)
         if isinstance(cause, DeviceLost):
-            self._end_with_device(job, cause)
+            self.end_with_device(job.id, cause)
         self._publisher.fail(claim, cause)
 
     def _self_test(self) -> None:
         for song in self._engine.generate(SELF_TEST, lambda stage, step, steps: None, lambda: False):
             del song
 
-    def _end_with_device(self, job: Job, loss: DeviceLost) -> None:
-        """Claim no more jobs on a device that has failed. Serve replaces the worker, since its threads have ended."""
+    def end_with_device(self, job: str, loss: DeviceLost) -> None:
+        """Claim no more jobs on a device that has failed during `job`. Serve replaces the worker, since its threads have ended."""
         self._stop_claiming()
         self._heartbeat.update(
             phase=WorkerPhase.FAILED,
@@ -280,19 +321,30 @@ class Worker:
             error={"code": loss.code, "message": loss.message},
             job=None,
         )
-        self._device.record_loss(job.id, loss.message)
+        self._device.record_loss(job, loss.message)
 
-    def _show_activity(self) -> None:
+    def show_activity(self) -> None:
         """Write to the worker's row what its slots do. A worker that stops keeps its phase, detail and error."""
         with self._lock:
             jobs = list(self._generating.values())
+            plans = self._planning.plans if self._planning is not None else 0
             fields: dict[str, Any] = {"job": jobs[0].id if jobs else None}
             if not self._stopping.is_set():
-                fields["phase"] = WorkerPhase.GENERATING if jobs else WorkerPhase.IDLE
+                fields["phase"] = WorkerPhase.GENERATING if jobs or plans else WorkerPhase.IDLE
                 fields |= self._storage.row_fields()
-                if jobs:
-                    fields["detail"] = f"attempt {jobs[0].attempt}" if len(jobs) == 1 else f"{len(jobs)} jobs"
+                if jobs or plans:
+                    fields["detail"] = _activity(jobs, plans)
             self._heartbeat.update(**fields)
+
+
+def _activity(jobs: list[Job], plans: int) -> str:
+    """What a worker does that generates `jobs` and makes so many plans."""
+    parts = []
+    if jobs:
+        parts.append(f"attempt {jobs[0].attempt}" if len(jobs) == 1 else f"{len(jobs)} jobs")
+    if plans:
+        parts.append(f"planning {counted(plans, 'job')}")
+    return "; ".join(parts)
 
 
 def _checkpoint(facts: EngineFacts) -> str:
@@ -300,7 +352,8 @@ def _checkpoint(facts: EngineFacts) -> str:
     return f"{facts.source}@{facts.revision or ''} {facts.weights_bytes}"
 
 
-def _first_row(model: str, options: WorkerOptions) -> WorkerRow:
+def first_row(model: str, options: WorkerOptions) -> WorkerRow:
+    """The row of a worker that has just started."""
     return WorkerRow(
         id=new_id(),
         model=model,
@@ -310,8 +363,3 @@ def _first_row(model: str, options: WorkerOptions) -> WorkerRow:
         device="",
         phase=WorkerPhase.STARTING,
     )
-
-
-def _cause(detail: str) -> str:
-    """The failure in a pause's reason. The text before it may contain the seconds until the next try, which change all the time."""
-    return detail.partition(":")[2]

@@ -24,6 +24,7 @@ from serve_app.api.views.models import ModelList
 from serve_app.api.views.voices import VoiceList
 from serve_app.music import AUDIO_FIELDS, MusicRequest, vocabulary
 from serve_app.music.adapter_fields import LoraUse
+from serve_app.music.plan_fields import GivenPlan
 from tests.support.paths import ROOT
 
 PACKAGE: Final = ROOT / "client" / "sophia_client"
@@ -39,6 +40,8 @@ _ALIASES: Final = {
 _MORE_VALUES: Final = {
     "duration": 'Literal["auto"]',
     "audio_codes": "str",
+    "plan": "str",
+    "thinking": "bool",
     **dict.fromkeys(AUDIO_FIELDS, "Path"),
 }
 """What a request may have in a field besides values of the field's own type. A path is uploaded first."""
@@ -108,6 +111,9 @@ from typing import Literal, Required, TypedDict
         "class LoraUse(TypedDict, total=False):",
         _docstring(LoraUse.__doc__ or ""),
         *_typed_fields(LoraUse, required=True),
+        "\n\nclass GivenPlan(TypedDict, total=False):",
+        _docstring(GivenPlan.__doc__ or ""),
+        *_typed_fields(GivenPlan, required=False),
         "\n\nclass SongFields(TypedDict, total=False):",
         _docstring("What a song may have besides its prompt. The service checks the values and fills in the defaults."),
         *_typed_fields(MusicRequest, required=False),

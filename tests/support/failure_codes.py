@@ -71,6 +71,7 @@ ADVICE: Final[dict[str, str]] = {
     "bad_audio": "Try another seed.",
     "bad_adapter": "Choose another adapter. `GET /v1/models` lists them; `sophia adapters add` checks one before it adds it.",
     "plan_too_long": "Shorten the caption or the lyrics, ask for a shorter song, or raise the planner's `context`.",
+    "planning_failed": "Read the traceback in the worker's log. With `thinking: none`, the song needs no planner.",
     "encoding_failed": "Request another format. The worker's log has the cause. If it happens again, report it with the request.",
     "input_lost": "Upload the recording again and submit a new job.",
     "decoding_failed": "Retry the job, or raise the setting that the message names.",

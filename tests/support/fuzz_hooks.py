@@ -13,12 +13,14 @@ from pydantic import ValidationError
 from serve_app.music import AUDIO_FIELDS, VOICE_NAME, MusicRequest
 from serve_app.music.edit_fields import EditFields
 from serve_app.music.lyric_fields import LyricFields
+from serve_app.music.spellings import thinking
 from serve_app.music.task_fields import TaskFields
 from tests.support.recordings import pcm
 
 SHORT_S = 1.5
 NAME = re.compile("input:|job:|https?:")
 NEEDS_A_SOURCE = ("makes a song from another one", "belongs to task_type", "unless source_prompt is given")
+OF_A_PLAN = ("for each second of the duration", "must have the same length for each song", "at least one field")
 NUMBER = re.compile(r"[0-9]{1,3}(\.[0-9]{1,12})?")
 
 
@@ -64,8 +66,12 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
 
     These are names of recordings, which nobody has uploaded, tasks that need one, with their fields, names of adapters, of
     which the model has none, names of voices, and what needs lyrics and a model that aligns them. A new voice gets a
-    recording that was uploaded.
+    recording that was uploaded. Plans of jobs are removed, as there are no such jobs, and plans with codes, which are as many as
+    their song is long. A song to understand is named in one way.
     """
+    if case.path == "/v1/understand" and isinstance(case.body, dict):
+        case.body = _named_once(case.body)
+        return
     if case.path == "/v1/voices" and isinstance(case.body, dict):
         if _names_a_recording(case.body.get("source")):
             case.body = {**case.body, "source": _uploaded(case.operation.base_url.rstrip("/"))}
@@ -82,6 +88,10 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
         named |= {
             name for name in LyricFields.model_fields if name in case.body and _needs_alignment(name, case.body[name])
         }
+        if _is_plan(case.body.get("plan")):
+            named.add("plan")
+        if case.body.get("audio_codes") is not None or (case.path == "/v1/plan" and _is_thinking(case.body, "none")):
+            named |= {"thinking"} if _is_thinking(case.body, "codes", "none") else set()
         if isinstance(case.body.get("voice"), str) and re.fullmatch(VOICE_NAME, case.body["voice"]):
             named.add("voice")
         case.body = {name: value for name, value in case.body.items() if name not in named}
@@ -115,6 +125,25 @@ def _needs_alignment(name: str, value: Any) -> bool:
         return MusicRequest.model_validate({"prompt": "x", "lyrics": "la", name: value}).needs_alignment
     except ValidationError:
         return False
+
+
+def _is_plan(plan: Any) -> bool:
+    """Whether a plan is right, apart from what its fields say together."""
+    try:
+        MusicRequest.model_validate({"prompt": "x", "plan": plan})
+    except ValidationError as error:
+        return all(any(reason in e["msg"] for reason in OF_A_PLAN) for e in error.errors())
+    return plan is not None
+
+
+def _is_thinking(body: dict[str, Any], *values: str) -> bool:
+    return thinking(body.get("thinking")) in values
+
+
+def _named_once(body: dict[str, Any]) -> dict[str, Any]:
+    """A request to understand a song without the name of one that nobody has made, but with codes."""
+    kept = {name: value for name, value in body.items() if name != "source" or not _names_a_recording(value)}
+    return kept if kept.get("audio_codes") is not None else {**kept, "audio_codes": [1]}
 
 
 def _needs_a_source(name: str, value: Any) -> bool:

@@ -16,10 +16,12 @@ from serve_app.api.application import create_api
 from serve_app.artifacts import Artifacts
 from serve_app.audio import Encoders
 from serve_app.config import AppArgs, ModelArgs
+from serve_app.engine.planner.making import new_planner
 from serve_app.engine.protocol import Engine
 from serve_app.engine.simulated import SimulatedEngine
 from serve_app.ray_adapters.cluster import Node
 from serve_app.store import Store
+from serve_app.worker.planner_in_worker import PlannerInWorker
 from serve_app.worker.worker import Worker, WorkerOptions
 from tests.support.helpers import eventually
 
@@ -95,7 +97,12 @@ def running(
                 store,
                 artifacts,
                 args.queue,
-                options=WorkerOptions(price_per_hour=model.price_per_hour, encoding=args.encoding, inputs=args.inputs),
+                options=WorkerOptions(
+                    price_per_hour=model.price_per_hour,
+                    encoding=args.encoding,
+                    inputs=args.inputs,
+                    planner=_planner(name, model, folder),
+                ),
                 encoders=shared_encoders(),
             )
             worker.start()
@@ -113,6 +120,12 @@ def running(
         url = stack.enter_context(_http_server(app))
         client = stack.enter_context(httpx.Client(base_url=url, timeout=60))
         yield Service(client, url, args, store, artifacts)
+
+
+def _planner(name: str, model: ModelArgs, folder: Path) -> PlannerInWorker | None:
+    if not model.planner.is_on:
+        return None
+    return PlannerInWorker(new_planner(name, model, folder), model.planner.jobs_at_once)
 
 
 def _has_started(store: Store, worker: str) -> bool:

@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from serve_app.api.views.plans import JobPlan
 from serve_app.music import SAMPLE_RATE, Format, MusicRequest
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled", "expired"]
@@ -14,9 +15,9 @@ class Progress(BaseModel):
     """How far a running job is."""
 
     stage: str = Field(
-        description="The current stage: preparing (reads the recordings and fetches the adapters that the request names), "
-        "conditioning, denoising, decoding, encoding or storing. `storing` means that the audio store refuses the finished song; "
-        "the worker retries until the job's deadline.",
+        description="The current stage: planning (while the job is queued), preparing (reads the recordings and fetches the "
+        "adapters that the request names), conditioning, denoising, decoding, encoding or storing. `storing` means that the audio "
+        "store refuses the finished song; the worker retries until the job's deadline.",
         examples=["denoising"],
     )
     step: int = Field(description="Completed steps of this stage.", examples=[3])
@@ -133,6 +134,10 @@ class JobLinks(BaseModel):
         description="The audio codes of its songs.",
         examples=["/v1/jobs/0190d8a4-7b5e-7c3a-9f00-3c5e8b1f2a4d/codes"],
     )
+    plan: str = Field(
+        description="The plan of its songs, if they were planned.",
+        examples=["/v1/jobs/0190d8a4-7b5e-7c3a-9f00-3c5e8b1f2a4d/plan"],
+    )
     cancel: str = Field(
         description="POST here to cancel the job.", examples=["/v1/jobs/0190d8a4-7b5e-7c3a-9f00-3c5e8b1f2a4d/cancel"]
     )
@@ -172,6 +177,9 @@ class JobView(BaseModel):
     )
     progress: Progress | None = Field(description="How far the job is, while running.")
     request: MusicRequest = Field(description="The request as Sophia understood it, with model and seed filled in.")
+    plan: JobPlan | None = Field(
+        description="What a planner decides about the song before it is rendered; null if it is not planned."
+    )
     warnings: list[str] = Field(
         description="Parts of the request that had no effect. The model's are added when the job has succeeded.",
         examples=[["guidance_scale is ignored by turbo models"]],

@@ -5,6 +5,7 @@ from pydantic import BaseModel, Field
 from serve_app.config import Variant
 from serve_app.config.sources import EMBEDDED, NOTES
 from serve_app.music import Format, TaskType, VariantDefaults
+from serve_app.music.plan import Thinking
 
 
 class AdapterView(BaseModel):
@@ -12,6 +13,16 @@ class AdapterView(BaseModel):
 
     name: str = Field(description="The value for `name` in a request's `lora`.", examples=["violin"])
     scale: float = Field(description="How strongly it counts in requests that name no scale.", examples=[1.0])
+
+
+class PlannerView(BaseModel):
+    """The planner of a model."""
+
+    source: str = Field(description="Where it comes from.", examples=["ACE-Step/acestep-5Hz-lm-0.6B"])
+    thinking: Thinking = Field(
+        description="What is planned for requests without `thinking`: none, metadata or codes.", examples=["none"]
+    )
+    tasks: list[TaskType] = Field(description="The tasks whose songs it plans.", examples=[["text2music"]])
 
 
 class ModelView(BaseModel):
@@ -31,6 +42,10 @@ class ModelView(BaseModel):
     tasks: list[TaskType] = Field(description="The tasks that it supports.", examples=[["text2music"]])
     defaults: VariantDefaults | None = Field(description="The values it uses for fields that a request leaves out.")
     adapters: list[AdapterView] = Field(description="The adapters that requests may choose.")
+    planner: PlannerView | None = Field(
+        description="Its planner, which `thinking` and POST /v1/plan, /v1/format, /v1/sample and /v1/understand need; null if it "
+        "has none."
+    )
     aligns_lyrics: bool | None = Field(
         description="Whether it can tell when a song's words are sung, which `lyrics_timing` and `best_of` need; null until a "
         "worker has loaded it.",

@@ -25,7 +25,7 @@ def open_slots(
 ) -> list[Slot]:
     """Returns one slot for each variation of `request`, before its first step.
 
-    `reference` (1, frames, 64) has the latents of the reference audio. All variations share it and the canvas.
+    `reference` (1, frames, 64) has the latents of the reference audio. All variations share it and the canvas, but for their codes.
     """
     conditions = _conditions(pipe, request, canvas, canvas.instruction, reference)
     later = _later_conditions(pipe, request, canvas, reference)
@@ -37,7 +37,7 @@ def open_slots(
         noise = _mixed_noise(request, i, canvas, random)
         slots.append(
             Slot(
-                told=Told(conditions[i : i + 1], canvas.context),
+                told=Told(conditions[i : i + 1], canvas.context_of(i)),
                 latents=_start(request, canvas, noise, levels[0]),
                 levels=levels,
                 random=random,

@@ -3,6 +3,7 @@
 This file imports torch: import it only after `loading.import_packages`.
 """
 
+from collections.abc import Sequence
 from math import ceil
 from typing import Any, Final
 
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 
 from serve_app.engine.ace_step.generating import song_frames
-from serve_app.music import FRAME_SAMPLES, SAMPLE_RATE, MusicRequest, SourcePlan
+from serve_app.music import FRAME_SAMPLES, SAMPLE_RATE, SourcePlan
 
 _REFERENCE_PIECES: Final = 3
 _PIECE_SAMPLES: Final = 10 * SAMPLE_RATE
@@ -121,13 +122,13 @@ def _tokenized(pipe: Any, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Te
     return tokens
 
 
-def latents_of_codes(pipe: Any, request: MusicRequest, frames: int) -> torch.Tensor:
-    """Returns the latents of the request's audio codes, cut or followed by silence, of shape (1, frames, 64).
+def latents_of_codes(pipe: Any, codes: Sequence[int], frames: int) -> torch.Tensor:
+    """Returns the latents of audio codes, cut or followed by silence, of shape (1, frames, 64).
 
     A code beyond the codebook becomes its last code, as in the original.
     """
     largest = pipe.audio_tokenizer.quantizer.codebook_size - 1
-    codes = [min(code, largest) for code in request.audio_codes or ()]
-    indices = torch.tensor(codes, device=pipe.device).view(1, -1, 1)
+    known = [min(code, largest) for code in codes]
+    indices = torch.tensor(known, device=pipe.device).view(1, -1, 1)
     quantised = pipe.audio_tokenizer.quantizer.get_output_from_indices(indices).to(pipe.transformer.dtype)
     return fitted(pipe, pipe.audio_token_detokenizer(quantised), frames)

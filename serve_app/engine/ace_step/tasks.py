@@ -35,10 +35,11 @@ _RAMP_S: Final = 0.05
 
 @dataclass(frozen=True)
 class Canvas:
-    """What one song is made on. Latents have the shape (1, frames, 64)."""
+    """What the songs of a request are made on. Latents have the shape (1, frames, 64)."""
 
     context: torch.Tensor
-    """The source's latents as the model is shown them, then the mask of the new frames: (1, frames, 64 + 64)."""
+    """The source's latents as the model is shown them, then the mask of the new frames: (1, frames, 64 + 64). Songs with audio
+    codes of their own have a row each: (songs, frames, 64 + 64)."""
     silent_context: torch.Tensor
     """The same mask with silence for the source, for the steps in which the model does not hear it."""
     instruction: str
@@ -48,6 +49,10 @@ class Canvas:
     """The source itself; None if there is none."""
     windows: tuple[slice, ...] = ()
     """The frames that are new, if the others are kept."""
+
+    def context_of(self, song: int) -> torch.Tensor:
+        """Returns the context of a song, counted from 0, of shape (1, frames, 64 + 64)."""
+        return self.context if len(self.context) == 1 else self.context[song : song + 1]
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ def canvas(
     if request.task_type == "cover" or request.audio_codes:
         _require_tokenizer(pipe)
     if plan is None or inputs.source is None:
-        return _canvas_of_words(pipe, request, mask_mode)
+        return _canvas_of_words(pipe, request, inputs, mask_mode)
     source = source_latents(pipe, plan, inputs.source, inputs.source_latents)
     windows = tuple(window.frames for window in plan.windows)
     mask = _mask(source, windows, mask_mode)
@@ -96,18 +101,26 @@ def canvas(
     )
 
 
-def _canvas_of_words(pipe: Any, request: MusicRequest, mask_mode: ChunkMaskMode) -> Canvas:
-    """Returns the canvas of a song without a source: silence, or what the request's audio codes stand for."""
+def _canvas_of_words(pipe: Any, request: MusicRequest, inputs: SongInputs, mask_mode: ChunkMaskMode) -> Canvas:
+    """Returns the canvas of a song without a source: silence, or what the song's audio codes stand for."""
     frames = max(SHORTEST_FRAMES, song_frames(request.duration))
     nothing = silence(pipe, frames)
-    shown = latents_of_codes(pipe, request, frames) if request.audio_codes else nothing
+    codes = _codes_of_songs(request, inputs)
+    shown = torch.cat([latents_of_codes(pipe, of_song, frames) for of_song in codes]) if codes else nothing
     mask = _mask(nothing, (), mask_mode)
     return Canvas(
-        context=torch.cat([shown, mask], dim=-1),
+        context=torch.cat([shown, mask.expand(len(shown), -1, -1)], dim=-1),
         silent_context=torch.cat([nothing, mask], dim=-1),
         instruction=instruction(request),
         text_duration=request.duration,
     )
+
+
+def _codes_of_songs(request: MusicRequest, inputs: SongInputs) -> list[Sequence[int]]:
+    """Returns the audio codes of each song, or one list if all songs have the same; empty if they have none."""
+    if len(inputs.codes) > 1:
+        return [inputs.codes[song % len(inputs.codes)] for song in range(request.variations)]
+    return [request.audio_codes] if request.audio_codes else []
 
 
 def _shown(

@@ -1,0 +1,235 @@
+"""Routes for plans: that of a job, and plans without songs."""
+
+from typing import Any, Final
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+from serve_app import errors
+from serve_app.api.audio_names import find_song, named_audio, with_known_audio
+from serve_app.api.auth import Owner
+from serve_app.api.context import Context, ContextDep
+from serve_app.api.error_responses import SUBMISSION, WITH_PARAMETERS, error_responses
+from serve_app.api.fetching import wrong_field, wrong_fields_error
+from serve_app.api.parameters import OwnJob
+from serve_app.api.plan_calls import PlanCall, plan_of_call
+from serve_app.api.planning import default_thinking, kept_language, plan_seed, with_plan, wrong_planner
+from serve_app.api.submission import random_seed, wrong_fields
+from serve_app.api.submission_route import SubmissionRoute
+from serve_app.api.views.plans import PlanView
+from serve_app.artifacts.latents import codes_from_file
+from serve_app.config import AppArgs
+from serve_app.engine.planner.orders import order
+from serve_app.engine.planner.protocol import PlanKind, Sampling, Wishes
+from serve_app.engine.planner.requests import wishes_of
+from serve_app.music import MAX_SEED, MusicRequest, song_of, spellings
+from serve_app.music.audio_fields import AudioName
+from serve_app.music.plan import Plan
+from serve_app.music.plan_fields import SongCodes
+from serve_app.music.song_fields import LONGEST_S
+from serve_app.store import NewPlan, PlanState
+
+router = APIRouter(tags=["plans"], route_class=SubmissionRoute)
+
+_UNDERSTANDING: Final = Sampling(temperature=0.3, guidance=1.0, top_p=1.0)
+"""How the original says what a song is."""
+
+_RESPONSES: Final = error_responses(
+    *SUBMISSION, errors.DeadlineExceeded, errors.GenerationError, errors.ServiceStopping, errors.ArtifactsUnavailable
+)
+
+
+class UnderstandRequest(BaseModel):
+    """Which song to describe: one of `source` and `audio_codes` is required."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    source: AudioName | None = Field(
+        None,
+        description="`job:ID/N` for song N (from 0) of one of your jobs whose audio codes were kept (`keep_latents`). The codes of "
+        "an uploaded recording are not known, so it cannot be named here.",
+        examples=["job:0190d8a4-7b5e-7c3a-9f00-3c5e8b1f2a4d/0"],
+    )
+    audio_codes: SongCodes | None = Field(
+        None,
+        validate_default=True,
+        description="The song's audio codes, five a second, from 0 to 63,999. Also ACE-Step's text "
+        "`<|audio_code_N|><|audio_code_M|>…`, as GET /v1/jobs/{job_id}/codes returns it.",
+        examples=[[1234, 5678]],
+    )
+    model: str | None = Field(
+        None,
+        description="The model whose planner listens. Default: the service's default model.",
+        examples=["ace-step"],
+    )
+    plan_seed: int = Field(
+        0,
+        ge=0,
+        le=MAX_SEED,
+        description="Seed of the answer: the same request gives the same. Default: 0.",
+        examples=[0],
+    )
+    plan_temperature: float = Field(
+        _UNDERSTANDING.temperature,
+        ge=0,
+        le=2,
+        description="How freely the planner chooses its words. Default: 0.3, as in ACE-Step.",
+        examples=[0.3],
+    )
+    deadline_s: float | None = Field(
+        None,
+        ge=1,
+        le=604_800,
+        description="Maximum time until the answer, in seconds. Default: 3600, unless the operator has set another value.",
+        examples=[60],
+    )
+    priority: int = Field(5, ge=0, le=9, description="Order among your own plans: 9 first, 0 last.", examples=[5])
+
+    @field_validator("audio_codes", mode="before")
+    @classmethod
+    def _codes(cls, value: Any) -> Any:
+        return spellings.audio_codes(value)
+
+    @field_validator("audio_codes")
+    @classmethod
+    def _one_of_both(cls, value: list[int] | None, info: ValidationInfo) -> list[int] | None:
+        if "source" in info.data and (value is None) == (info.data["source"] is None):
+            raise ValueError("is required, or `source`, but not both")
+        return value
+
+
+@router.get(
+    "/v1/jobs/{job_id}/plan",
+    summary="Get the plan of a job",
+    responses=error_responses(*WITH_PARAMETERS, errors.NotFound, errors.Conflict),
+)
+async def get_plan(context: ContextDep, job: OwnJob) -> PlanView:
+    """What a planner has decided about the job's songs, with their audio codes.
+
+    A request with it as its `plan`, as it is or with changes, uses it instead of a new one; `job:ID` alone names it. Only jobs
+    with `thinking` or a `plan` with codes have one.
+    """
+    found = await context.threads.run(context.store.plans.of_job, job.id, job.owner)
+    if found.state is not PlanState.DONE or found.result is None:
+        why = f" ({found.error.code}): {found.error.message}" if found.error and found.state.final else ""
+        raise errors.Conflict(f"Job {job.id} has no plan: its planning is {found.state}{why}")
+    return _view(Plan.from_json(found.result))
+
+
+@router.post("/v1/plan", summary="Plan a song without making it", responses=_RESPONSES)
+async def make_plan(body: MusicRequest, request: Request, context: ContextDep, owner: Owner) -> PlanView:
+    """The plan that POST /v1/jobs with the same body and seeds would make, and no song.
+
+    `thinking` says how much is planned; without it and without a default of the model, codes. The answer comes when the plan is
+    made. If the caller disconnects, planning ends.
+    """
+    _check(context.args, body)
+    if body.thinking == "none":
+        raise wrong_field("thinking", "none", "must be 'metadata' or 'codes', because there is nothing else to do")
+    song = (await with_plan(context, _thoughtful(context.args, body), owner)).request
+    if not song.is_planned:
+        raise wrong_field(
+            "plan", "", "leaves nothing to plan, because it has the codes, or its task_type is not planned"
+        )
+    return await _answer(request, context, owner, "plan", song)
+
+
+@router.post("/v1/format", summary="Write caption and lyrics anew", responses=_RESPONSES)
+async def format_song(body: MusicRequest, request: Request, context: ContextDep, owner: Owner) -> PlanView:
+    """`prompt` and `lyrics` as the model understands them best, with tempo, key, time signature, length and language.
+
+    Fields that the request has are kept. The answer comes when it is written, without audio codes. Fields about rendering have
+    no effect.
+    """
+    _check(context.args, body)
+    return await _answer(request, context, owner, "format", _all_open(body))
+
+
+@router.post("/v1/sample", summary="Make up a song for a description", responses=_RESPONSES)
+async def sample_song(body: MusicRequest, request: Request, context: ContextDep, owner: Owner) -> PlanView:
+    """A caption, lyrics and the rest of a song for what `prompt` describes in plain words, such as `a sad song about rain`.
+
+    With `lyrics` of `[Instrumental]` nothing is sung. The answer comes when it is written, without audio codes. As the `plan` of a
+    request it becomes the song.
+    """
+    _check(context.args, body)
+    return await _answer(request, context, owner, "sample", _all_open(body))
+
+
+@router.post("/v1/understand", summary="Describe a song", responses=_RESPONSES)
+async def understand_song(body: UnderstandRequest, request: Request, context: ContextDep, owner: Owner) -> PlanView:
+    """Caption, lyrics, tempo, key, time signature and language of a song, from its audio codes."""
+    wrong = (*wrong_fields(context.args, None, body.model, None), *wrong_planner(context.args, body.model))
+    if wrong:
+        raise wrong_fields_error(wrong)
+    codes = body.audio_codes
+    if codes is None:
+        codes = await context.threads.run(_codes_of, context, body.source or "", owner)
+    sampling = Sampling(body.plan_temperature, _UNDERSTANDING.guidance, _UNDERSTANDING.top_k, _UNDERSTANDING.top_p)
+    wishes = Wishes(caption="", thinking="metadata", seed=body.plan_seed, sampling=sampling)
+    new = NewPlan(order(wishes, codes=codes), len(codes) / 5, kind="understand")
+    call = PlanCall(new, body.model, body.deadline_s, body.priority)
+    return _view(await plan_of_call(request, context, owner, call))
+
+
+async def _answer(request: Request, context: Context, owner: str, kind: PlanKind, song: MusicRequest) -> PlanView:
+    """What a planner makes of a request, as soon as it is there."""
+    named = await named_audio(context, song, owner)
+    if named.wrong:
+        raise wrong_fields_error(tuple(named.wrong))
+    known = await with_known_audio(context, named, owner)
+    seed = random_seed() if known.seed is None else known.seed
+    known = known.model_copy(update={"seed": seed, **plan_seed(known, seed)})
+    new = NewPlan(order(wishes_of(known), query=known.prompt), known.duration * known.played_songs, kind=kind)
+    call = PlanCall(new, known.model, known.deadline_s, known.priority)
+    return _view(await plan_of_call(request, context, owner, call))
+
+
+def _check(args: AppArgs, body: MusicRequest) -> None:
+    """Raise InvalidRequest if the configuration does not allow the request, or its model has no planner."""
+    wrong = (*wrong_fields(args, body.prompt, body.model, None), *wrong_planner(args, body.model))
+    if wrong:
+        raise wrong_fields_error(wrong)
+    if body.webhook_url:
+        raise wrong_field(
+            "webhook_url", body.webhook_url, "must be left out: the answer is the plan, and there is no job"
+        )
+
+
+def _thoughtful(args: AppArgs, body: MusicRequest) -> MusicRequest:
+    """The request with `thinking`: its own, the model's default, or codes."""
+    if body.thinking is not None:
+        return body
+    default = default_thinking(args.models[body.model or args.default_model or ""])
+    takes_codes = body.task_type == "text2music" and body.audio_codes is None
+    wanted = "codes" if default == "none" else default
+    return body.model_copy(update={"thinking": wanted if takes_codes else "metadata"})
+
+
+def _all_open(body: MusicRequest) -> MusicRequest:
+    """The request with everything left to the planner that it does not have, the length as well."""
+    length = {} if "duration" in body.model_fields_set else {"duration": float(LONGEST_S), "auto_duration": True}
+    return body.model_copy(update={"thinking": "metadata", **length, **kept_language(body)})
+
+
+def _codes_of(context: Context, name: str, owner: str) -> list[int]:
+    """The audio codes of a song that was kept with them. Raises InvalidRequest and ArtifactsUnavailable."""
+    song = song_of(name)
+    if song is None:
+        raise wrong_field(
+            "source",
+            name,
+            "must be job:ID/N, one of your jobs' songs: the audio codes of other recordings are not known",
+        )
+    file = find_song(context, "source", name, song, owner)
+    codes = codes_from_file(context.artifacts.get(file.latents)) if file.latents else None
+    if codes is None:
+        raise wrong_field(
+            "source", name, "names a song without audio codes, which are kept with its latents (keep_latents) if its model has an "
+            "audio tokenizer"
+        )  # fmt: skip
+    return list(codes)
+
+
+def _view(plan: Plan) -> PlanView:
+    return PlanView.model_validate(plan.to_json() | {"codes": [list(song) for song in plan.codes]})
