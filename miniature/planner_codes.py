@@ -27,7 +27,7 @@ def substitutes(checkpoint: Path, songs: Sequence[Sequence[int]], groups: int = 
 
     `checkpoint` is the folder of the pipeline whose codes they are, `songs` the codes of songs.
     """
-    sounds = _sounds(checkpoint)
+    sounds = sounds_of(checkpoint)
     used, counts = np.unique(np.concatenate([np.asarray(song) for song in songs]), return_counts=True)
     centres = _centres(sounds[used], counts.astype(np.float64), min(groups, len(used)))
     chosen = np.unique(np.append(used[_nearest(centres, sounds[used])], 0))
@@ -37,7 +37,7 @@ def substitutes(checkpoint: Path, songs: Sequence[Sequence[int]], groups: int = 
 
 
 @torch.inference_mode()
-def _sounds(checkpoint: Path) -> np.ndarray:
+def sounds_of(checkpoint: Path) -> np.ndarray:
     """What each code stands for, as numbers whose distance is heard: (64,000, 101)."""
     tokenizer = AceStepAudioTokenizer.from_pretrained(checkpoint / "audio_tokenizer", dtype=torch.float32).eval()
     detokenizer = AceStepAudioTokenDetokenizer.from_pretrained(

@@ -1,5 +1,6 @@
 """The toy model's planner: the packaged one does as captions say, and its training learns from songs and goes on."""
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -8,18 +9,23 @@ import numpy as np
 import pytest
 import torch
 
-from miniature import planner, songs
+from miniature import planner, planner_codes, songs, stage
 from miniature.pieces import compose, compose_song
 from miniature.planner_texts import Told, planned, told
 from miniature.planner_vocabulary import tokenizer
 from miniature.songs import Song
+from serve_app import weights
 from serve_app.config import ModelArgs
 from serve_app.config.language_model import LanguageModelArgs
 from serve_app.engine.planner.planner import QwenPlanner
 from serve_app.engine.planner.protocol import Wishes
 from serve_app.engine.planner.vocabulary import Vocabulary
 from serve_app.music.plan import Plan
+from serve_app.weights import planner_files
 
+EMBEDDED = ModelArgs(source="embedded", device="cpu")
+SHORT_SONGS_SEED = 5_000_218
+"""The first of two seeds whose songs are of 10 s."""
 SONG = Song(compose_song(3, 40).facts, tuple(np.random.default_rng(0).choice([0, 9, 500, 63_999], 200).tolist()))
 
 
@@ -155,3 +161,56 @@ def test_a_resumed_training_is_the_uninterrupted_one(
     assert second.steps == 3
     for name, value in whole.average.state_dict().items():
         assert torch.equal(value, second.average.state_dict()[name]), name
+
+
+@pytest.mark.long
+def test_a_build_of_songs_goes_on(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Songs that were made stay when a build goes on; each has five codes a second, and an unfinished set is refused."""
+    monkeypatch.setattr(songs, "FIRST_SEED", SHORT_SONGS_SEED)
+    monkeypatch.setattr(songs, "_AT_ONCE", 4)
+    checkpoint = weights.resolve("toy", EMBEDDED, cache, lambda *progress: None)
+    with stage.Session(1.0) as session:
+        assert songs.build(tmp_path, checkpoint, songs=1, processes=1, session=session)
+        first = (tmp_path / "songs.jsonl").read_text()
+        with pytest.raises(FileNotFoundError, match="1 songs, of which 100 are held out"):
+            songs.load(tmp_path)
+        assert songs.build(tmp_path, checkpoint, songs=2, processes=1, session=session)
+    monkeypatch.setattr(songs, "HELD_OUT_SONGS", 1)
+
+    known = songs.load(tmp_path)
+
+    assert (tmp_path / "songs.jsonl").read_text().startswith(first)
+    assert [len(song.codes) for song in known] == [5 * song.facts.piece_s for song in known]
+    assert len(known) == 2
+
+
+@pytest.mark.long
+def test_a_code_is_replaced_by_one_that_sounds_like_it(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few codes stand for all: those that stand for a song's are nearer in sound than codes of other songs are."""
+    checkpoint = weights.resolve("toy", EMBEDDED, cache, lambda *progress: None)
+    random = np.random.default_rng(6)
+    used = [random.integers(0, 64_000, 400).tolist()]
+    sounds = planner_codes.sounds_of(checkpoint)
+
+    chosen = planner_codes.substitutes(checkpoint, used, groups=64)
+
+    def distance(codes: np.ndarray) -> float:
+        return float(np.square(sounds - sounds[codes]).sum(1).mean())
+
+    assert len(np.unique(chosen)) <= 65
+    assert chosen[0] == 0
+    assert distance(chosen) < 0.7 * distance(random.permutation(chosen))
+
+
+def test_a_saved_planner_plans(vocabulary: Vocabulary, tmp_path: Path) -> None:
+    """The averaged network is saved as a checkpoint that Sophia's planner loads."""
+    place = planner.folder(tmp_path / "work")
+    place.mkdir(parents=True)
+    shutil.copyfile(tmp_path / "tokenizer.json", place / "tokenizer.json")
+    planner.Training(place / planner.STATE, vocabulary).save()
+
+    saved = planner.save(tmp_path / "work", tmp_path / "exported")
+
+    assert planner_files.verify(saved).shape.vocabulary == vocabulary.size
+    with pytest.raises(FileNotFoundError, match="no trained planner"):
+        planner.save(tmp_path, tmp_path / "exported")
