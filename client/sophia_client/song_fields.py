@@ -263,14 +263,17 @@ class SongFields(TypedDict, total=False):
     source_lyrics: str | None
     """For edit: the lyrics of the source. `lyrics` says what is sung instead. Default: as `lyrics`."""
     edit_start: float
-    """For edit: the share of the steps to leave out at the start. The more, the closer to the source. Default: 0."""
+    """For edit: the share of the steps to skip at the start, from 0 to 1. The more are skipped, the closer the song stays
+    to its source. Default: 0.
+    """
     edit_end: float
     """For edit: the share of the steps after which editing ends. The rest is sampled with the new words alone, which
     follows them more closely. Default: 1.
     """
     edit_draws: int
-    """For edit: how often each step is computed, with other noise, to take the mean: steadier, and that much slower. Each
-    counts as a song in limits and costs, so `edit_draws` times `variations` is at most 8. Default: 1.
+    """For edit: how many times each step is computed, each time with different noise, and averaged. More draws make the
+    edit steadier and take that much longer. Each draw counts as a song in limits and costs, so `edit_draws` times
+    `variations` must be at most 8. Default: 1.
     """
     lora: list[LoraUse]
     """Adapters (LoRA, LoKr or DoRA) that change how the model plays, at most 8; their changes add up. An adapter's name
@@ -302,9 +305,10 @@ class SongFields(TypedDict, total=False):
     Default: false.
     """
     best_of: int
-    """How many songs the model plays for the one that you get, from 1 to 8: the one with the best `lyric_score`. They
-    have the seeds `seed`, `seed` + 1 and so on; `candidates` in the job's `audio` has the seed and score of each. All
-    of them count in limits and costs. Only with lyrics, one variation, and models that align lyrics. Default: 1.
+    """How many songs the model makes, from 1 to 8, of which you get the one with the best `lyric_score`. They have the
+    seeds `seed`, `seed` + 1 and so on; `candidates` in the job's `audio` has the seed and score of each. All of them
+    count in limits and costs. It needs lyrics, one variation, and a model whose `aligns_lyrics` in GET /v1/models is
+    true. Default: 1.
     """
     thinking: Literal["none", "metadata", "codes"] | bool | None
     """What the model's planner decides before the song is rendered: none; metadata (tempo, key, time signature and

@@ -34,7 +34,8 @@ class EditFields(BaseModel):
         0.0,
         ge=0,
         le=1,
-        description="For edit: the share of the steps to leave out at the start. The more, the closer to the source. Default: 0.",
+        description="For edit: the share of the steps to skip at the start, from 0 to 1. The more are skipped, the closer the song "
+        "stays to its source. Default: 0.",
         examples=[0.2],
     )
     edit_end: float = Field(
@@ -50,8 +51,9 @@ class EditFields(BaseModel):
         1,
         ge=1,
         le=8,
-        description="For edit: how often each step is computed, with other noise, to take the mean: steadier, and that much "
-        "slower. Each counts as a song in limits and costs, so `edit_draws` times `variations` is at most 8. Default: 1.",
+        description="For edit: how many times each step is computed, each time with different noise, and averaged. More draws make "
+        "the edit steadier and take that much longer. Each draw counts as a song in limits and costs, so `edit_draws` times "
+        "`variations` must be at most 8. Default: 1.",
         examples=[3],
     )
 
@@ -66,7 +68,9 @@ class EditFields(BaseModel):
     def _counts_as_songs(cls, value: int, info: ValidationInfo) -> int:
         variations = info.data.get("variations", 1)
         if value > 1 and value * variations > MAX_VARIATIONS:
-            raise ValueError(f"times variations, which is {variations}, must be at most {MAX_VARIATIONS}")
+            raise ValueError(
+                f"times variations must be at most {MAX_VARIATIONS}; here it is {value} times {variations}"
+            )
         return value
 
     @field_validator("source_lyrics")

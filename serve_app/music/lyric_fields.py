@@ -23,9 +23,10 @@ class LyricFields(BaseModel):
         1,
         ge=1,
         le=MAX_CANDIDATES,
-        description="How many songs the model plays for the one that you get, from 1 to 8: the one with the best `lyric_score`. "
+        description="How many songs the model makes, from 1 to 8, of which you get the one with the best `lyric_score`. "
         "They have the seeds `seed`, `seed` + 1 and so on; `candidates` in the job's `audio` has the seed and score of each. All "
-        "of them count in limits and costs. Only with lyrics, one variation, and models that align lyrics. Default: 1.",
+        "of them count in limits and costs. It needs lyrics, one variation, and a model whose `aligns_lyrics` in GET /v1/models "
+        "is true. Default: 1.",
         examples=[1],
     )
 
@@ -49,5 +50,5 @@ class LyricFields(BaseModel):
             raise ValueError(f"gives one song, so variations must be 1; it is {variations}")
         draws = info.data.get("edit_draws", 1)
         if draws > 1 and value * draws > MAX_CANDIDATES:
-            raise ValueError(f"times edit_draws, which is {draws}, must be at most {MAX_CANDIDATES}")
+            raise ValueError(f"times edit_draws must be at most {MAX_CANDIDATES}; here it is {value} times {draws}")
         return value
