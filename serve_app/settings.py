@@ -140,7 +140,7 @@ def _applications(config: Path) -> list[Any]:
     try:
         document = yaml.safe_load(config.read_text())
     except OSError as error:
-        reason = str(error)
+        raise ConfigurationError(f"{config} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         reason = f"line {mark.line + 1} is not YAML" if mark else "it is not YAML in UTF-8"

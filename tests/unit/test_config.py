@@ -123,7 +123,7 @@ def test_the_command_line_reads_the_same_file(tmp_path: Path) -> None:
     file.write_text(yaml.safe_dump({"applications": [{**app, "args": {"data_dri": "x"}}]}))
     with pytest.raises(ConfigurationError, match="data_dri"):
         load_args(file)
-    with pytest.raises(ConfigurationError, match="not a Serve config"):
+    with pytest.raises(ConfigurationError, match="cannot be read: No such file"):
         load_args(tmp_path / "missing.yaml")
 
 

@@ -9,9 +9,12 @@ import pytest
 from ray.serve.schema import HTTPOptionsSchema
 
 from serve_app.errors import ConfigurationError
-from serve_app.ops.launch.address import Address, address_of
+from serve_app.ops.launch import __main__ as launcher
+from serve_app.ops.launch.address import Address, address_of, claim_folder
 from serve_app.ops.launch.output import LogFile, Output, record
 from serve_app.ops.launch.start_report import failed_models, ready_lines
+from tests.support.helpers import free_port
+from tests.support.serve_run import configure
 
 SERVE = "2026-11-26 08:35:26,340 sophia_Api coabkx6w"
 WORKER = "worker 01a216fe-8a78-7ab0-906c-49e90670a148 cannot load ace-step"
@@ -26,6 +29,50 @@ CHATTER = [
     "2026-11-26 08:34:14,150\tWARNING authentication_token_setup.py:85 -- Token authentication is enabled for this Ray cluster.",
 ]
 """Lines of a good start, as Ray 2.60 prints them."""
+
+
+def test_a_second_launcher_in_the_same_folder_is_noticed(tmp_path: Path) -> None:
+    """By the folder itself, whatever its path, for as long as the first one runs."""
+    folder = tmp_path / ("x" * 200)
+    folder.mkdir()
+    (tmp_path / "link").symlink_to(folder)
+    first = claim_folder(folder)
+    assert first is not None
+
+    assert claim_folder(tmp_path / "link") is None
+
+    first.close()
+    again = claim_folder(folder)
+    assert again is not None
+    again.close()
+
+
+def test_the_user_is_told_that_two_launchers_share_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The start goes on, since they may; only the second launcher prints the sentence."""
+    monkeypatch.setattr(launcher, "_Launch", Ended)
+    configure(tmp_path, free_port())
+    config = [str(tmp_path / "serve_config.yaml")]
+
+    assert launcher.main(config) == 0
+    alone = capsys.readouterr().err
+    other = claim_folder(tmp_path)
+    assert other is not None
+    with other:
+        assert launcher.main(config) == 0
+
+    assert alone == ""
+    assert capsys.readouterr().err.startswith(f"Another 'make serve' uses {tmp_path}. Both share its jobs")
+
+
+class Ended:
+    """A launch that ends at once."""
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def run(self) -> int:
+        return 0
 
 
 @pytest.fixture

@@ -237,3 +237,13 @@ def test_a_file_that_holds_what_serve_takes_is_read(tmp_path: Path) -> None:
     file.write_text(yaml.safe_dump({"applications": [{"import_path": "serve_app.app:build", "args": None}]}))
 
     assert load_args(file).default_model == "ace-step"
+
+
+def test_a_config_file_that_is_not_there_is_named_once(tmp_path: Path) -> None:
+    """With the reason, and without Python's words for it."""
+    missing = tmp_path / "nothing.yaml"
+
+    with pytest.raises(ConfigurationError) as caught:
+        load_args(missing)
+
+    assert caught.value.message == f"{missing} cannot be read: No such file or directory"

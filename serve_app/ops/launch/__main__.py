@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import closing
+from contextlib import ExitStack, closing
 from io import TextIOWrapper
 from pathlib import Path
 from typing import IO, Any, Final, cast
@@ -18,7 +18,7 @@ import yaml
 
 from serve_app.config.environment import LAUNCHER
 from serve_app.errors import SophiaError
-from serve_app.ops.launch.address import Address, address_of, claim
+from serve_app.ops.launch.address import Address, address_of, claim, claim_folder
 from serve_app.ops.launch.output import LogFile, Output, show
 from serve_app.ops.launch.start_report import StartReport
 from serve_app.ops.launch.stop_notice import StopNotice
@@ -39,24 +39,35 @@ def main(arguments: list[str]) -> int:
         address = address_of(yaml.safe_load(config.read_text()))
         claimed = claim(address, config)
         log = LogFile(args.data_dir / "logs")
+        folder = claim_folder(args.data_dir)
     except SophiaError as error:
         show(error.message, sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
-    with claimed, closing(log):
-        return _Launch(config, address, claimed.fileno(), log).run()
+    if folder is None and args.database_url is None:
+        show(
+            f"Another 'make serve' uses {args.data_dir}. Both share its jobs, so that the lines below, and /readyz, are about the "
+            "workers of both. Set another data_dir to keep them apart.",
+            sys.stderr,
+        )
+    claims = [claimed, folder] if folder else [claimed]
+    with ExitStack() as stack:
+        stack.enter_context(closing(log))
+        for one in claims:
+            stack.enter_context(one)
+        return _Launch(config, address, [one.fileno() for one in claims], log).run()
 
 
 class _Launch:
     """One run of `serve run`."""
 
-    def __init__(self, config: Path, address: Address, claim_descriptor: int, log: LogFile) -> None:
+    def __init__(self, config: Path, address: Address, claim_descriptors: list[int], log: LogFile) -> None:
         self._log = log
         self._output = Output(log)
         show(f"Sophia is starting on {address.url}; Ctrl-C stops it. All output: {log.path}")
         self._stop_notice = StopNotice()
-        self._child = _serve_run(config, claim_descriptor, self._stop_notice.name)
+        self._child = _serve_run(config, claim_descriptors, self._stop_notice.name)
         self._report = StartReport(address, self._output, lambda: self._child.send_signal(signal.SIGINT))
         self._was_stopped = False
 
@@ -105,8 +116,8 @@ class _Launch:
         return status or 1  # `serve run` exits with 0 after an unexpected error, too
 
 
-def _serve_run(config: Path, claim_descriptor: int, stop_notice: str) -> "subprocess.Popen[str]":
-    """Start `serve run` with its output in a pipe. It inherits the claim on the address, which must last as long as it does.
+def _serve_run(config: Path, claim_descriptors: list[int], stop_notice: str) -> "subprocess.Popen[str]":
+    """Start `serve run` with its output in a pipe. It inherits the claims, which must last as long as it does.
 
     Its processes get the name of the notice before a stop.
     """
@@ -119,7 +130,7 @@ def _serve_run(config: Path, claim_descriptor: int, stop_notice: str) -> "subpro
         encoding="utf-8",
         errors="replace",
         env={**os.environ, "PYTHONUNBUFFERED": "1", LAUNCHER: stop_notice},
-        pass_fds=[claim_descriptor],
+        pass_fds=claim_descriptors,
         process_group=0,
         preexec_fn=_prepare_child,
     )

@@ -52,7 +52,7 @@ def claim(address: Address, config: Path) -> socket.socket:
     Raises ConfigurationError when another launcher or another program uses the address.
     """
     remedy = _REMEDY.format(config=config)
-    claimed = _claimed(address)
+    claimed = _claimed(f"{address.host}:{address.port}")
     if claimed is None:
         raise ConfigurationError(f"Another 'make serve' uses port {address.port} of {address.host}. {remedy}")
     if not is_free(*address):
@@ -63,15 +63,21 @@ def claim(address: Address, config: Path) -> socket.socket:
     return claimed
 
 
-def _claimed(address: Address) -> socket.socket | None:
-    """The claim, or None when another launcher holds it.
+def claim_folder(data_dir: Path) -> socket.socket | None:
+    """Claim the data folder, which must exist, as `claim` does. None if another launcher uses it, which is allowed."""
+    found = data_dir.stat()
+    return _claimed(f"data {found.st_dev}:{found.st_ino}")  # not the path: a name has at most 107 bytes
+
+
+def _claimed(name: str) -> socket.socket | None:
+    """The claim on a name, or None when another launcher holds it.
 
     It is an abstract Unix socket (unix(7)): the kernel removes it with its last process, and it belongs to the network namespace,
     as the port does.
     """
     claimed = socket.socket(socket.AF_UNIX)
     try:
-        claimed.bind(f"\0sophia {address.host}:{address.port}")
+        claimed.bind(f"\0sophia {name}")
     except OSError:
         claimed.close()
         return None
