@@ -272,6 +272,7 @@ def test_weights_that_are_not_numbers_fail_the_self_test(cache: Path, tmp_path: 
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_a_thousand_plans_are_valid(cache: Path) -> None:
     """Of a language model that knows nothing, every plan parses and every value is in range."""
     planner = loaded(cache, rows=64, context=2048)
