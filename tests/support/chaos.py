@@ -49,6 +49,8 @@ class Plan:
     database: str = "sqlite"
     workers: int = 3
     pause_s: tuple[float, float] = (0.3, 2.0)
+    plan_s: float = 0.5
+    """Seconds that the simulated planner takes for a song. Every other job is planned before it is rendered."""
 
 
 @dataclass
@@ -68,11 +70,16 @@ class Outcome:
     opened: list[str] = field(default_factory=list)
     """Breakers that are open, and loads that were booked as failures though they were ended on purpose."""
     attempts: int = 0
+    unplanned: list[str] = field(default_factory=list)
+    """Jobs that asked for a plan and have not exactly the one that their seed gives."""
+    planned: int = 0
+    plan_attempts: int = 0
 
     def __str__(self) -> str:
         longest = f"{max(self.recoveries_s):.1f} s" if self.recoveries_s else "none was running a job"
         return (
-            f"jobs {len(self.accepted)} ({dict(self.states)}), attempts {self.attempts}; events {dict(self.events)}; "
+            f"jobs {len(self.accepted)} ({dict(self.states)}), attempts {self.attempts}, plans {self.planned}, "
+            f"attempts at plans {self.plan_attempts}, wrong plans {len(self.unplanned)}; events {dict(self.events)}; "
             f"lost {len(self.lost)}, duplicates {len(self.duplicates)}, broken files {len(self.broken)}, files without a job "
             f"{len(self.orphans)}, attempts lost by a pause {len(self.lost_attempts)}, breakers opened {len(self.opened)}; "
             f"longest recovery of a killed worker's job: {longest}"
@@ -101,7 +108,8 @@ def run(plan: Plan, folder: Path, weights: Path | None = None) -> Outcome:
     assert len(outcome.accepted) == plan.jobs
     assert outcome.states == {"succeeded": plan.jobs}, outcome.states
     assert [outcome.lost, outcome.duplicates, outcome.broken, outcome.orphans] == [[], [], [], []]
-    assert [outcome.lost_attempts, outcome.opened] == [[], []]
+    assert [outcome.lost_attempts, outcome.opened, outcome.unplanned] == [[], [], []]
+    assert outcome.planned == plan.jobs // 2
     return outcome
 
 
@@ -125,7 +133,10 @@ def _sophia(plan: Plan, folder: Path, database_url: str | None, weights: Path | 
     model["scaling"] = {"min_workers": plan.workers, "max_workers": plan.workers}
     settings: dict[str, Any] = {
         "data_dir": folder,
-        "models": {"m": model | {"simulated": {"step_s": 0.05}}, LOADING_MODEL: loading},
+        "models": {
+            "m": model | {"simulated": {"step_s": 0.05, "plan_s": plan.plan_s}, "planner": {"source": "simulated"}},
+            LOADING_MODEL: loading,
+        },
         "api": {"replicas": 2},
         # attempts are plenty: with a kill each second, three unlucky ones in a row prove nothing
         "queue": {"lease_s": LEASE_S, "max_attempts": 50},
@@ -158,8 +169,13 @@ def _submit_all(plan: Plan, client: httpx.Client, outcome: Outcome) -> None:
             "seed": seed,
             "steps": 1 if plan.engine == "embedded" else 8,
             "format": "flac",
+            "thinking": "codes" if _is_planned(seed) else "none",
         }
         outcome.accepted.append(submit(client, body))
+
+
+def _is_planned(seed: int) -> bool:
+    return seed % 2 == 1
 
 
 # --- The examination --------------------------------------------------------------------------------------------------
@@ -189,7 +205,18 @@ def _examine(client: httpx.Client, folder: Path, store: Any, outcome: Outcome, e
         outcome.attempts += job["attempt"]
         if job["state"] == "succeeded" and not _is_playable(client, job):
             outcome.broken.append(job_id)
+        if _is_planned(job["request"]["seed"]):
+            _examine_plan(client, store, job, outcome)
     outcome.orphans += _files_without_a_job(folder, store)
+
+
+def _examine_plan(client: httpx.Client, store: Any, job: dict[str, Any], outcome: Outcome) -> None:
+    plan = until_answered(partial(client.get, f"/v1/jobs/{job['id']}/plan"), (200,)).json()
+    seed = job["request"]["seed"]
+    if plan["codes"] != [[seed + 7 * number for number in range(round(SECONDS * 5))]]:  # those of SimulatedPlanner
+        outcome.unplanned.append(job["id"])
+    outcome.planned += 1
+    outcome.plan_attempts += store.plans.of_job(job["id"]).attempt
 
 
 def _opened(client: httpx.Client, store: Any) -> list[str]:
