@@ -18,7 +18,7 @@ from serve_app.ray_adapters.cluster import cluster_id
 from serve_app.scaling.serve_policy import autoscaling_config
 from serve_app.settings import read_args
 from serve_app.weights import auto
-from serve_app.worker.deployment import MusicWorker
+from serve_app.worker.deployment import MusicWorker, PlannerReplica
 
 logger = logging.getLogger("ray.serve")
 
@@ -46,7 +46,12 @@ def build(args: AppArgs | Mapping[str, Any]) -> serve.Application:
     workers = [
         _worker_deployment(name, args, deployment).bind(name, args, data_folder, deployment) for name in args.models
     ]
-    return _api_deployment(args).bind(args, this_commit(), deployment, *workers)
+    planners = [
+        _planner_deployment(name, args, deployment).bind(name, args, data_folder, deployment)
+        for name, model in args.models.items()
+        if model.planner.runs_alone
+    ]
+    return _api_deployment(args).bind(args, this_commit(), deployment, *workers, *planners)
 
 
 def _resolved(args: AppArgs) -> AppArgs:
@@ -88,9 +93,37 @@ def _worker_deployment(name: str, args: AppArgs, deployment: str) -> serve.Deplo
     )
 
 
+def _planner_deployment(name: str, args: AppArgs, deployment: str) -> serve.Deployment:
+    """The processes that only plan songs of a model. Their device and labels are those of its workers."""
+    model = args.models[name]
+    resources: dict[str, Any] = {"num_cpus": model.planner.num_cpus}
+    if model.device == "cuda":
+        resources["num_gpus"] = model.planner.num_gpus
+    if model.label_selector:
+        resources["label_selector"] = model.label_selector
+    source = _source(name, args, deployment)
+    return serve.deployment(PlannerReplica).options(
+        name=f"Planner-{name}",
+        autoscaling_config=autoscaling_config(
+            model.planner.scaling,
+            "serve_app.scaling.planner_fleet:open_planner_fleet",
+            source | {"jobs_at_once": model.planner.jobs_at_once},
+        ),
+        ray_actor_options=resources,
+        graceful_shutdown_timeout_s=args.queue.run_limit_s + DRAIN_GRACE_S,
+        health_check_period_s=_HEALTH_CHECK_S,
+    )
+
+
 def _autoscaling(name: str, args: AppArgs, deployment: str) -> dict[str, Any]:
-    """Serve's autoscaling settings for a model. Serve logs them and shows them in its status, so they hold no secret."""
-    source = {
+    """Serve's autoscaling settings for a model."""
+    source = _source(name, args, deployment)
+    return autoscaling_config(args.models[name].scaling, "serve_app.scaling.observation:open_fleet", source)
+
+
+def _source(name: str, args: AppArgs, deployment: str) -> dict[str, Any]:
+    """Where the policy of a model reads and writes. Serve logs them and shows them in its status, so they hold no secret."""
+    return {
         "database": _database_key(deployment),
         "model": name,
         "deployment": deployment,
@@ -98,7 +131,6 @@ def _autoscaling(name: str, args: AppArgs, deployment: str) -> dict[str, Any]:
         "breaker": args.breaker.model_dump(),
         "limits": args.database.model_dump(),
     }
-    return autoscaling_config(args.models[name].scaling, "serve_app.scaling.observation:open_fleet", source)
 
 
 def _database_key(deployment: str) -> str:

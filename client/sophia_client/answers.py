@@ -578,7 +578,7 @@ class Health(Answer):
     workers: list[Worker]
     """Every worker that is alive or failed recently."""
     scale: dict[str, Scale]
-    """Workers by model."""
+    """Workers by model; `MODEL:planner` are processes that only plan."""
     breakers: dict[str, Breaker]
     """Crash breakers by model."""
     costs: dict[str, Cost]

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from serve_app.api.context import Context
-from serve_app.config import ModelArgs, Variant
+from serve_app.config import ModelArgs, ScalingArgs, Variant
 from serve_app.config.sources import NOISE, NOTES, RANDOM, SIMULATED
 from serve_app.store import Breaker, WorkerRow
 from serve_app.store.decisions import Decision
@@ -43,24 +43,25 @@ def breaker_of(context: Context, model: str) -> Breaker:
 
 
 def decisions_by_model(context: Context) -> dict[str, list[Decision]]:
-    """For each served model, the scaling decision of every living cluster, this cluster's first.
+    """For each served model and each stage of planners, the scaling decision of every living cluster, this cluster's first.
 
     As long as this cluster has not decided, its decision is `min_workers`.
     """
     here = context.args.cluster_name or ""
     in_force = context.store.decisions.in_force(here)
-    return {name: _own_first(name, model, in_force.get(name, []), here) for name, model in context.args.models.items()}
+    stages = context.args.stages
+    return {name: _own_first(name, bounds, in_force.get(name, []), here) for name, bounds in stages.items()}
 
 
-def _own_first(name: str, model: ModelArgs, decisions: list[Decision], here: str) -> list[Decision]:
+def _own_first(name: str, bounds: ScalingArgs, decisions: list[Decision], here: str) -> list[Decision]:
     if decisions and decisions[0].cluster == here:
         return decisions
-    minimum = model.scaling.min_workers
+    minimum = bounds.min_workers
     return [Decision(minimum, f"models.{name}.scaling.min_workers is {minimum}", here), *decisions]
 
 
 def models_that_need_workers(context: Context) -> set[str]:
-    """The models that should have a worker now.
+    """The models that should have a worker now, and the stages that should have a planner.
 
     A model that was scaled to zero because it is idle is not among them. A model that has no worker because its breaker is open
     or because an operator paused it is.
@@ -69,7 +70,7 @@ def models_that_need_workers(context: Context) -> set[str]:
     paused = context.store.pauses.all()
     return {
         name
-        for name in context.args.models
+        for name in context.args.stages
         if any(decision.target for decision in decisions[name]) or breaker_of(context, name).is_open or name in paused
     }
 

@@ -33,7 +33,7 @@ def build_health(context: Context) -> Health:
     workers = living_workers(context)
     problems = context.store.supervisor.problems()
     decisions = decisions_by_model(context)
-    scale = {name: _scale(context, workers, name, decisions[name]) for name in context.args.models}
+    scale = {name: _scale(context, workers, name, decisions[name]) for name in context.args.stages}
     return Health(
         status="degraded" if context.storage.failure() else _status(context, scale, problems),
         version=__version__,
@@ -41,7 +41,7 @@ def build_health(context: Context) -> Health:
         jobs=context.store.backlog.counts(),  # type: ignore[arg-type]  # the keys are the states
         oldest_wait_s=context.store.backlog.oldest_wait_s(),
         workers=[_worker(context, row) for row in workers],
-        breakers={name: _breaker(context, name) for name in context.args.models},
+        breakers={name: _breaker(context, name) for name in context.args.stages},
         scale=scale,
         costs=_costs(context),
         notices=[*problems, *operator_notices(context, workers)],
@@ -133,7 +133,7 @@ def _host_name(host: str) -> str:
 
 def _costs(context: Context) -> dict[str, CostView]:
     accounts = context.store.costs.accounts(COST_HOURS)
-    return {name: _cost(account, context.args.models.get(name)) for name, account in accounts.items()}
+    return {name: _cost(account, context.args.settings_of(name)) for name, account in accounts.items()}
 
 
 def _cost(account: Account, model: ModelArgs | None) -> CostView:

@@ -14,11 +14,13 @@ CARD_LABEL: Final = "ray.io/accelerator-type"
 
 
 def why_not_placed(context: Context, model: str) -> str | None:
-    """Why no node has room for another worker of the model. None if one has, and outside a cluster. Blocks."""
+    """Why no node has room for another process of the model or stage. None if one has, and outside a cluster. Blocks."""
     nodes = context.cluster() if context.cluster else []
     if not nodes:
         return None
-    settings = context.args.models[model]
+    settings = context.args.settings_of(model)
+    if settings is None:
+        return None
     needs = _needs(settings)
     with_card = [node for node in nodes if _labels_match(node, settings) and _covers(node.total, _gpus(settings))]
     fitting = [node for node in with_card if _covers(node.total, needs)]
@@ -58,7 +60,7 @@ def _all_full(context: Context, settings: ModelArgs, fitting: list[Node]) -> str
 def _unreported_gpus(context: Context, nodes: list[Node]) -> float:
     """GPUs of these nodes that Ray has assigned but no worker has reported: a worker reports only after its imports."""
     addresses = {node.address for node in nodes}
-    models = [context.args.models.get(row.model) for row in living_workers(context) if row.node in addresses]
+    models = [context.args.settings_of(row.model) for row in living_workers(context) if row.node in addresses]
     reported = sum(model.num_gpus for model in models if model and model.device == "cuda")
     assigned = sum(node.total.get("GPU", 0.0) - node.free.get("GPU", 0.0) for node in nodes)
     return assigned - reported

@@ -150,12 +150,12 @@ class Sweeper:
     def _wanted(self) -> dict[str, int]:
         """By model, the number of workers that all clusters' decisions ask for."""
         decisions = self._store.decisions.in_force(self._args.cluster_name or "")
-        return {name: sum(one.target for one in made) for name, made in decisions.items() if name in self._args.models}
+        return {name: sum(one.target for one in made) for name, made in decisions.items() if name in self._args.stages}
 
     def _open_breakers(self) -> dict[str, bool]:
         """By model, whether its breaker is open."""
         breaker = self._store.load_attempts.breaker
-        return {name: breaker(name, self._deployment, self._args.breaker).is_open for name in self._args.models}
+        return {name: breaker(name, self._deployment, self._args.breaker).is_open for name in self._args.stages}
 
 
 def _suspend_aware_clock() -> float:

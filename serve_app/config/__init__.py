@@ -20,6 +20,7 @@ from serve_app.config.models import (
     SimulatedArgs,
     Thinking,
     Variant,
+    planner_stage,
 )
 from serve_app.config.webhooks import WebhookArgs
 
@@ -41,4 +42,5 @@ __all__ = [
     "Thinking",
     "Variant",
     "WebhookArgs",
+    "planner_stage",
 ]

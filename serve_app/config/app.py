@@ -11,7 +11,7 @@ from serve_app.config.api import ApiArgs, AuthArgs
 from serve_app.config.database import DatabaseArgs
 from serve_app.config.inputs import InputArgs
 from serve_app.config.jobs import EncodingArgs, QueueArgs, RetentionArgs
-from serve_app.config.models import BreakerArgs, ModelArgs
+from serve_app.config.models import PLANNER_SUFFIX, BreakerArgs, ModelArgs, ScalingArgs, planner_stage
 from serve_app.config.webhooks import WebhookArgs, decode_keys
 
 
@@ -105,6 +105,14 @@ class AppArgs(BaseSettings):
             raise ValueError(f"default_model is not among the models {sorted(self.models)}")
         return self
 
+    @field_validator("models")
+    @classmethod
+    def _check_names(cls, models: dict[str, ModelArgs]) -> dict[str, ModelArgs]:
+        for name in models:
+            if name.endswith(PLANNER_SUFFIX):
+                raise ValueError(f"models: {name!r} must not end in {PLANNER_SUFFIX!r}, which names a model's planners")
+        return models
+
     @model_validator(mode="after")
     def _check_runpod_endpoints(self) -> Self:
         for model in self.api.runpod_endpoints.values():
@@ -118,6 +126,21 @@ class AppArgs(BaseSettings):
         if self.database_url is None:
             return f"sqlite:///{self.data_dir / 'sophia.db'}"
         return self.database_url.get_secret_value()
+
+    @property
+    def stages(self) -> dict[str, ScalingArgs]:
+        """The scale of each kind of process with a device: the workers of each model, and processes that only plan."""
+        found = {name: model.scaling for name, model in self.models.items()}
+        alone = {name: model.planner for name, model in self.models.items() if model.planner.runs_alone}
+        return found | {planner_stage(name): planner.scaling for name, planner in alone.items()}
+
+    def settings_of(self, stage: str) -> ModelArgs | None:
+        """The settings of a stage: for processes that only plan, their model's with the resources and price of the planner."""
+        model = self.models.get(stage.removesuffix(PLANNER_SUFFIX))
+        if model is None or stage in self.models:
+            return model
+        alone = {name: getattr(model.planner, name) for name in ("num_cpus", "num_gpus", "price_per_hour", "scaling")}
+        return model.model_copy(update=alone)
 
     @property
     def webhook_keys(self) -> tuple[bytes, ...]:

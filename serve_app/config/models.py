@@ -97,7 +97,7 @@ class AdapterArgs(Section):
 
 
 class PlannerArgs(LanguageModelArgs):
-    """The planner, a language model that decides about songs before they are rendered. It runs in the model's workers."""
+    """The planner, a language model that decides about songs before they are rendered."""
 
     thinking: Thinking = Field(
         "none",
@@ -108,13 +108,42 @@ class PlannerArgs(LanguageModelArgs):
         8,
         ge=1,
         le=256,
-        description="Jobs that one worker plans at the same time, in one batch, while it renders others.",
+        description="Jobs that one process plans at the same time, in one batch.",
     )
+    placement: Literal["worker", "own"] = Field(
+        "worker",
+        description="Where the planner runs: `worker`, in the process and on the device of each worker, while it renders other "
+        "songs; or `own`, in processes that only plan, with their own device and scale. The following settings are for `own`.",
+    )
+    num_cpus: float = Field(0.5, gt=0, description="Ray CPUs that a process that only plans reserves.")
+    num_gpus: float = Field(
+        1, gt=0, le=1, description="The part of a GPU that a process that only plans reserves on CUDA."
+    )
+    price_per_hour: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="The price per hour of a GPU (on the CPU: of a process) that only plans.",
+    )
+    scaling: ScalingArgs = ScalingArgs()
 
     @property
     def is_on(self) -> bool:
         """Whether the model has a planner."""
         return self.source != "none"
+
+    @property
+    def runs_alone(self) -> bool:
+        """Whether the planner has processes of its own."""
+        return self.is_on and self.placement == "own"
+
+
+PLANNER_SUFFIX: Final = ":planner"
+
+
+def planner_stage(model: str) -> str:
+    """The name under which processes that only plan are counted: their rows, loads, scale and costs."""
+    return f"{model}{PLANNER_SUFFIX}"
 
 
 class ModelArgs(Section):

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from serve_app.config import BreakerArgs, DatabaseArgs, ScalingArgs
+from serve_app.config import BreakerArgs, DatabaseArgs, ScalingArgs, planner_stage
 from serve_app.jobs import Status, WorkerPhase
 from serve_app.plurals import counted
 from serve_app.ray_adapters import ray_kv
@@ -106,7 +106,7 @@ class StoreFleet:
 
     def observe(self) -> Observation:
         """The current state."""
-        speed = self._store.backlog.speed(self._model) or self._bounds.work_prior
+        speed = self._speed() or self._bounds.work_prior
         share = self._share()
         ours = [row for row in self._store.workers.seen(_ALIVE_S) if self._is_ours(row)]
         loading = self._loading(ours)
@@ -116,7 +116,7 @@ class StoreFleet:
             self._startups.ready(ready)
             startup_s = self._startup_s()
             queued, queued_audio_s = self._queued(connection, share, startup_s)
-            plans, plans_audio_s = self._store.plans.without_songs(self._model)  # workers make them, too
+            plans, plans_audio_s = self._without_songs()
             queued += plans
             queued_audio_s += plans_audio_s
             running = connection.execute(self._running(_draining(ours))).all()
@@ -160,6 +160,24 @@ class StoreFleet:
     def close(self) -> None:
         """Close the database connections."""
         self._store.close()
+
+    def _speed(self) -> float | None:
+        """Device seconds for a second of audio, if measured."""
+        return self._store.backlog.speed(self._model)
+
+    def _without_songs(self) -> tuple[int, float]:
+        """The plans without songs that wait, and their seconds of audio: workers make them, unless processes of their own do."""
+        if self._store.decisions.takers(planner_stage(self._model)):
+            return 0, 0.0
+        return self._store.plans.without_songs(self._model)
+
+    def _submitted(self) -> sa.Table:
+        """The table of what arrives."""
+        return jobs
+
+    def _queue_model(self) -> str:
+        """The model whose queue it is."""
+        return self._model
 
     def _paused(self) -> str | None:
         pause = self._store.pauses.all().get(self._model)
@@ -224,15 +242,17 @@ class StoreFleet:
         """(jobs, seconds of work) of this cluster's part of each of the last windows, newest first."""
         # The id is indexed and begins with the millisecond of submission, so a million older jobs cost nothing.
         since = f"{int((time.time() - WINDOW_S * WINDOWS) * 1000):012x}"
-        age_s = statement_time() - jobs.c.created_at
+        table = self._submitted()
+        age_s = statement_time() - table.c.created_at
         sums: list[Any] = []
         for window in range(WINDOWS):
             inside = age_s < WINDOW_S if window == 0 else age_s.between(window * WINDOW_S, (window + 1) * WINDOW_S)
             sums += [
                 sa.func.count().filter(inside),
-                sa.func.coalesce(sa.func.sum(jobs.c.audio_seconds).filter(inside), 0.0),
+                sa.func.coalesce(sa.func.sum(table.c.audio_seconds).filter(inside), 0.0),
             ]
-        recent = sa.select(*sums).where(jobs.c.id > f"{since[:8]}-{since[8:]}", jobs.c.model == self._model)
+        ours = (table.c.id > f"{since[:8]}-{since[8:]}", table.c.model == self._queue_model())
+        recent = sa.select(*sums).where(*ours)
         found = connection.execute(recent).one()
         return tuple(share.of(found[2 * window], found[2 * window + 1] * speed) for window in range(WINDOWS))
 

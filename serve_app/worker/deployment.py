@@ -1,4 +1,4 @@
-"""The Serve deployment of a worker."""
+"""The Serve deployments of workers that render, and of processes that only plan."""
 
 import asyncio
 import threading
@@ -6,7 +6,7 @@ import threading
 import ray
 
 from serve_app.artifacts import Artifacts
-from serve_app.config import AppArgs
+from serve_app.config import AppArgs, planner_stage
 from serve_app.engine.planner.making import new_planner
 from serve_app.engine.protocol import Engine
 from serve_app.engine.simulated import SimulatedEngine
@@ -15,6 +15,7 @@ from serve_app.processes import can_see
 from serve_app.ray_adapters.raylet import watch_raylet
 from serve_app.store import Store
 from serve_app.worker.planner_in_worker import PlannerInWorker
+from serve_app.worker.planner_worker import PlannerWorker
 from serve_app.worker.startup import Startup, migrate
 from serve_app.worker.worker import Worker, WorkerOptions
 
@@ -33,7 +34,7 @@ class MusicWorker:
         The start runs in a thread, so that Serve can end a replica that waits or loads.
         """
         self._cancelled = threading.Event()
-        self._worker: Worker | None = None
+        self._worker: Worker | PlannerWorker | None = None
         self._startup: Startup | None = None
         await asyncio.to_thread(self._start, model, args, folder_id, deployment)
 
@@ -55,13 +56,41 @@ class MusicWorker:
         _check_database_is_shared(args, folder_id)
         store = Store(args.resolved_database_url, args.database.of_a_worker)
         migrate(store, self._cancelled)
-        artifacts = Artifacts(args.resolved_artifacts_url)
-        options = _options(model, args, deployment)
-        self._worker = Worker(model, _engine(model, args, store), store, artifacts, args.queue, options=options)
-        self._startup = Startup(self._worker, store, model, deployment, args)
+        self._worker = self._new_worker(model, args, store, deployment)
+        self._startup = Startup(self._worker, store, self._stage(model), deployment, args)
         if self._cancelled.is_set():  # `__del__` came before there was anything to cancel
             self._startup.cancel()
         self._startup.run()
+
+    def _stage(self, model: str) -> str:
+        """The name under which its loads are counted."""
+        return model
+
+    def _new_worker(self, model: str, args: AppArgs, store: Store, deployment: str) -> Worker | PlannerWorker:
+        artifacts = Artifacts(args.resolved_artifacts_url)
+        options = _options(model, args, deployment)
+        return Worker(model, _engine(model, args, store), store, artifacts, args.queue, options=options)
+
+
+class PlannerReplica(MusicWorker):
+    """A replica that only plans. It starts, drains and ends as one that renders."""
+
+    def _stage(self, model: str) -> str:
+        return planner_stage(model)
+
+    def _new_worker(self, model: str, args: AppArgs, store: Store, deployment: str) -> Worker | PlannerWorker:
+        settings = args.models[model]
+        devices = settings.planner.num_gpus if settings.device == "cuda" else 1
+        options = WorkerOptions(
+            node=ray.util.get_node_ip_address(),
+            cluster=args.cluster_name or "",
+            deployment=deployment,
+            price_per_hour=settings.planner.price_per_hour * devices,
+        )
+        planner = new_planner(model, settings, args.weights_dir)
+        return PlannerWorker(
+            model, planner, store, args.queue, jobs_at_once=settings.planner.jobs_at_once, options=options
+        )
 
 
 def _check_database_is_shared(args: AppArgs, folder_id: str) -> None:
@@ -88,7 +117,7 @@ def _options(model: str, args: AppArgs, deployment: str) -> WorkerOptions:
 
 def _planner(model: str, args: AppArgs) -> PlannerInWorker | None:
     settings = args.models[model]
-    if not settings.planner.is_on:
+    if not settings.planner.is_on or settings.planner.runs_alone:
         return None
     return PlannerInWorker(new_planner(model, settings, args.weights_dir), settings.planner.jobs_at_once)
 

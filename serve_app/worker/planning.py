@@ -44,10 +44,10 @@ class Planning:
     """The threads of one process that plan songs of one model."""
 
     def __init__(
-        self, planner: Planner, store: Store, queue: QueueArgs, heartbeat: Heartbeat, host: PlanningHost
+        self, model: str, planner: Planner, store: Store, queue: QueueArgs, *, heartbeat: Heartbeat, host: PlanningHost
     ) -> None:
-        """It makes the plans of the model in the heartbeat's row, to whose account their device time goes."""
-        self._model = heartbeat.row.model
+        """It makes the plans of `model`. Their device time goes to the account that the heartbeat's row names."""
+        self._model = model
         self._planner = planner
         self._store = store
         self._queue = queue

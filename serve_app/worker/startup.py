@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from serve_app.config import AppArgs
 from serve_app.errors import LoadError, StoreUnavailable
@@ -12,7 +12,6 @@ from serve_app.plurals import counted
 from serve_app.processes import Process
 from serve_app.store import Breaker, Store
 from serve_app.supervision import SupervisedTask
-from serve_app.worker.worker import Worker
 
 logger = logging.getLogger("ray.serve.sophia")
 
@@ -21,10 +20,27 @@ _T = TypeVar("_T")
 RETRY_S: Final = 1.0
 
 
+class Loading(Protocol):
+    """A worker that starts: it renders or plans."""
+
+    @property
+    def failed_phase(self) -> str:
+        """The phase in which the last load failed."""
+
+    def announce(self) -> None:
+        """Write the worker's row to the store and start the heartbeat."""
+
+    def load(self) -> None:
+        """Load the model. May be called again after a LoadError."""
+
+    def show_pause(self, reason: str) -> None:
+        """Show in the worker's row why it does not load now."""
+
+
 class Startup:
     """Loads one worker's model, and retries until that succeeds. Every attempt is a row of the store's load attempts."""
 
-    def __init__(self, worker: Worker, store: Store, model: str, deployment: str, args: AppArgs) -> None:
+    def __init__(self, worker: Loading, store: Store, model: str, deployment: str, args: AppArgs) -> None:
         self._worker = worker
         self._store = store
         self._model = model

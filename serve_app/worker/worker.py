@@ -208,7 +208,9 @@ class Worker:
     def _new_planning(self) -> Planning | None:
         if self._planner is None:
             return None
-        return Planning(self._planner.planner, self._store, self._queue, self._heartbeat, self)
+        return Planning(
+            self.model, self._planner.planner, self._store, self._queue, heartbeat=self._heartbeat, host=self
+        )
 
     def _load_planner(self) -> dict[str, Any]:
         """Load the planner beside the model, if there is one. What the row's facts say about it."""

@@ -123,7 +123,7 @@ def running(
 
 
 def _planner(name: str, model: ModelArgs, folder: Path) -> PlannerInWorker | None:
-    if not model.planner.is_on:
+    if not model.planner.is_on or model.planner.runs_alone:
         return None
     return PlannerInWorker(new_planner(name, model, folder), model.planner.jobs_at_once)
 

@@ -136,7 +136,7 @@ class Health(BaseModel):
     )
     oldest_wait_s: float | None = Field(description="Age of the oldest queued job, in seconds.", examples=[3.2])
     workers: list[WorkerView] = Field(description="Every worker that is alive or failed recently.")
-    scale: dict[str, ScaleView] = Field(description="Workers by model.")
+    scale: dict[str, ScaleView] = Field(description="Workers by model; `MODEL:planner` are processes that only plan.")
     breakers: dict[str, BreakerView] = Field(description="Crash breakers by model.")
     costs: dict[str, CostView] = Field(description="Device time and cost of the last day, by model.")
     notices: list[str] = Field(

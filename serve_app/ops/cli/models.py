@@ -44,7 +44,8 @@ def reset(context: typer.Context, model: ModelName) -> None:
     Sophia forgets the model's failed loads, and its workers try to load it again.
     """
     args = configuration(context)
-    require_model(model, args)
+    if model not in args.stages:
+        require_model(model, args)
     with open_store(args) as store:
         forgotten = store.load_attempts.reset(model)
     if not forgotten:

@@ -1,0 +1,91 @@
+"""Reads the queue and the processes of a model's planner, as the autoscaling policy's observation.
+
+A process plans many jobs at once, so the policy counts in batches: the waiting plans divided by `jobs_at_once`, and the processes
+that are planning.
+"""
+
+from math import ceil
+from typing import Any
+
+import sqlalchemy as sa
+
+from serve_app.config import BreakerArgs, DatabaseArgs, ScalingArgs, planner_stage
+from serve_app.ray_adapters import ray_kv
+from serve_app.scaling.observation import Share, StoreFleet
+from serve_app.store import Store
+from serve_app.store.clock import now
+from serve_app.store.plan_rows import PlanState, plan_is
+from serve_app.store.tables import plans, workers
+
+
+def open_planner_fleet(bounds: ScalingArgs, database: str, jobs_at_once: int, **source: Any) -> "PlannerFleet":
+    """Open the fleet of a model's planner, as `open_fleet` opens that of its workers; `source` has the rest of its arguments."""
+    store = Store(ray_kv.get(database), DatabaseArgs.model_validate(source["limits"]))
+    return PlannerFleet(
+        store,
+        source["model"],
+        source["deployment"],
+        bounds,
+        BreakerArgs.model_validate(source["breaker"]),
+        cluster=source["cluster"],
+        jobs_at_once=jobs_at_once,
+    )
+
+
+class PlannerFleet(StoreFleet):
+    """One cluster's part of the plans of one model, and of the processes that make them."""
+
+    def __init__(
+        self,
+        store: Store,
+        model: str,
+        deployment: str,
+        bounds: ScalingArgs,
+        breaker: BreakerArgs,
+        *,
+        jobs_at_once: int,
+        cluster: str = "",
+    ) -> None:
+        super().__init__(store, planner_stage(model), deployment, bounds, breaker, cluster=cluster)
+        self._planned_model = model
+        self._jobs_at_once = jobs_at_once
+
+    def _speed(self) -> float | None:
+        return self._store.plans.speed(self._planned_model)
+
+    def _paused(self) -> str | None:
+        pause = self._store.pauses.all().get(self._planned_model)
+        return pause.reason if pause else None
+
+    def _queued(self, connection: sa.Connection, share: Share, startup_s: float) -> tuple[int, float]:  # noqa: ARG002
+        """(batches, seconds of audio) of this cluster's part of the waiting plans."""
+        sums = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(plans.c.audio_seconds), 0.0))
+        waiting = (plans.c.model == self._planned_model, plan_is(PlanState.WAITING))
+        count, audio_s = connection.execute(sums.where(*waiting)).one()
+        ours, ours_s = share.of(int(count), audio_s)
+        return ceil(ours / self._jobs_at_once), ours_s
+
+    def _without_songs(self) -> tuple[int, float]:
+        return 0, 0.0  # `_queued` counts them
+
+    def _running(self, draining: list[str]) -> sa.Select[Any]:
+        """One row for each process that plans: its plans' `audio_seconds`, and for how long the last one has been made."""
+        others = sa.select(workers.c.id).where(workers.c.cluster.not_in(self._our_names))
+        ours = plans.c.worker.not_in(draining), plans.c.worker.not_in(others)
+        columns: list[Any] = [
+            sa.func.sum(plans.c.audio_seconds).label("audio_seconds"),
+            (now() - sa.func.max(plans.c.started_at)).label("ran_s"),
+        ]
+        at_work = plans.c.model == self._planned_model, plan_is(PlanState.PLANNING), *ours
+        return sa.select(*columns).where(*at_work).group_by(plans.c.worker)
+
+    def _submitted(self) -> sa.Table:
+        return plans
+
+    def _last_end(self) -> sa.Select[Any]:
+        ended = plans.c.model == self._planned_model, plan_is(PlanState.DONE)
+        since: sa.Select[Any] = sa.select(now() - sa.func.max(plans.c.finished_at)).where(*ended)
+        return since
+
+    def _queue_model(self) -> str:
+        return self._planned_model
