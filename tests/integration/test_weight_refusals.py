@@ -55,7 +55,7 @@ def test_a_hub_that_cannot_serve_is_reported_with_its_status(status: int, hub: H
     assert caught.value.cause == "transient"
 
 
-@pytest.mark.parametrize("source", ["not a repository", "a/b/c", "./models/ace"])
+@pytest.mark.parametrize("source", ["not/a repository", "a/b/c", "./models/ace"])
 def test_a_source_of_no_known_form_is_refused(source: str, tmp_path: Path) -> None:
     """A source that is neither a repository id nor an absolute folder is refused, before any network is used."""
     with pytest.raises(errors.UnknownRepository, match="neither a repository id"):
