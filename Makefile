@@ -72,12 +72,17 @@ manifests: .venv/installed .venv-skypilot/installed
 	$(BIN)/pytest -m manifests
 
 # The real client packages of other services against a running Sophia.
-clients: .venv/installed .venv-clients/installed
-	$(BIN)/pytest tests/integration/test_runpod_package.py
+clients: .venv/installed .venv-clients/installed tests/javascript/node_modules/installed
+	$(BIN)/pytest $(wildcard tests/integration/test_*_package.py)
 
 .venv-clients/installed: tests/clients.txt
 	$(PYTHON) -m venv .venv-clients
 	.venv-clients/bin/pip install --quiet --disable-pip-version-check -r tests/clients.txt
+	@touch $@
+
+tests/javascript/node_modules/installed: tests/javascript/package-lock.json
+	@command -v npm >/dev/null || { echo "The JavaScript clients need Node.js 20 or newer and npm; on Debian or Ubuntu: apt-get install nodejs npm" >&2; exit 1; }
+	cd tests/javascript && npm ci --no-audit --no-fund
 	@touch $@
 
 # SkyPilot wants older versions of what Ray needs, so it has an environment of its own.
