@@ -77,8 +77,10 @@ def problem(scope: Scope, error: SophiaError, wrong: list[FieldError] | None = N
 
 
 def _foreign_shape(scope: Scope) -> ErrorShape | None:
+    """The shape of the foreign API to which the path belongs; the longest beginning counts. None for a native path."""
     shapes: Mapping[str, ErrorShape] = scope["app"].state.error_shapes
-    return next((shape for prefix, shape in shapes.items() if scope["path"].startswith(prefix)), None)
+    matching = [prefix for prefix in shapes if scope["path"].startswith(prefix)]
+    return shapes[max(matching, key=len)] if matching else None
 
 
 async def _answer_ours(request: Request, error: Exception) -> JSONResponse:

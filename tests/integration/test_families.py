@@ -4,7 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 
+from serve_app.api import problems
 from serve_app.api.compat.families import FAMILIES, served_families
 from serve_app.config import ApiArgs
 from serve_app.errors import ConfigurationError
@@ -113,3 +116,14 @@ def test_all_sites_means_only_where_keys_are_needed(tmp_path: Path) -> None:
         answer = service.client.get("/v1/jobs", headers={"Origin": "https://other.example.com"})
 
         assert answer.status_code == 403
+
+
+def test_the_longest_beginning_decides_an_errors_shape() -> None:
+    """Where the paths of one family begin like those of another, an error has the shape of the longer beginning."""
+    app = FastAPI()
+    made_up = {"/made-up/": FAMILY.error_shape, "/made-up/inner/": lambda problem: (418, {"inner": problem.code})}
+    problems.install(app, made_up)
+
+    answer = TestClient(app).get("/made-up/inner/nothing")
+
+    assert (answer.status_code, answer.json()) == (418, {"inner": "not_found"})

@@ -34,18 +34,22 @@ class Translated(NamedTuple):
 
 
 def translated(
-    given: Mapping[str, Any], inside: str = "", decided: Mapping[str, tuple[str, Any]] = MappingProxyType({})
+    given: Mapping[str, Any],
+    inside: str = "",
+    decided: Mapping[str, tuple[str, Any]] = MappingProxyType({}),
+    own_names: Mapping[str, str] = MappingProxyType({}),
 ) -> Translated:
     """The request with the fields `given`, which may have Sophia's names or those in `spellings.FOREIGN_NAMES`.
 
     `inside` is the part of the client's body that has them, for errors. `decided` has, by Sophia's name, fields that the
-    family sets from elsewhere: the client's name and the value. Raises InvalidRequest, which names fields as the client does.
+    family sets from elsewhere: the client's name and the value. `own_names` has Sophia's name for names that mean this in one
+    family only; they count before all others. Raises InvalidRequest, which names fields as the client does.
     """
     prefix = f"{inside}." if inside else ""
     fields: dict[str, Any] = {}
     names: dict[str, str] = {}
     for name, value in given.items():
-        ours = name if name in _FIELDS else our_name(name) or name
+        ours = own_names.get(name) or (name if name in _FIELDS else our_name(name) or name)
         if value is None:
             continue
         if ours in fields and fields[ours] != value:
