@@ -1,6 +1,6 @@
 """Who is calling, and whether they may see what belongs to others."""
 
-from typing import Annotated
+from typing import Annotated, Final
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -14,6 +14,12 @@ _bearer = HTTPBearer(
     auto_error=False,
     description="An API key, created with `sophia keys create NAME`. Required if any key exists or if the operator requires one.",
 )
+_SCHEMES: Final = ("bearer", "key", "token")
+"""The words before a key in Authorization: `Key` is fal's, `Token` that of Replicate's older clients."""
+
+_KEY_HEADER: Final = "xi-api-key"
+"""ElevenLabs' header, which has the key alone."""
+
 _Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 
 
@@ -62,11 +68,15 @@ async def _authenticate(request: Request, context: Context) -> str:
 
 
 def _given_key(request: Request) -> str:
-    """The key in the Authorization header: after `Bearer`, or alone, as clients of some other services send it."""
-    scheme, _, rest = request.headers.get("authorization", "").strip().partition(" ")
+    """The key in the Authorization header, after a scheme or alone, or else in the header of ElevenLabs' clients."""
+    given = request.headers.get("authorization", "").strip()
+    if not given:
+        return request.headers.get(_KEY_HEADER, "").strip()
+    scheme, _, rest = given.partition(" ")
+    is_known = scheme.lower() in _SCHEMES
     if not rest:
-        return "" if scheme.lower() == "bearer" else scheme
-    return rest.strip() if scheme.lower() == "bearer" else ""
+        return "" if is_known else scheme
+    return rest.strip() if is_known else ""
 
 
 def _anonymous(request: Request, context: Context) -> str:

@@ -7,13 +7,11 @@ from serve_app import errors
 from serve_app.api.auth import Owner
 from serve_app.api.context import ContextDep
 from serve_app.api.error_responses import SUBMISSION, error_responses
-from serve_app.api.explanations import why_no_songs
 from serve_app.api.file_answer import FILE_RESPONSES, answer_file
 from serve_app.api.multipart import multipart_body
 from serve_app.api.parameters import IdempotencyKey
 from serve_app.api.submission_route import SubmissionRoute
-from serve_app.api.waiting_calls import finished_job
-from serve_app.jobs import Job, Status
+from serve_app.api.waiting_calls import finished_job, succeeded
 from serve_app.music import MusicRequest
 
 router = APIRouter(tags=["jobs"], route_class=SubmissionRoute)
@@ -58,14 +56,4 @@ async def generate_song(
     result with later. Until then, the same request continues to wait for the same job.
     """
     ended = await finished_job(request, context, body, owner, idempotency_key)
-    return await answer_file(request, context, _succeeded(ended), 0)
-
-
-def _succeeded(job: Job | None) -> Job:
-    """The job of a waiting call, None if it was deleted. Raises Conflict, DeadlineExceeded or GenerationError without a song."""
-    if job is None:
-        raise errors.Conflict("The job was deleted before it had ended")
-    if job.status is Status.SUCCEEDED:
-        return job
-    kinds = {Status.EXPIRED: errors.DeadlineExceeded, Status.FAILED: errors.GenerationError}
-    raise kinds.get(job.status, errors.Conflict)(f"Job {job.id} has no songs: {why_no_songs(job)}")
+    return await answer_file(request, context, succeeded(ended), 0)

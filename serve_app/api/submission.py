@@ -34,6 +34,7 @@ async def submit(
     idempotency_key: str | None = None,
     *,
     family: str = "",
+    warnings: Sequence[str] = (),
     call: WaitingCall | None = None,
 ) -> tuple[Job, bool]:
     """Add a job to the queue. Return the job, which is on disk by then, and whether it is new.
@@ -41,9 +42,9 @@ async def submit(
     Fills in the model, the seeds, the adapters' scales and the length of audio codes that the request leaves out. A job is not
     new if the owner has submitted the same request with the same idempotency key before, or if a waiting `call` takes over the
     job of an earlier one.
-    `family` is the foreign API that the request came by. Raises InvalidRequest, UnusableAudio,
-    IdempotencyConflict, QuotaExceeded, QueueFull, StoreUnavailable and ArtifactsUnavailable; also ClientDisconnect if the waiting
-    caller has left before there was a job.
+    `family` is the foreign API that the request came by; `warnings` are sentences for the job about what its client asked for and
+    does not get. Raises InvalidRequest, UnusableAudio, IdempotencyConflict, QuotaExceeded, QueueFull, StoreUnavailable and
+    ArtifactsUnavailable; also ClientDisconnect if the waiting caller has left before there was a job.
     """
     adapters = await known_adapters(context, request.model) if request.lora else None
     named = await named_audio(context, request, owner)
@@ -75,7 +76,7 @@ async def submit(
             max_attempts=queue.max_attempts,
             once=OnceKey(idempotency_key, mark) if idempotency_key or call else None,
             admission=Admission(queue, context.args.inputs.ttl_s, family, plan=new_plan(request, planned.plan)),
-            warnings=(*_warnings(given, request), *planned.warnings),
+            warnings=(*warnings, *_warnings(given, request), *planned.warnings),
         )
     except NotFound as error:  # an input was deleted or expired after it was checked
         raise InvalidRequest(error.message) from error

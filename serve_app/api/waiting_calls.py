@@ -1,6 +1,7 @@
 """Waiting calls: requests that are answered with the finished job. What happens when the caller leaves."""
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
 
 from fastapi import Request
@@ -8,9 +9,10 @@ from starlette.requests import ClientDisconnect
 
 from serve_app import errors
 from serve_app.api.context import Context
+from serve_app.api.explanations import why_no_songs
 from serve_app.api.repeated_calls import WaitingCall
 from serve_app.api.submission import submit
-from serve_app.jobs import Job
+from serve_app.jobs import Job, Status
 from serve_app.music import MusicRequest
 
 
@@ -22,6 +24,7 @@ async def finished_job(
     idempotency_key: str | None = None,
     *,
     family: str = "",
+    warnings: Sequence[str] = (),
     timeout_s: float | None = None,
 ) -> Job | None:
     """Submit a job, wait until it ends, and return its latest version; None if it was deleted.
@@ -29,11 +32,12 @@ async def finished_job(
     Without `timeout_s` the job's deadline limits the wait; with it, the job may be unfinished. If the caller leaves, the job is
     cancelled after `api.leave_grace_s`, unless the same call is repeated before, or has an idempotency key to ask with later.
     Raises ClientDisconnect then; ServiceStopping without `timeout_s`, if the service is about to stop; TooManyRequests, and what
-    `submit` raises. See `submit` for `family`.
+    `submit` raises. See `submit` for `family` and `warnings`.
     """
     with context.limits.waits.hold(owner):
         call = WaitingCall()
-        submitting = asyncio.ensure_future(submit(context, song, owner, idempotency_key, family=family, call=call))
+        submission = submit(context, song, owner, idempotency_key, family=family, warnings=warnings, call=call)
+        submitting = asyncio.ensure_future(submission)
         finishing = asyncio.create_task(_finished(context, submitting, timeout_s))
         leaving = asyncio.create_task(disconnected(request))
         try:
@@ -50,6 +54,16 @@ async def finished_job(
             finishing.cancel()
             leaving.cancel()
             context.repeated_calls.end(call)
+
+
+def succeeded(job: Job | None) -> Job:
+    """The job of a waiting call, None if it was deleted. Raises Conflict, DeadlineExceeded or GenerationError without a song."""
+    if job is None:
+        raise errors.Conflict("The job was deleted before it had ended")
+    if job.status is Status.SUCCEEDED:
+        return job
+    kinds = {Status.EXPIRED: errors.DeadlineExceeded, Status.FAILED: errors.GenerationError}
+    raise kinds.get(job.status, errors.Conflict)(f"Job {job.id} has no songs: {why_no_songs(job)}")
 
 
 async def _finished(

@@ -75,9 +75,9 @@ def test_the_table_of_foreign_names_leads_to_fields() -> None:
     assert not set(FOREIGN_NAMES) & fields
 
 
-@pytest.mark.parametrize("scheme", ["Bearer ", "bearer ", ""])
+@pytest.mark.parametrize("scheme", ["Bearer ", "bearer ", "Key ", "Token ", ""])
 def test_a_key_may_stand_alone_in_its_header(tmp_path: Path, scheme: str) -> None:
-    """`Authorization` may have the key after `Bearer` or alone, in native routes too; a wrong one is refused."""
+    """`Authorization` may have the key after `Bearer`, `Key`, `Token` or alone, in native routes too; a wrong one is refused."""
     with running(tmp_path, workers=0) as service:
         key = service.store.keys.create("studio")
         eventually(lambda: service.client.get("/v1/jobs").status_code == 401)
@@ -87,6 +87,21 @@ def test_a_key_may_stand_alone_in_its_header(tmp_path: Path, scheme: str) -> Non
             assert service.client.get(path, headers={"Authorization": f"{scheme}{key}x"}).status_code == 401
             assert service.client.get(path, headers={"Authorization": f"Basic {key}"}).status_code == 401
         assert "error" in service.client.get("/v2/ace-step/health").json()
+
+
+def test_a_key_may_be_in_elevenlabs_header(tmp_path: Path) -> None:
+    """`xi-api-key` has the key alone, unless there is an `Authorization`; a wrong one is refused."""
+    with running(tmp_path, workers=0) as service:
+        key = service.store.keys.create("studio")
+        eventually(lambda: service.client.get("/v1/jobs").status_code == 401)
+
+        def status(**headers: str) -> int:
+            named = {name.replace("_", "-"): value for name, value in headers.items()}
+            return service.client.get("/v1/jobs", headers=named).status_code
+
+        assert status(xi_api_key=key) == 200
+        assert status(xi_api_key=f"{key}x") == 401
+        assert status(xi_api_key=key, authorization="Bearer wrong") == 401
 
 
 def test_pages_of_configured_sites_may_call(tmp_path: Path) -> None:
