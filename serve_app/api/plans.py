@@ -6,27 +6,25 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from serve_app import errors
-from serve_app.api.audio_names import find_song, named_audio, with_known_audio
+from serve_app.api.audio_names import find_song
 from serve_app.api.auth import Owner
 from serve_app.api.context import Context, ContextDep
 from serve_app.api.error_responses import SUBMISSION, WITH_PARAMETERS, error_responses
 from serve_app.api.fetching import wrong_field, wrong_fields_error
 from serve_app.api.parameters import OwnJob
-from serve_app.api.plan_calls import PlanCall, plan_of_call
-from serve_app.api.planning import default_thinking, kept_language, plan_seed, with_plan, wrong_planner
-from serve_app.api.submission import random_seed, wrong_fields
+from serve_app.api.plan_calls import PlanCall, check_for_planner, plan_of_call, plan_of_song, written_song
+from serve_app.api.planning import default_thinking, with_plan, wrong_planner
+from serve_app.api.submission import wrong_fields
 from serve_app.api.submission_route import SubmissionRoute
 from serve_app.api.views.plans import PlanView
 from serve_app.artifacts.latents import codes_from_file
 from serve_app.config import AppArgs
 from serve_app.engine.planner.orders import order
-from serve_app.engine.planner.protocol import PlanKind, Sampling, Wishes
-from serve_app.engine.planner.requests import wishes_of
+from serve_app.engine.planner.protocol import Sampling, Wishes
 from serve_app.music import MAX_SEED, MusicRequest, song_of, spellings
 from serve_app.music.audio_fields import AudioName
 from serve_app.music.plan import Plan
 from serve_app.music.plan_fields import SongCodes
-from serve_app.music.song_fields import LONGEST_S
 from serve_app.store import NewPlan, PlanState
 
 router = APIRouter(tags=["plans"], route_class=SubmissionRoute)
@@ -123,7 +121,7 @@ async def make_plan(body: MusicRequest, request: Request, context: ContextDep, o
     `thinking` says how much is planned; without it and without a default of the model, codes. The answer comes when the plan is
     made. If the caller disconnects, planning ends.
     """
-    _check(context.args, body)
+    check_for_planner(context.args, body)
     if body.thinking == "none":
         raise wrong_field("thinking", "none", "must be 'metadata' or 'codes', because there is nothing else to do")
     song = (await with_plan(context, _thoughtful(context.args, body), owner)).request
@@ -131,7 +129,7 @@ async def make_plan(body: MusicRequest, request: Request, context: ContextDep, o
         raise wrong_field(
             "plan", "", "leaves nothing to plan, because it has the codes, or its task_type is not planned"
         )
-    return await _answer(request, context, owner, "plan", song)
+    return _view(await plan_of_song(request, context, owner, "plan", song))
 
 
 @router.post("/v1/format", summary="Write caption and lyrics anew", responses=_RESPONSES)
@@ -141,8 +139,7 @@ async def format_song(body: MusicRequest, request: Request, context: ContextDep,
     Fields that the request has are kept. The answer comes when it is written, without audio codes. Fields about rendering have
     no effect.
     """
-    _check(context.args, body)
-    return await _answer(request, context, owner, "format", _all_open(body))
+    return _view(await written_song(request, context, owner, "format", body))
 
 
 @router.post("/v1/sample", summary="Make up a song for a description", responses=_RESPONSES)
@@ -152,8 +149,7 @@ async def sample_song(body: MusicRequest, request: Request, context: ContextDep,
     With `lyrics` of `[Instrumental]` nothing is sung. The answer comes when it is written, without audio codes. As the `plan` of a
     request it becomes the song.
     """
-    _check(context.args, body)
-    return await _answer(request, context, owner, "sample", _all_open(body))
+    return _view(await written_song(request, context, owner, "sample", body))
 
 
 @router.post("/v1/understand", summary="Describe a song", responses=_RESPONSES)
@@ -172,30 +168,6 @@ async def understand_song(body: UnderstandRequest, request: Request, context: Co
     return _view(await plan_of_call(request, context, owner, call))
 
 
-async def _answer(request: Request, context: Context, owner: str, kind: PlanKind, song: MusicRequest) -> PlanView:
-    """What a planner makes of a request, as soon as it is there."""
-    named = await named_audio(context, song, owner)
-    if named.wrong:
-        raise wrong_fields_error(tuple(named.wrong))
-    known = await with_known_audio(context, named, owner)
-    seed = random_seed() if known.seed is None else known.seed
-    known = known.model_copy(update={"seed": seed, **plan_seed(known, seed)})
-    new = NewPlan(order(wishes_of(known), query=known.prompt), known.duration * known.played_songs, kind=kind)
-    call = PlanCall(new, known.model, known.deadline_s, known.priority)
-    return _view(await plan_of_call(request, context, owner, call))
-
-
-def _check(args: AppArgs, body: MusicRequest) -> None:
-    """Raise InvalidRequest if the configuration does not allow the request, or its model has no planner."""
-    wrong = (*wrong_fields(args, body.prompt, body.model, None), *wrong_planner(args, body.model))
-    if wrong:
-        raise wrong_fields_error(wrong)
-    if body.webhook_url:
-        raise wrong_field(
-            "webhook_url", body.webhook_url, "must be left out: the answer is the plan, and there is no job"
-        )
-
-
 def _thoughtful(args: AppArgs, body: MusicRequest) -> MusicRequest:
     """The request with `thinking`: its own, the model's default, or codes."""
     if body.thinking is not None:
@@ -204,12 +176,6 @@ def _thoughtful(args: AppArgs, body: MusicRequest) -> MusicRequest:
     takes_codes = body.task_type == "text2music" and body.audio_codes is None
     wanted = "codes" if default == "none" else default
     return body.model_copy(update={"thinking": wanted if takes_codes else "metadata"})
-
-
-def _all_open(body: MusicRequest) -> MusicRequest:
-    """The request with everything left to the planner that it does not have, the length as well."""
-    length = {} if "duration" in body.model_fields_set else {"duration": float(LONGEST_S), "auto_duration": True}
-    return body.model_copy(update={"thinking": "metadata", **length, **kept_language(body)})
 
 
 def _codes_of(context: Context, name: str, owner: str) -> list[int]:

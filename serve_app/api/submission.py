@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from starlette.requests import ClientDisconnect
 
@@ -27,14 +27,25 @@ NOT_BLANK: Final = r"^[^\x00]*[^\s\x00][^\x00]*$"
 """A prompt must not be blank. `MusicRequest` itself allows it, because jobs of earlier versions may have a blank prompt."""
 
 
+class Origin(NamedTuple):
+    """The foreign API that a request came by."""
+
+    family: str = ""
+    """Its name in the table of families; empty for a native request."""
+    warnings: tuple[str, ...] = ()
+    """Sentences for the job about what its client asked for and does not get."""
+
+
+NATIVE: Final = Origin()
+
+
 async def submit(
     context: Context,
     request: MusicRequest,
     owner: str,
     idempotency_key: str | None = None,
     *,
-    family: str = "",
-    warnings: Sequence[str] = (),
+    origin: Origin = NATIVE,
     call: WaitingCall | None = None,
 ) -> tuple[Job, bool]:
     """Add a job to the queue. Return the job, which is on disk by then, and whether it is new.
@@ -42,9 +53,8 @@ async def submit(
     Fills in the model, the seeds, the adapters' scales and the length of audio codes that the request leaves out. A job is not
     new if the owner has submitted the same request with the same idempotency key before, or if a waiting `call` takes over the
     job of an earlier one.
-    `family` is the foreign API that the request came by; `warnings` are sentences for the job about what its client asked for and
-    does not get. Raises InvalidRequest, UnusableAudio, IdempotencyConflict, QuotaExceeded, QueueFull, StoreUnavailable and
-    ArtifactsUnavailable; also ClientDisconnect if the waiting caller has left before there was a job.
+    Raises InvalidRequest, UnusableAudio, IdempotencyConflict, QuotaExceeded, QueueFull, StoreUnavailable and ArtifactsUnavailable;
+    also ClientDisconnect if the waiting caller has left before there was a job.
     """
     adapters = await known_adapters(context, request.model) if request.lora else None
     named = await named_audio(context, request, owner)
@@ -75,8 +85,8 @@ async def submit(
             deadline_s=request.deadline_s or queue.default_deadline_s,
             max_attempts=queue.max_attempts,
             once=OnceKey(idempotency_key, mark) if idempotency_key or call else None,
-            admission=Admission(queue, context.args.inputs.ttl_s, family, plan=new_plan(request, planned.plan)),
-            warnings=(*warnings, *_warnings(given, request), *planned.warnings),
+            admission=Admission(queue, context.args.inputs.ttl_s, origin.family, plan=new_plan(request, planned.plan)),
+            warnings=(*origin.warnings, *_warnings(given, request), *planned.warnings),
         )
     except NotFound as error:  # an input was deleted or expired after it was checked
         raise InvalidRequest(error.message) from error

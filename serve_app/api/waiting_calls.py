@@ -1,7 +1,6 @@
 """Waiting calls: requests that are answered with the finished job. What happens when the caller leaves."""
 
 import asyncio
-from collections.abc import Sequence
 from contextlib import suppress
 
 from fastapi import Request
@@ -11,7 +10,7 @@ from serve_app import errors
 from serve_app.api.context import Context
 from serve_app.api.explanations import why_no_songs
 from serve_app.api.repeated_calls import WaitingCall
-from serve_app.api.submission import submit
+from serve_app.api.submission import NATIVE, Origin, submit
 from serve_app.jobs import Job, Status
 from serve_app.music import MusicRequest
 
@@ -23,8 +22,7 @@ async def finished_job(
     owner: str,
     idempotency_key: str | None = None,
     *,
-    family: str = "",
-    warnings: Sequence[str] = (),
+    origin: Origin = NATIVE,
     timeout_s: float | None = None,
 ) -> Job | None:
     """Submit a job, wait until it ends, and return its latest version; None if it was deleted.
@@ -32,12 +30,11 @@ async def finished_job(
     Without `timeout_s` the job's deadline limits the wait; with it, the job may be unfinished. If the caller leaves, the job is
     cancelled after `api.leave_grace_s`, unless the same call is repeated before, or has an idempotency key to ask with later.
     Raises ClientDisconnect then; ServiceStopping without `timeout_s`, if the service is about to stop; TooManyRequests, and what
-    `submit` raises. See `submit` for `family` and `warnings`.
+    `submit` raises.
     """
     with context.limits.waits.hold(owner):
         call = WaitingCall()
-        submission = submit(context, song, owner, idempotency_key, family=family, warnings=warnings, call=call)
-        submitting = asyncio.ensure_future(submission)
+        submitting = asyncio.ensure_future(submit(context, song, owner, idempotency_key, origin=origin, call=call))
         finishing = asyncio.create_task(_finished(context, submitting, timeout_s))
         leaving = asyncio.create_task(disconnected(request))
         try:

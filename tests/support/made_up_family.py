@@ -9,7 +9,7 @@ from serve_app.api.compat.family import Family
 from serve_app.api.compat.translation import translated
 from serve_app.api.context import ContextDep
 from serve_app.api.parameters import OwnJob
-from serve_app.api.submission import submit
+from serve_app.api.submission import Origin, submit
 from serve_app.api.views.problem import Problem
 
 router = APIRouter(prefix="/made-up", include_in_schema=False)
@@ -19,7 +19,7 @@ router = APIRouter(prefix="/made-up", include_in_schema=False)
 async def compose(body: Annotated[dict[str, Any], Body()], context: ContextDep, owner: Owner) -> dict[str, str]:
     asked = translated(body)
     with asked.errors_named_as_given():
-        job, _ = await submit(context, asked.song, owner, family="made-up")
+        job, _ = await submit(context, asked.song, owner, origin=Origin("made-up"))
     return {"composition": job.id}
 
 

@@ -23,7 +23,7 @@ from serve_app.api.context import Context, ContextDep
 from serve_app.api.fleet import count_ready, decisions_by_model, is_starting, living_workers, of_model
 from serve_app.api.inline_audio import InlineAudioAnswer, songs_that_fit
 from serve_app.api.parameters import IdempotencyKey
-from serve_app.api.submission import submit
+from serve_app.api.submission import Origin, submit
 from serve_app.api.views.jobs import Progress
 from serve_app.api.views.problem import Problem
 from serve_app.api.waiting_calls import finished_job
@@ -32,7 +32,7 @@ from serve_app.errors import ArtifactsUnavailable, Conflict, NotFound, RunLimitE
 from serve_app.jobs import Job, Status, WorkerPhase, new_id
 from serve_app.plurals import alternatives
 
-_NAME: Final = "runpod"
+_ORIGIN: Final = Origin("runpod")
 
 STATES: Final[Mapping[Status, str]] = {
     Status.QUEUED: "IN_QUEUE",
@@ -115,7 +115,7 @@ async def run(
         return {"id": f"{_PING}{new_id()}", "status": STATES[Status.QUEUED]}
     asked = body.translated(model)
     with asked.errors_named_as_given():
-        job, _ = await submit(context, asked.song, owner, idempotency_key, family=_NAME)
+        job, _ = await submit(context, asked.song, owner, idempotency_key, origin=_ORIGIN)
     return {"id": job.id, "status": _state(job)}
 
 
@@ -136,7 +136,7 @@ async def runsync(
     asked = body.translated(model)
     with asked.errors_named_as_given():
         job = await finished_job(
-            request, context, asked.song, owner, idempotency_key, family=_NAME, timeout_s=wait / 1000
+            request, context, asked.song, owner, idempotency_key, origin=_ORIGIN, timeout_s=wait / 1000
         )
     if job is None:
         raise NotFound("The job was deleted")
