@@ -9,8 +9,9 @@ from serve_app import weights
 from serve_app.config import ModelArgs
 from serve_app.engine.ace_step.engine import AceStepEngine
 from serve_app.store import Store
-from tests.support.databases import empty_database, postgresql
+from tests.support.databases import copied_database, empty_database, migrated_template, postgresql
 from tests.support.leaks import Leaks
+from tests.support.migrated import migrate
 
 
 @pytest.hookimpl(trylast=True)
@@ -65,10 +66,33 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return url
 
 
+@pytest.fixture(scope="session")
+def postgresql_template(postgresql_server: str) -> Iterator[str]:
+    """The name of a PostgreSQL database with Sophia's tables."""
+    with migrated_template(postgresql_server) as name:
+        yield name
+
+
 @pytest.fixture
-def store(database_url: str) -> Iterator[Store]:
+def migrated_postgresql_url(postgresql_server: str, postgresql_template: str) -> Iterator[str]:
+    """A PostgreSQL database with Sophia's tables and without rows."""
+    with copied_database(postgresql_server, postgresql_template) as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     """A store with its tables made, on each kind of database."""
-    store = Store(database_url)
-    store.migrate()
+    if request.param == "sqlite":
+        store = Store(f"sqlite:///{tmp_path / 'jobs.db'}")
+        migrate(store)
+    else:
+        store = Store(request.getfixturevalue("migrated_postgresql_url"))
     yield store
     store.close()
+
+
+@pytest.fixture
+def store_url(store: Store) -> str:
+    """The address of the database of the fixture `store`, for another store of it."""
+    return store.database.url.render_as_string(hide_password=False)

@@ -12,6 +12,7 @@ from serve_app.engine.ace_step.engine import AceStepEngine
 from serve_app.store import Store
 from tests.support.engines import base_engine
 from tests.support.hub import Hub, serving
+from tests.support.migrated import migrate
 from tests.support.running import SONG, Service, running, simulated
 from tests.support.webhooks import Receiver, running_receiver
 
@@ -27,7 +28,7 @@ def receiver() -> Iterator[Receiver]:
 def sqlite_store(tmp_path: Path) -> Iterator[Store]:
     """A store on SQLite, for tests in which the kind of database does not matter."""
     store = Store(f"sqlite:///{tmp_path / 'jobs.db'}")
-    store.migrate()
+    migrate(store)
     yield store
     store.close()
 

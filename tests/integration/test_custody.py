@@ -161,7 +161,7 @@ def test_an_unfinished_count_proves_nothing(store: Store, artifacts: Artifacts) 
 def test_more_orphans_than_the_share_stay_until_an_operator_says_so(
     store: Store,
     artifacts: Artifacts,
-    database_url: str,
+    store_url: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -174,7 +174,7 @@ def test_more_orphans_than_the_share_stay_until_an_operator_says_so(
     audit(store, artifacts, KEPT, always)
     assert keys(artifacts) == everything
     assert "removed none of the 11 files" in store.installation.refusal()
-    monkeypatch.setenv("SOPHIA_DATABASE_URL", database_url)
+    monkeypatch.setenv("SOPHIA_DATABASE_URL", store_url)
     monkeypatch.setenv("SOPHIA_ARTIFACTS_URL", (tmp_path / "audio").as_uri())
     monkeypatch.setenv("SOPHIA_RETENTION__ORPHANS_S", "0")
     monkeypatch.chdir(tmp_path)

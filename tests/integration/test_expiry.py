@@ -75,7 +75,7 @@ def test_more_than_a_page_is_worked_through(store: Store, artifacts: Artifacts, 
 def test_a_wrong_clock_costs_a_share_and_not_everything(
     store: Store,
     artifacts: Artifacts,
-    database_url: str,
+    store_url: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -90,7 +90,7 @@ def test_a_wrong_clock_costs_a_share_and_not_everything(
     said = store.installation.held_back()
     expire(store, artifacts, few, always)
     after_two = len(keys(artifacts))
-    monkeypatch.setenv("SOPHIA_DATABASE_URL", database_url)
+    monkeypatch.setenv("SOPHIA_DATABASE_URL", store_url)
     monkeypatch.setenv("SOPHIA_ARTIFACTS_URL", (tmp_path / "audio").as_uri())
     monkeypatch.chdir(tmp_path)
     assert main(["artifacts", "expire"]) == 0

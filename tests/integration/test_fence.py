@@ -51,10 +51,9 @@ def test_two_holders_of_one_attempt_store_different_files() -> None:
 
 
 @pytest.mark.fault("A3")
-def test_a_claim_is_on_disk_before_the_worker_begins(postgresql_url: str) -> None:
+def test_a_claim_is_on_disk_before_the_worker_begins(migrated_postgresql_url: str) -> None:
     """Claiming never asks PostgreSQL to acknowledge a commit that it has not written."""
-    store = Store(postgresql_url)
-    store.migrate()
+    store = Store(migrated_postgresql_url)
     statements: list[str] = []
     sa.event.listen(
         store.database.engine, "before_cursor_execute", lambda *arguments: statements.append(str(arguments[2]))

@@ -48,7 +48,7 @@ retention = RetentionArgs(results_s=604800, rows_s=2592000, orphans_s=0, orphans
 
 @pytest.mark.parametrize(("work", "pages"), [("expire", 2), ("expire", 3), ("audit", 6), ("audit", 7), ("audit", 10)])
 def test_a_janitor_that_is_killed_half_way_is_made_good_by_the_next(
-    store: Store, artifacts: Artifacts, database_url: str, tmp_path: Path, work: str, pages: int
+    store: Store, artifacts: Artifacts, store_url: str, tmp_path: Path, work: str, pages: int
 ) -> None:
     """After kill -9 between two pages, the next run leaves no file without a job and no job with a missing file."""
     count = 2 * PAGE + 20
@@ -58,7 +58,7 @@ def test_a_janitor_that_is_killed_half_way_is_made_good_by_the_next(
         artifacts.delete([key_of(job) for job in made[: count // 2]])
     at_first = untrue(store, artifacts, made)
 
-    run_and_kill(work, database_url, (tmp_path / "audio").as_uri(), pages)
+    run_and_kill(work, store_url, (tmp_path / "audio").as_uri(), pages)
     half_way = untrue(store, artifacts, made)
     (expire if work == "expire" else audit)(store, artifacts, KEPT, always)
 

@@ -18,13 +18,13 @@ def test_a_lease_has_one_holder_until_it_ends_or_rests(store: Store) -> None:
     assert not store.leases.take("a", "two", 60)
 
 
-def test_one_of_many_gets_the_lease(store: Store, database_url: str) -> None:
+def test_one_of_many_gets_the_lease(store: Store, store_url: str) -> None:
     """Of eight that ask at once for a new lease, exactly one gets it."""
     together = threading.Barrier(8)
     got: list[bool] = []
 
     def ask(n: int) -> None:
-        mine = Store(database_url)
+        mine = Store(store_url)
         together.wait()
         got.append(mine.leases.take("a", str(n), 60))
         mine.close()

@@ -26,6 +26,7 @@ from tests.support.environments import bare, distribution, finding, without
 from tests.support.failure_codes import provoked
 from tests.support.hub import COMMIT, REPOSITORY, Hub, serving
 from tests.support.layouts import ORIGINAL_CONFIG, make_original
+from tests.support.migrated import migrate
 
 WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
 CONFIG = "transformer/config.json"
@@ -249,7 +250,7 @@ def test_a_worker_tells_why_its_model_cannot_be_loaded(
     monkeypatch.setattr(weights.cache, "MAX_FAILURES", 1)
     engine = AceStepEngine("m", case.broken(scene), scene.cache)
     store = Store(f"sqlite:///{tmp_path / 'jobs.db'}")
-    store.migrate()
+    migrate(store)
     worker = Worker("m", engine, store, Artifacts((tmp_path / "audio").as_uri()), QueueArgs())
 
     with pytest.raises(errors.LoadError):

@@ -10,12 +10,13 @@ import sqlalchemy as sa
 from benchmarks.long_queue import ASKED, Queue, fill
 from serve_app.store import Store
 from serve_app.store.places import FAR
+from tests.support.migrated import migrate
 
 
 def steps_of(folder: Path, count: int, owners: int) -> dict[str, int]:
     """How many tens of instructions SQLite's machine takes for each thing that is asked of so long a queue."""
     store = Store(f"sqlite:///{folder / str(count)}.db")
-    store.migrate()
+    migrate(store)
     fill(store, count, owners)
     steps = [0]
 

@@ -45,13 +45,11 @@ worker.join()
 # --- Death ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_worker_killed_in_the_middle_is_noticed_long_before_its_lease_is_over(
-    store: Store, database_url: str
-) -> None:
+def test_a_worker_killed_in_the_middle_is_noticed_long_before_its_lease_is_over(store: Store, store_url: str) -> None:
     """The job of a killed worker is queued again when its host checks for dead processes, before its lease ends."""
     job = submit(store, steps=200)
     root = str(ROOT)
-    process = subprocess.Popen([sys.executable, "-c", WORKER, database_url], env={**os.environ, "PYTHONPATH": root})
+    process = subprocess.Popen([sys.executable, "-c", WORKER, store_url], env={**os.environ, "PYTHONPATH": root})
     try:
         eventually(lambda: (store.jobs.get(job.id).progress or {}).get("step", 0) >= 1)
         store.collect_dead_processes()

@@ -86,11 +86,10 @@ def test_an_input_stays_while_a_job_needs_it(store: Store, artifacts: Artifacts,
 
 
 def test_a_deletion_waits_for_a_submission_that_names_the_input(
-    postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+    migrated_postgresql_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The deletion begins while the submission's transaction holds the input, and is refused when that has committed."""
-    with closing(Store(postgresql_url)) as store, ThreadPoolExecutor(1) as others:
-        store.migrate()
+    with closing(Store(migrated_postgresql_url)) as store, ThreadPoolExecutor(1) as others:
         kept = add(store)
         deletions: list[Future[StoredInput]] = []
 
@@ -109,11 +108,10 @@ def test_a_deletion_waits_for_a_submission_that_names_the_input(
 
 
 def test_a_deletion_waits_for_a_submission_that_names_the_jobs_song(
-    postgresql_url: str, monkeypatch: pytest.MonkeyPatch, artifacts: Artifacts
+    migrated_postgresql_url: str, monkeypatch: pytest.MonkeyPatch, artifacts: Artifacts
 ) -> None:
     """As with an input; and a submission that names a song of a deleted job is refused."""
-    with closing(Store(postgresql_url)) as store, ThreadPoolExecutor(1) as others:
-        store.migrate()
+    with closing(Store(migrated_postgresql_url)) as store, ThreadPoolExecutor(1) as others:
         source = song(store, artifacts)
         deletions: list[Future[Job]] = []
         hold_recordings = serve_app.store.jobs._hold_recordings

@@ -166,10 +166,8 @@ def test_the_deadline_ends_a_song_that_waits_and_names_the_store(tmp_path: Path)
 
 
 @pytest.mark.fault("B14")
-def test_seconds_of_waiting_for_the_store_are_no_seconds_of_running(database_url: str) -> None:
+def test_seconds_of_waiting_for_the_store_are_no_seconds_of_running(store: Store) -> None:
     """Time spent waiting for the store extends an attempt's run limit by as much."""
-    store = Store(database_url)
-    store.migrate()
     went_on = _claimed(store, stage="denoising", waited_s=100.0)
     waits = _claimed(store, stage="storing", waited_s=0.0)
     ran = _claimed(store, stage="denoising", waited_s=0.0)
@@ -182,7 +180,6 @@ def test_seconds_of_waiting_for_the_store_are_no_seconds_of_running(database_url
         connection.execute(jobs.update().values(started_at=jobs.c.started_at - 100))
     store.time_limits.enforce(run_limit_s=50)
     later = [store.jobs.get(job).status for job in (went_on, waits)]
-    store.close()
 
     assert states == [Status.RUNNING, Status.RUNNING, Status.FAILED]
     assert later == [Status.FAILED, Status.RUNNING]

@@ -10,9 +10,9 @@ from tests.support.helpers import eventually
 from tests.support.queue import submit
 
 
-def test_a_change_by_another_process_wakes_a_waiter(store: Store, database_url: str) -> None:
+def test_a_change_by_another_process_wakes_a_waiter(store: Store, store_url: str) -> None:
     """A process that waits for work is woken by a submission through another connection."""
-    other = Store(database_url)
+    other = Store(store_url)
     try:
         store.notifications.wait(
             "queued", store.notifications.count("queued"), 1
@@ -35,11 +35,10 @@ def test_a_change_by_another_process_wakes_a_waiter(store: Store, database_url: 
         other.close()
 
 
-def test_watching_survives_a_database_that_comes_back(postgresql_url: str) -> None:
+def test_watching_survives_a_database_that_comes_back(migrated_postgresql_url: str) -> None:
     """A watcher whose connection was cut is woken by changes again, and counts the gap as one change."""
-    store = Store(postgresql_url)
+    store = Store(migrated_postgresql_url)
     try:
-        store.migrate()
         seen = store.notifications.count("ended")
         assert store.notifications.wait("ended", seen, 20)
         seen = store.notifications.count("ended")

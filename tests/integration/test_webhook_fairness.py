@@ -18,10 +18,10 @@ from tests.support.helpers import eventually
 from tests.support.webhooks import Receiver, final_delivery, running_receiver, running_sender, succeeded_with_webhook
 
 
-def test_many_senders_share_the_work(store: Store, receiver: Receiver, database_url: str) -> None:
+def test_many_senders_share_the_work(store: Store, receiver: Receiver, store_url: str) -> None:
     """Three senders send each of twenty events once."""
     made = [succeeded_with_webhook(store, receiver.url) for _ in range(20)]
-    others = [Store(database_url) for _ in range(2)]
+    others = [Store(store_url) for _ in range(2)]
     with running_sender(store), running_sender(others[0]), running_sender(others[1]):
         ids = {final_delivery(store, job).id for job in made}
     for other in others:

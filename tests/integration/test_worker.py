@@ -23,6 +23,7 @@ from serve_app.music import SELF_TEST, MusicRequest
 from serve_app.store import Store
 from serve_app.worker.worker import Worker
 from tests.support.helpers import eventually
+from tests.support.migrated import migrate
 from tests.support.running import shared_encoders, simulated
 
 QUEUE = QueueArgs(lease_s=2)
@@ -66,7 +67,7 @@ class Bench:
 def bench(tmp_path: Path) -> Iterator[Bench]:
     """A store, an artifact folder, and a way to start workers."""
     store = Store(f"sqlite:///{tmp_path / 'jobs.db'}")
-    store.migrate()
+    migrate(store)
     bench = Bench(store, Artifacts((tmp_path / "audio").as_uri()), [])
     yield bench
     for worker in bench.workers:

@@ -24,6 +24,7 @@ from serve_app.store import Store
 from serve_app.worker.planner_in_worker import PlannerInWorker
 from serve_app.worker.worker import Worker, WorkerOptions
 from tests.support.helpers import eventually
+from tests.support.migrated import migrate as migrate_store
 
 SONG: Final[dict[str, Any]] = {"prompt": "warm lo-fi piano", "duration": 2, "seed": 7, "format": "flac"}
 """A request for a short song."""
@@ -86,7 +87,7 @@ def running(
         store = Store(args.resolved_database_url, args.database)
         stack.callback(store.close)
         if migrate:
-            store.migrate()
+            migrate_store(store)
         artifacts = Artifacts(args.resolved_artifacts_url)
         for _ in range(workers):
             model = args.models[name]

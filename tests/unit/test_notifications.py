@@ -8,13 +8,14 @@ import pytest
 
 from serve_app.store import Store
 from tests.support.helpers import eventually
+from tests.support.migrated import migrate
 
 
 @pytest.fixture
 def quiet(tmp_path: Path) -> Iterator[Store]:
     """A store that has already announced its connection."""
     store = Store(f"sqlite:///{tmp_path / 'jobs.db'}")
-    store.migrate()
+    migrate(store)
     store.notifications.count("ended")
     eventually(lambda: store.notifications.count("ended") > 1)
     yield store

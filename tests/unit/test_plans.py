@@ -12,6 +12,7 @@ from serve_app.errors import GenerationError
 from serve_app.jobs import Job
 from serve_app.scaling.observation import StoreFleet
 from serve_app.store import Beat, Store
+from tests.support.migrated import migrate
 from tests.support.queue import claim, claim_plan, finish, submit, submit_unplanned
 
 
@@ -62,7 +63,7 @@ def _page(*states: str, owner: str | None = None) -> Callable[[Store, Job], Any]
 def test_a_query_finds_its_jobs_by_an_index(tmp_path: Path, ask: Callable[[Store, Job], Any]) -> None:
     """SQLite's plan of every statement uses an index."""
     store = Store(f"sqlite:///{tmp_path / 'jobs.db'}")
-    store.migrate()
+    migrate(store)
     submit(store)
     submit(store)
     submit_unplanned(store)
@@ -79,7 +80,7 @@ def test_a_query_finds_its_jobs_by_an_index(tmp_path: Path, ask: Callable[[Store
 def test_a_claim_reads_only_what_can_be_claimed(tmp_path: Path) -> None:
     """Jobs that wait for a planner cost a worker's claim nothing, and finished plans cost a planner's claim nothing."""
     store = Store(f"sqlite:///{tmp_path / 'jobs.db'}")
-    store.migrate()
+    migrate(store)
     submit_unplanned(store)
     submit(store)
     plans = _plans_of(store)
@@ -96,7 +97,7 @@ _INDEXES = ("jobs_claimable", "jobs_queue", "jobs_waiting", "plans_waiting", "pl
 def test_an_owners_ended_jobs_are_found_among_the_owners(tmp_path: Path) -> None:
     """An owner's finished jobs are found by index, without reading other owners' jobs."""
     store = Store(f"sqlite:///{tmp_path / 'jobs.db'}")
-    store.migrate()
+    migrate(store)
     plans = _plans_of(store)
     store.jobs.page(states=["succeeded"], owner="me")
     store.close()
