@@ -11,6 +11,7 @@ from sophia_client.answers import (
     Model,
     ModelList,
     Progress,
+    SignedLinks,
     Usage,
     Voice,
 )
@@ -59,6 +60,7 @@ __all__ = [
     "NotFound",
     "Progress",
     "Retries",
+    "SignedLinks",
     "SongFields",
     "SophiaError",
     "TooManyRequests",

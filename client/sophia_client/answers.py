@@ -166,6 +166,8 @@ class JobLinks(Answer):
     """The audio codes of its songs."""
     plan: str
     """The plan of its songs, if they were planned."""
+    signed: str
+    """Links to its songs and events that open without an API key for a while."""
     cancel: str
     """POST here to cancel the job."""
 
@@ -228,6 +230,19 @@ class JobList(Answer):
     """The jobs on this page."""
     next_cursor: str | None = None
     """Pass this as `cursor` to get the next page; null on the last page."""
+
+
+class SignedLinks(Answer):
+    """Links that open without an API key until they expire. Whoever has one can use it."""
+
+    expires_at: datetime | None = None
+    """When they expire; null if this service needs no API keys, so that the links have no signature."""
+    audio: list[str]
+    """The finished files, one per variation; empty until the job has succeeded."""
+    songs: str
+    """All its files in one zip file."""
+    events: str
+    """Its progress as server-sent events, until the link expires or the job has ended."""
 
 
 class Input(Answer):

@@ -1,12 +1,15 @@
 """Who is calling, and whether they may see what belongs to others."""
 
-from typing import Annotated, Final
+import time
+from collections.abc import Awaitable
+from typing import Annotated, Final, NamedTuple
 
-from fastapi import Depends, Request
+from fastapi import Depends, Query, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from serve_app.api.context import Context, ContextDep
 from serve_app.api.origins import check_origin
+from serve_app.api.signed_links import LATEST_EXPIRY, SIGNATURE_LENGTH, owner_of_link
 from serve_app.errors import Unauthorized
 from serve_app.store.keys import owner_of
 
@@ -29,7 +32,7 @@ async def identify_caller(request: Request, context: ContextDep, _: _Credentials
     A request is identified, and counted, once. Raises Unauthorized, WrongHost, CrossSite and TooManyRequests.
     """
     if not hasattr(request.state, "owner"):
-        request.state.owner = await _identify(request, context)
+        request.state.owner = await _counted(request, context, _authenticate(request, context))
     owner: str = request.state.owner
     return owner
 
@@ -39,9 +42,53 @@ async def identify_request(request: Request, context: Context) -> str:
     return await identify_caller(request, context, None)
 
 
-async def _identify(request: Request, context: Context) -> str:
+class Visitor(NamedTuple):
+    """Who calls a route that signed links open, and until when a link lets them in, in seconds since 1970."""
+
+    owner: str
+    until: float | None = None
+
+
+async def identify_visitor(
+    *,
+    request: Request,
+    context: ContextDep,
+    _: _Credentials,
+    expires: Annotated[
+        int | None,
+        Query(ge=0, le=LATEST_EXPIRY, description="Part of a signed link: when it expires, in seconds since 1970."),
+    ] = None,
+    signature: Annotated[
+        str | None,
+        Query(
+            max_length=SIGNATURE_LENGTH,
+            description="Part of a signed link, which opens this address without an API key (GET /v1/jobs/{job_id}/links).",
+        ),
+    ] = None,
+) -> Visitor:
+    """The owner of the key in the header or, without one, of the signed link. Raises what `identify_caller` raises."""
+    if signature is None or _given_key(request):
+        return Visitor(await identify_caller(request, context, None))
+    if expires is None:
+        raise Unauthorized("This link is incomplete: it has a signature, but not the time at which it expires")
+    return Visitor(await _counted(request, context, _link_owner(request, context, expires, signature)), expires)
+
+
+async def _link_owner(request: Request, context: Context, expires: int, signature: str) -> str:
+    digests = await context.keys.digests()
+    path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+    owner = owner_of_link(path, expires, signature, digests)
+    if owner is None:
+        raise Unauthorized("This link is not valid. GET /v1/jobs/{job_id}/links, with the API key, returns new ones")
+    if expires <= time.time():
+        raise Unauthorized("This link has expired. GET /v1/jobs/{job_id}/links, with the API key, returns new ones")
+    return owner
+
+
+async def _counted(request: Request, context: Context, authentication: Awaitable[str]) -> str:
+    """The owner that an authentication finds. Counts the request, or the refusal. Raises TooManyRequests."""
     try:
-        owner = await _authenticate(request, context)
+        owner = await authentication
     except Unauthorized:
         context.limits.count_refusal(request.client.host if request.client else "")
         raise
@@ -90,6 +137,7 @@ def _anonymous(request: Request, context: Context) -> str:
 
 
 Owner = Annotated[str, Depends(identify_caller)]
+VisitorDep = Annotated[Visitor, Depends(identify_visitor)]
 
 
 async def _is_operator(context: ContextDep, owner: Owner) -> bool:

@@ -1,5 +1,7 @@
 """A job's changes as server-sent events. All followers of a job share the text of each event."""
 
+import math
+import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager
 from typing import Any, Final, Literal
@@ -54,18 +56,20 @@ class EventStream(StreamingResponse):
             await super().__call__(scope, receive, send)
 
 
-def answer_events(context: Context, job: Job, seen: int) -> EventStream:
-    """The stream of a job's changes after version `seen`."""
-    return EventStream(_events(context, job, seen), context.limits.streams.hold(job.owner))
+def answer_events(context: Context, job: Job, seen: int, until: float | None = None) -> EventStream:
+    """The stream of a job's changes after version `seen`, until the time `until` (seconds since 1970) at the latest."""
+    return EventStream(_events(context, job, seen, until), context.limits.streams.hold(job.owner))
 
 
-async def _events(context: Context, job: Job, seen: int) -> AsyncIterator[bytes]:
+async def _events(context: Context, job: Job, seen: int, until: float | None) -> AsyncIterator[bytes]:
     """Yield events until the job has ended or is deleted, the caller's key is revoked, the service stops, or the database fails.
 
     After a stop or a database failure the client reconnects and resumes.
     """
     change: Change | None = Change(job)
     state: Status | None = None
+    left_s = math.inf if until is None else until - time.time()
+    ends_at = time.monotonic() + left_s
     while change is not None:
         job = change.job
         if job.version > seen:
@@ -79,8 +83,10 @@ async def _events(context: Context, job: Job, seen: int) -> AsyncIterator[bytes]
         if job.status.final:
             return
         try:
-            change = await context.watcher.changed(job, KEEPALIVE_S)
+            change = await context.watcher.changed(job, min(KEEPALIVE_S, ends_at - time.monotonic()))
         except TimeoutError:
+            if time.monotonic() >= ends_at:
+                return
             yield b": ping\n\n"
         except (ServiceStopping, Unauthorized):
             return

@@ -9,7 +9,7 @@ from serve_app.api.context import Context, ContextDep
 from serve_app.api.error_responses import WITH_PARAMETERS, error_responses
 from serve_app.api.file_answer import FILE_RESPONSES, FileStream, answer_file, check_has_songs, check_is_kept
 from serve_app.api.file_names import archive_disposition
-from serve_app.api.parameters import OwnJob
+from serve_app.api.parameters import VisitedJob
 from serve_app.api.song_archive import archive_bytes, archive_chunks
 from serve_app.jobs import Job
 from serve_app.music import MOST_SONGS
@@ -50,7 +50,9 @@ _ARCHIVE_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
     responses=_RESPONSES,
 )
 @router.head("/v1/jobs/{job_id}/audio", include_in_schema=False)
-async def get_first_file(request: Request, context: ContextDep, job: OwnJob, byte_range: ByteRange = None) -> Response:
+async def get_first_file(
+    request: Request, context: ContextDep, job: VisitedJob, byte_range: ByteRange = None
+) -> Response:
     """The file of the first variation."""
     return await answer_file(request, context, check_has_songs(job), 0, byte_range)
 
@@ -64,7 +66,7 @@ async def get_first_file(request: Request, context: ContextDep, job: OwnJob, byt
 )
 @router.head("/v1/jobs/{job_id}/audio/{index}", include_in_schema=False)
 async def get_file(
-    request: Request, context: ContextDep, job: OwnJob, index: Index, byte_range: ByteRange = None
+    request: Request, context: ContextDep, job: VisitedJob, index: Index, byte_range: ByteRange = None
 ) -> Response:
     """The file of one variation. Supports `Range`, `If-Range` and `If-None-Match`."""
     return await answer_file(request, context, check_has_songs(job), index, byte_range)
@@ -77,7 +79,7 @@ async def get_file(
     responses=_ARCHIVE_RESPONSES,
 )
 @router.head("/v1/jobs/{job_id}/songs.zip", include_in_schema=False)
-async def get_archive(request: Request, context: ContextDep, job: OwnJob) -> Response:
+async def get_archive(request: Request, context: ContextDep, job: VisitedJob) -> Response:
     """All files of a job in one zip file, uncompressed and named as they are when they are downloaded one by one."""
     check_is_kept(check_has_songs(job))
     await context.threads.run(_check_files, context, job)

@@ -6,12 +6,14 @@ from datetime import UTC, datetime
 from serve_app.api.context import Context
 from serve_app.api.explanations import why_waiting
 from serve_app.api.fleet import count_ready, living_workers, of_model
+from serve_app.api.signed_links import LinkSigner
 from serve_app.api.views.jobs import (
     AudioFile,
     JobError,
     JobLinks,
     JobView,
     Progress,
+    SignedLinks,
     Timing,
     WebhookAttempt,
     WebhookView,
@@ -130,7 +132,19 @@ def _links(job: str) -> JobLinks:
         songs=f"{base}/songs.zip",
         codes=f"{base}/codes",
         plan=f"{base}/plan",
+        signed=f"{base}/links",
         cancel=f"{base}/cancel",
+    )
+
+
+def signed_links(job: Job, signer: LinkSigner) -> SignedLinks:
+    """The links to a job's songs and events that open without an API key."""
+    links = _links(job.id)
+    return SignedLinks(
+        expires_at=None if signer.digest is None else utc(signer.expires_at),
+        audio=[signer.link(_file(job, index).url) for index in range(len(job.audio))],
+        songs=signer.link(links.songs),
+        events=signer.link(links.events),
     )
 
 

@@ -11,16 +11,17 @@ from uuid import UUID
 from fastapi import APIRouter, Header, Query, Response
 
 from serve_app import errors
-from serve_app.api.auth import Owner
+from serve_app.api.auth import Owner, VisitorDep
 from serve_app.api.context import Context, ContextDep
 from serve_app.api.error_responses import QUOTA, SUBMISSION, WITH_PARAMETERS, error_responses
 from serve_app.api.events import EVENT_RESPONSES, EventStream, answer_events
-from serve_app.api.job_presenter import JobPresenter
+from serve_app.api.job_presenter import JobPresenter, signed_links
 from serve_app.api.multipart import multipart_body
-from serve_app.api.parameters import IdempotencyKey, JobId, OwnJob
+from serve_app.api.parameters import IdempotencyKey, JobId, OwnJob, VisitedJob
+from serve_app.api.signed_links import link_signer
 from serve_app.api.submission import submit
 from serve_app.api.submission_route import SubmissionRoute
-from serve_app.api.views.jobs import JobList, JobView, State
+from serve_app.api.views.jobs import JobList, JobView, SignedLinks, State
 from serve_app.jobs import Job
 from serve_app.music import MusicRequest
 
@@ -125,6 +126,34 @@ async def get_job(context: ContextDep, job: OwnJob) -> JobView:
 
 
 @router.get(
+    "/v1/jobs/{job_id}/links",
+    summary="Get signed links",
+    responses=error_responses(*WITH_PARAMETERS, errors.NotFound),
+)
+async def get_links(
+    context: ContextDep,
+    owner: Owner,
+    job: OwnJob,
+    response: Response,
+    seconds: Annotated[
+        float | None,
+        Query(
+            ge=1,
+            description="How long the links are valid. The operator's `api.link_ttl_s` is the longest time, and the default.",
+            examples=[600],
+        ),
+    ] = None,
+) -> SignedLinks:
+    """Links to the job's songs and events that open without an API key until they expire: for players and pages in browsers.
+
+    Whoever has a link can use it, and it opens nothing else. Revoking the API key closes it.
+    """
+    signer = await link_signer(context, owner, seconds)
+    response.headers["Cache-Control"] = "no-store"
+    return signed_links(job, signer)
+
+
+@router.get(
     "/v1/jobs/{job_id}/events",
     operation_id="events_v1_jobs__job_id__events_get",
     summary="Follow a job",
@@ -137,7 +166,8 @@ async def get_job(context: ContextDep, job: OwnJob) -> JobView:
 )
 async def follow_job(
     context: ContextDep,
-    job: OwnJob,
+    visitor: VisitorDep,
+    job: VisitedJob,
     last_event_id: Annotated[
         str | None, Header(max_length=20, description="The id of the last event that you received, to resume there.")
     ] = None,
@@ -145,12 +175,13 @@ async def follow_job(
     """Server-sent events, each with the job as its data.
 
     `state`: the job's state has changed. `progress`: it has made progress. `done`: it has ended. An event's id is the job's
-    version; a client that reconnects with Last-Event-ID gets the latest version if it has missed any.
+    version; a client that reconnects with Last-Event-ID gets the latest version if it has missed any. A stream that a signed link
+    has opened ends when the link expires.
     """
     seen = int(last_event_id) if last_event_id and last_event_id.isdecimal() else -1
     if job.status.final and seen == job.version:
         return Response(status_code=204)  # a browser's EventSource reconnects until it gets 204
-    return answer_events(context, job, seen)
+    return answer_events(context, job, seen, visitor.until)
 
 
 @router.post(

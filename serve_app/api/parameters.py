@@ -5,7 +5,7 @@ from uuid import UUID
 
 from fastapi import Depends, Header, Path
 
-from serve_app.api.auth import Owner
+from serve_app.api.auth import Owner, VisitorDep
 from serve_app.api.context import ContextDep
 from serve_app.jobs import Job
 
@@ -30,3 +30,11 @@ async def _own_job(context: ContextDep, owner: Owner, job_id: JobId) -> Job:
 
 OwnJob = Annotated[Job, Depends(_own_job)]
 """The caller's job with the id in the path. Raises NotFound if the caller has no such job."""
+
+
+async def _visited_job(context: ContextDep, visitor: VisitorDep, job_id: JobId) -> Job:
+    return await context.threads.run(context.store.jobs.get, str(job_id), visitor.owner)
+
+
+VisitedJob = Annotated[Job, Depends(_visited_job)]
+"""As OwnJob, for routes that signed links open, too."""

@@ -73,6 +73,13 @@ class ApiArgs(Section):
         description="Sites whose pages may call Sophia from a browser, such as `https://app.example.com`. `*` stands for all "
         "sites, but only where an API key is needed.",
     )
+    link_ttl_s: float = Field(
+        3600,
+        ge=1,
+        le=604_800,
+        description="The longest time in seconds for which a signed link (`/v1/jobs/{id}/links`) opens a job's songs and events "
+        "without an API key.",
+    )
     compat: list[str] | None = Field(
         None,
         description="The APIs of other services that Sophia serves. So far there is `runpod` (docs/CLIENTS.md). `[]` serves none; "

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from serve_app.api.views.codes import JobCodes
 from serve_app.api.views.health import Health
 from serve_app.api.views.inputs import InputList
-from serve_app.api.views.jobs import JobList, JobView, UsageView
+from serve_app.api.views.jobs import JobList, JobView, SignedLinks, UsageView
 from serve_app.api.views.lyrics import LyricsView
 from serve_app.api.views.models import ModelList
 from serve_app.api.views.voices import VoiceList
@@ -31,7 +31,7 @@ PACKAGE: Final = ROOT / "client" / "sophia_client"
 ANSWERS: Final = PACKAGE / "answers.py"
 SONG_FIELDS: Final = PACKAGE / "song_fields.py"
 
-_VIEWS: Final = (JobList, InputList, VoiceList, JobCodes, LyricsView, ModelList, UsageView, Health)
+_VIEWS: Final = (JobList, SignedLinks, InputList, VoiceList, JobCodes, LyricsView, ModelList, UsageView, Health)
 _BASES: Final[dict[type[BaseModel], str]] = {JobView: "JobAnswer"}
 _WRITTEN_BY: Final = "`python -m tests.support.client_models` writes this file from the service's own classes."
 _ALIASES: Final = {

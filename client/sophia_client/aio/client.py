@@ -21,6 +21,7 @@ from sophia_client.answers import (
     JobList,
     Lyrics,
     ModelList,
+    SignedLinks,
     Usage,
     Voice,
     VoiceList,
@@ -200,6 +201,13 @@ class AsyncClient:
     async def read(self, job: Job, *, index: int = 0) -> bytes:
         """The content of a song's file. Raises ValueError if the job has no such song."""
         return (await self._transport.send(Call("GET", audio_of(job, index).url))).content
+
+    async def links(self, job: Job | str, *, seconds: float | None = None) -> SignedLinks:
+        """Paths of a job's songs and events that open without an API key, for `seconds` or as long as the service allows."""
+        params = {} if seconds is None else {"seconds": seconds}
+        return parsed(
+            SignedLinks, await self._transport.send(Call("GET", path_of("jobs", id_of(job), "links"), params=params))
+        )
 
     async def lyrics(self, job: Job | str, *, index: int = 0) -> Lyrics:
         """When each line and word of a song is sung, if its request had `lyrics_timing`."""

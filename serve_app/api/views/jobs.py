@@ -138,8 +138,29 @@ class JobLinks(BaseModel):
         description="The plan of its songs, if they were planned.",
         examples=["/v1/jobs/0190d8a4-7b5e-7c3a-9f00-3c5e8b1f2a4d/plan"],
     )
+    signed: str = Field(
+        description="Links to its songs and events that open without an API key for a while.",
+        examples=["/v1/jobs/0190d8a4-7b5e-7c3a-9f00-3c5e8b1f2a4d/links"],
+    )
     cancel: str = Field(
         description="POST here to cancel the job.", examples=["/v1/jobs/0190d8a4-7b5e-7c3a-9f00-3c5e8b1f2a4d/cancel"]
+    )
+
+
+class SignedLinks(BaseModel):
+    """Links that open without an API key until they expire. Whoever has one can use it."""
+
+    expires_at: datetime | None = Field(
+        description="When they expire; null if this service needs no API keys, so that the links have no signature.",
+        examples=["2026-11-24T11:00:00Z"],
+    )
+    audio: list[str] = Field(
+        description="The finished files, one per variation; empty until the job has succeeded.",
+        examples=[["/v1/jobs/0190d8a4-7b5e-7c3a-9f00-3c5e8b1f2a4d/audio/0?expires=1795518000&signature=…"]],
+    )
+    songs: str = Field(description="All its files in one zip file.")
+    events: str = Field(
+        description="Its progress as server-sent events, until the link expires or the job has ended.",
     )
 
 
