@@ -37,7 +37,7 @@ def sqlite_store(tmp_path: Path) -> Iterator[Store]:
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service with two models. The first has one worker, the second has none."""
     models = {"ace-step": simulated(), "asleep": simulated(workers=0)}
-    with running(tmp_path_factory.mktemp("api"), models, queue={"lease_s": 2}) as service:
+    with running(tmp_path_factory.mktemp("api"), models) as service:
         yield service
 
 

@@ -79,7 +79,7 @@ def test_an_idempotency_key_makes_one_song_of_two_submissions(service: Service) 
 
 def test_a_caller_of_music_who_goes_away_frees_the_worker(tmp_path: Path) -> None:
     """Closing the connection cancels the job, because no client could fetch its song."""
-    with running(tmp_path, {"ace-step": simulated(step_s=0.2)}) as service:
+    with running(tmp_path, {"ace-step": simulated(step_s=0.2)}, api={"leave_grace_s": 0.1}) as service:
         host, port = service.url.removeprefix("http://").split(":")
         connection = http.client.HTTPConnection(host, int(port))
         connection.request(

@@ -55,9 +55,9 @@ def test_one_event_stream_too_many_is_refused_and_a_closed_one_makes_room(tmp_pa
 
 
 @pytest.mark.fault("B8")
-def test_who_asks_too_often_waits_a_second_and_nobody_else_does(tmp_path: Path) -> None:
+def test_who_asks_too_often_waits_and_nobody_else_does(tmp_path: Path) -> None:
     """Each key has its own rate limit; a 429 answer has Retry-After, and probes are not counted."""
-    with running(tmp_path, workers=0, api={"requests_per_s": 0.5, "request_burst": 5}) as service:
+    with running(tmp_path, workers=0, api={"requests_per_s": 0.05, "request_burst": 5}) as service:
         busy = {"Authorization": f"Bearer {service.store.keys.create('busy')}"}
         calm = {"Authorization": f"Bearer {service.store.keys.create('calm')}"}
         eventually(lambda: service.client.get("/v1/jobs").status_code == 401)
@@ -66,7 +66,7 @@ def test_who_asks_too_often_waits_a_second_and_nobody_else_does(tmp_path: Path) 
         probes = {service.client.get("/ping").status_code for _ in range(20)}
 
     assert [answer.status_code for answer in statuses] == [200, 200, 200, 200, 200, 429]
-    assert 1 <= int(statuses[-1].headers["Retry-After"]) <= 2
+    assert 1 <= int(statuses[-1].headers["Retry-After"]) <= 20
     assert (others.status_code, probes) == (200, {200})
 
 
@@ -87,7 +87,7 @@ def test_a_full_process_refuses_work_and_answers_probes(tmp_path: Path) -> None:
 @pytest.mark.fault("B8")
 def test_a_body_that_does_not_come_gives_its_place_back(tmp_path: Path) -> None:
     """A client that sends its body byte by byte, with or without a key, gets 408 after `api.body_timeout_s`."""
-    with running(tmp_path, workers=0, api={"body_timeout_s": 0.5}) as service:
+    with running(tmp_path, workers=0, api={"body_timeout_s": 3}) as service:
         host = service.client.base_url.host
         port = service.client.base_url.port
         with socket.create_connection((host, port or 80), timeout=30) as connection:

@@ -31,7 +31,7 @@ def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 @pytest.fixture(scope="module")
 def trusting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service without a worker that may fetch from this machine."""
-    settings = {"allow_private": True, "max_bytes": 500_000, "fetch_timeout_s": 2}
+    settings = {"allow_private": True, "max_bytes": 500_000, "fetch_timeout_s": 8}
     with running(tmp_path_factory.mktemp("trusting"), workers=0, inputs=settings) as service:
         yield service
 

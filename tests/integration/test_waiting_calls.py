@@ -45,10 +45,10 @@ def jobs_with(service: Service, prompt: str) -> list[dict[str, Any]]:
 
 def test_a_repeated_call_waits_for_the_first_ones_job(slow: Service) -> None:
     """A caller who hangs up twice and calls again, without a seed, gets the song of the only job."""
-    leave(slow, prompt="once", seed=None)
-    leave(slow, prompt="once", seed=None)
+    leave(slow, prompt="once", seed=None, steps=40)
+    leave(slow, prompt="once", seed=None, steps=40)
 
-    answer = stay(slow, prompt="once", seed=None)
+    answer = stay(slow, prompt="once", seed=None, steps=40)
 
     [job] = jobs_with(slow, "once")
     assert answer.headers["content-location"] == job["audio"][0]["url"]
@@ -146,7 +146,7 @@ def test_a_job_with_an_idempotency_key_outlives_its_caller(tmp_path: Path) -> No
 
 
 def test_callers_who_keep_repeating_get_one_job_each(tmp_path: Path) -> None:
-    """Fifty callers with time-outs of 2 s and a caption each, three times over, without a worker: fifty jobs."""
+    """Twenty callers with time-outs of 2 s and a caption each, three times over, without a worker: twenty jobs."""
     with running(tmp_path, workers=0, api={"leave_grace_s": GRACE_S}) as service:
 
         def ask(number: int) -> None:
@@ -156,11 +156,11 @@ def test_callers_who_keep_repeating_get_one_job_each(tmp_path: Path) -> None:
         def captions() -> list[str]:
             return sorted(job.request.prompt for job in service.store.jobs.page(limit=200))
 
-        wanted = sorted(f"caption {number}" for number in range(50))
-        with ThreadPoolExecutor(50) as callers:
+        wanted = sorted(f"caption {number}" for number in range(20))
+        with ThreadPoolExecutor(20) as callers:
             for _ in range(3):
-                list(callers.map(ask, range(50)))
+                list(callers.map(ask, range(20)))
             while set(captions()) != set(wanted):  # on a busy machine some leave before there is a job
-                list(callers.map(ask, range(50)))
+                list(callers.map(ask, range(20)))
 
         assert captions() == wanted

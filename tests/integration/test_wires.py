@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -16,7 +17,7 @@ from tests.support.helpers import eventually
 from tests.support.running import running, simulated
 from tests.support.wires import Wire, wire
 
-LIMITS = DatabaseArgs(connect_s=2, statement_s=1, silent_s=1)
+LIMITS = DatabaseArgs(connect_s=5, statement_s=4, silent_s=4)
 
 
 @pytest.fixture
@@ -64,12 +65,13 @@ def test_a_statement_under_way_is_given_up_when_the_server_goes_silent(wired: tu
 def test_every_request_is_answered_while_the_database_is_silent(wired: tuple[Wire, str], tmp_path: Path) -> None:
     """Forty requests at once, on old and new connections, each get a 503 before the network is back."""
     line, url = wired
-    with running(tmp_path, workers=0, database_url=url, database=LIMITS.model_dump()) as service:
+    limits: dict[str, Any] = {"database": LIMITS.model_dump(), "api": {"ready_timeout_s": 20}}
+    with running(tmp_path, workers=0, database_url=url, **limits) as service:
         service.submit()
         line.cut()
         with ThreadPoolExecutor(40) as pool:
-            answers = list(pool.map(lambda _: service.client.get("/v1/jobs", timeout=30), range(40)))
-        ready = service.client.get("/readyz", timeout=30)
+            answers = list(pool.map(lambda _: service.client.get("/v1/jobs", timeout=200), range(40)))
+        ready = service.client.get("/readyz", timeout=200)
         line.mend()
 
         assert {answer.status_code for answer in answers} == {503}

@@ -112,20 +112,20 @@ def test_ping_is_quick_while_a_worker_generates(client: httpx.Client) -> None:
 
     def keep_generating() -> None:
         while not stop.is_set():
-            httpx.post(f"{client.base_url}/v1/music", json={**SONG, "model": "embedded", "duration": 30}, timeout=300)
+            httpx.post(f"{client.base_url}/v1/music", json={**SONG, "model": "embedded", "duration": 20}, timeout=300)
 
     player = threading.Thread(target=keep_generating)
     player.start()
     try:
         eventually(lambda: _phase(client, "embedded") == "generating")
         times: dict[str, list[float]] = {"/bare": [], "/ping": []}
-        for _ in range(150):
+        for _ in range(80):
             for path, taken in times.items():
                 began = time.perf_counter()
                 assert client.get(path).json()["pong"] is True
                 taken.append(time.perf_counter() - began)
         # Between one song and the next the worker is idle for a moment.
-        eventually(lambda: _phase(client, "embedded") == "generating", 5)
+        eventually(lambda: _phase(client, "embedded") == "generating", 60)
     finally:
         stop.set()
         player.join()
