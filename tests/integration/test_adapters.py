@@ -259,6 +259,7 @@ def test_songs_of_one_pass_do_not_hear_each_others_adapters(engine: AceStepEngin
     assert min((alone[i] - alone[j]).abs().max().item() for i, j in ((0, 1), (0, 2), (1, 2))) > 100 * ROUNDING
 
 
+@pytest.mark.long
 def test_many_adapters_in_turn_leave_memory_flat(cache: Path, checkpoint: Path, tmp_path: Path) -> None:
     """After twenty adapters have been used once, using them all again takes no more memory."""
     transformer = AceStepTransformer1DModel.from_pretrained(checkpoint / "transformer")

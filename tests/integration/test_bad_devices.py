@@ -225,7 +225,7 @@ SERVICE = """
 import sys, threading
 from pathlib import Path
 from tests.support.running import running, simulated
-with running(Path(sys.argv[1]), {"m": simulated(0.1)}, workers=0, queue={"lease_s": 2}) as service:
+with running(Path(sys.argv[1]), {"m": simulated(0.1)}, workers=0, queue={"lease_s": 6}) as service:
     print(service.url, service.args.resolved_database_url, flush=True)
     threading.Event().wait()
 """
@@ -238,12 +238,13 @@ from serve_app.engine.simulated import SimulatedEngine
 from serve_app.store import Store
 from serve_app.worker.worker import Worker
 from tests.support.running import simulated
-worker = Worker("m", SimulatedEngine("m", simulated(0.1)), Store(sys.argv[1]), Artifacts(sys.argv[2]), QueueArgs(lease_s=2))
+worker = Worker("m", SimulatedEngine("m", simulated(0.1)), Store(sys.argv[1]), Artifacts(sys.argv[2]), QueueArgs(lease_s=6))
 worker.start()
 worker.join()
 """
 
 
+@pytest.mark.long
 @pytest.mark.fault("E14")
 def test_a_real_pause_of_all_processes_costs_no_attempt(tmp_path: Path) -> None:
     """API and worker are stopped for two leases: the song is still made in its first attempt."""
@@ -262,7 +263,7 @@ def test_a_real_pause_of_all_processes_costs_no_attempt(tmp_path: Path) -> None:
 
         for process in machine:
             process.send_signal(signal.SIGSTOP)
-        time.sleep(4)  # the pause itself
+        time.sleep(12)  # the pause itself
         for process in machine:
             process.send_signal(signal.SIGCONT)
 

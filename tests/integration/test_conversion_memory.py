@@ -43,7 +43,8 @@ def _converted(source: Path, parts: Path, cache: Path) -> tuple[Path, int, int]:
     return Path(folder), before, after
 
 
-@pytest.mark.parametrize("layout", ["original", pytest.param("comfyui", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("layout", ["original", "comfyui"])
 def test_a_conversion_does_not_hold_a_tensor_in_memory(layout: str, checkpoint: Path, tmp_path: Path) -> None:
     """A tensor of 300 MB adds a fraction of its size to the memory of the process that converts it."""
     large = enlarged(checkpoint, tmp_path / "large", megabytes=300)

@@ -66,6 +66,7 @@ def test_offline_a_converted_branch_is_what_was_fetched_last(
         )
 
 
+@pytest.mark.long
 def test_a_killed_conversion_goes_on_where_it_stopped(original_hub: Hub, checkpoint: Path, tmp_path: Path) -> None:
     """A worker that is killed while it converts costs no more than the bytes that were on their way."""
     original_hub.bytes_per_s = 1e6

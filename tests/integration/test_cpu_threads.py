@@ -46,6 +46,7 @@ def test_a_worker_on_a_gpu_keeps_its_threads() -> None:
     assert torch.get_num_threads() == 3
 
 
+@pytest.mark.long
 def test_threads_that_wait_let_other_processes_run() -> None:
     """OpenMP, which tells its settings when it starts, lets a thread spin 1,000 times and not 300,000 before it sleeps."""
     environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}

@@ -58,7 +58,13 @@ def test_a_float_file_at_48_khz_keeps_its_exact_samples() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rate", "channels"), [(8_000, 1), (22_050, 2), (44_100, 1), (44_100, 2), (96_000, 2), (44_100, 6)]
+    ("rate", "channels"),
+    [
+        (8_000, 1),
+        (44_100, 2),
+        (44_100, 6),
+        *(pytest.param(*other, marks=pytest.mark.long) for other in ((22_050, 2), (44_100, 1), (96_000, 2))),
+    ],
 )
 def test_every_rate_and_layout_becomes_stereo_at_48_khz(rate: int, channels: int) -> None:
     """A tone keeps its frequency and length; mono is duplicated, six channels are mixed down."""
@@ -101,6 +107,7 @@ def test_what_is_not_audio_is_refused() -> None:
     provoked("unreadable_audio", "a text file called .wav", message)
 
 
+@pytest.mark.long
 def test_a_bomb_stops_at_the_longest_length() -> None:
     """Six hours of silence in a small file are refused soon after the limit, whatever the header says."""
     data = long_silence(6)
@@ -120,19 +127,19 @@ def test_samples_that_are_no_numbers_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("codec", "kind", "code"),
+    ("codec", "timeout_s", "kind", "code"),
     [
-        ("import os; os.kill(os.getpid(), 11)", DamagedAudio, "damaged_audio"),
-        ("import time; time.sleep(600)", DecoderLimit, "decoder_limit"),
+        ("import os; os.kill(os.getpid(), 11)", 60, DamagedAudio, "damaged_audio"),
+        ("import time; time.sleep(600)", 1, DecoderLimit, "decoder_limit"),
     ],
 )
 def test_a_codec_that_crashes_or_hangs_harms_nobody(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, codec: str, kind: type[UnusableAudio], code: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, codec: str, timeout_s: float, kind: type[UnusableAudio], code: str
 ) -> None:
     """The child dies, the caller gets an error, and no process is left."""
     (tmp_path / "soxr.py").write_text(codec)
     monkeypatch.syspath_prepend(tmp_path)
-    limits = DecodingLimits(seconds=600, timeout_s=1, memory_bytes=256 * 2**20)
+    limits = DecodingLimits(seconds=600, timeout_s=timeout_s, memory_bytes=256 * 2**20)
     message = refusal_of(recording("wav"), kind, limits)
     provoked(code, "a codec that crashes" if kind is DamagedAudio else "a codec that hangs", message)
     assert not [child for child in psutil.Process().children() if "decoding" in " ".join(child.cmdline())]

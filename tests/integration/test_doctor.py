@@ -225,6 +225,7 @@ def test_a_missing_package_is_found(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.long
 def test_a_package_that_is_too_old_is_found(tmp_path: Path) -> None:
     """An installed version that pyproject.toml excludes is named with what is needed."""
     distribution(tmp_path / "site", "mutagen", "0.1")

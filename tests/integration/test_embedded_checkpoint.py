@@ -128,6 +128,7 @@ def test_bases_weights_are_packed_as_a_difference(
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
+@pytest.mark.long
 def test_parts_that_were_not_exported_stay_packed(tmp_path: Path, checkpoint: Path) -> None:
     """Packing a folder with turbo only keeps the packed planner and base; an empty folder is refused."""
     shutil.copytree(checkpoint, tmp_path / "exported" / "turbo")

@@ -66,6 +66,7 @@ def test_a_song_without_audio_names_seed_and_steps(engine: AceStepEngine) -> Non
         last.copy_(kept)
 
 
+@pytest.mark.long
 def test_a_request_that_does_not_fit_leaves_the_engine_usable(checkpoint: Path, cache: Path) -> None:
     """Running out of memory is an error that says what to lower, and the next, smaller request is played."""
     output = _run_with_engine(

@@ -46,7 +46,16 @@ retention = RetentionArgs(results_s=604800, rows_s=2592000, orphans_s=0, orphans
 """
 
 
-@pytest.mark.parametrize(("work", "pages"), [("expire", 2), ("expire", 3), ("audit", 6), ("audit", 7), ("audit", 10)])
+@pytest.mark.parametrize(
+    ("work", "pages"),
+    [
+        ("expire", 2),
+        pytest.param("expire", 3, marks=pytest.mark.long),
+        pytest.param("audit", 6, marks=pytest.mark.long),
+        ("audit", 7),
+        pytest.param("audit", 10, marks=pytest.mark.long),
+    ],
+)
 def test_a_janitor_that_is_killed_half_way_is_made_good_by_the_next(
     store: Store, artifacts: Artifacts, store_url: str, tmp_path: Path, work: str, pages: int
 ) -> None:

@@ -73,6 +73,7 @@ def _pytest(folder: Path, test: str, conftest: str) -> subprocess.CompletedProce
     )
 
 
+@pytest.mark.long
 @pytest.mark.fault("C12")
 def test_a_socket_that_ray_leaks_fails_no_test(tmp_path: Path) -> None:
     """Serve's own server forgets its socket when its port is taken; without our hook that fails the test."""

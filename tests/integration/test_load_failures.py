@@ -317,7 +317,9 @@ def _fails(
     return error, ran.stderr
 
 
-@pytest.mark.parametrize("package", ["diffusers", "accelerate", "transformers"])
+@pytest.mark.parametrize(
+    "package", ["diffusers", *(pytest.param(name, marks=pytest.mark.long) for name in ("accelerate", "transformers"))]
+)
 def test_a_missing_package_is_named_before_anything_is_fetched(package: str, tmp_path: Path) -> None:
     """Without a package that loading needs, the error names it and how to install it, in the first phase."""
     error, log = _fails(tmp_path, bare(), finding(without(package, tmp_path / "site")))
@@ -351,7 +353,11 @@ def large(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("room", "when"), [(0.4, "less is free than the weights need"), (1.2, "an allocation fails while loading")]
+    ("room", "when"),
+    [
+        pytest.param(0.4, "less is free than the weights need", marks=pytest.mark.long),
+        (1.2, "an allocation fails while loading"),
+    ],
 )
 def test_too_little_memory_is_reported_with_figures(room: float, when: str, large: Path, tmp_path: Path) -> None:
     """A process whose memory limit is too small reports what the weights need and what is free, and continues."""

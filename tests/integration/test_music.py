@@ -91,6 +91,7 @@ def test_the_seed_decides_what_is_played(musical: Service) -> None:
     assert np.corrcoef(melodies)[0, 1] < 0.8
 
 
+@pytest.mark.long
 def test_the_tempo_that_is_heard_is_the_requested_one(musical: Service) -> None:
     """Five of six songs at 80 and 120 bpm are heard at their tempo, its half or its double, within 4 %."""
     heard = {
@@ -102,6 +103,7 @@ def test_the_tempo_that_is_heard_is_the_requested_one(musical: Service) -> None:
     assert sum(tempo_is(found, bpm) for (bpm, _seed), found in heard.items()) >= 5, heard
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("instrument", ["piano", "flute"])
 def test_drums_are_heard_when_they_are_asked_for(musical: Service, instrument: str) -> None:
     """Drums are heard in five of six songs with drums, and in one of six of the instrument alone at most."""
@@ -115,6 +117,7 @@ def test_drums_are_heard_when_they_are_asked_for(musical: Service, instrument: s
     assert alone <= 1, heard
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_encoding_and_decoding_keep_key_and_tempo(musical: Service, tmp_path: Path) -> None:
     """A served song that the VAE encodes and decodes is heard in its key or the relative one and at its tempo, as in the file."""
@@ -135,6 +138,7 @@ def test_encoding_and_decoding_keep_key_and_tempo(musical: Service, tmp_path: Pa
     assert after.sounds.drums == before.sounds.drums
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("bright", "dark"), [("music box", "piano"), ("music box", "strings"), ("organ", "flute")])
 def test_an_instrument_has_its_brightness(musical: Service, bright: str, dark: str) -> None:
     """An instrument with stronger overtones or higher notes has the higher spectral centroid, over two songs each."""
@@ -146,6 +150,7 @@ def test_an_instrument_has_its_brightness(musical: Service, bright: str, dark: s
     assert centroids[bright] > 1.03 * centroids[dark], centroids
 
 
+@pytest.mark.long
 def test_a_song_goes_on_in_its_key(musical: Service) -> None:
     """An extended song keeps its samples. In three of four extensions what follows is loud, and most of it in the song's key."""
     fields: dict[str, Any] = {

@@ -22,6 +22,7 @@ RAYS_AGENTS: Final = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
 (`report_raylet_error_logs` in ray/_private/process_watcher.py, Ray 2.60), and then end. They hold neither the port nor a device."""
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.fault("A12")
 def test_nothing_outlives_a_raylet_that_was_killed(tmp_path: Path) -> None:

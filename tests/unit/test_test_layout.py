@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,9 @@ def test_ray_is_started_in_its_folder_only(path: Path) -> None:
     assert not {"ray.init", "serve.start", "serve.run", "Cluster"}.intersection(calls)
 
 
+@cache
 def parsed(path: Path) -> ast.Module:
+    """The file's syntax tree, which all tests share."""
     return ast.parse(path.read_text())
 
 
