@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from serve_app.config import ScalingArgs
@@ -11,6 +11,7 @@ from serve_app.scaling.policy import WINDOWS, Decision, Observation, decide
 from tests.support.scaling import BOUNDS, NOTHING, waiting
 
 STEADY = ((40, 2400.0),) * WINDOWS  # eight workers' work, all the time
+AT_ANY_SPEED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 BURST = ((240, 14400.0),) + ((0, 0.0),) * (WINDOWS - 1)  # as much, all at once
 
 
@@ -208,6 +209,7 @@ def observations(draw: st.DrawFn) -> Observation:
 DECISIONS = st.builds(Decision, st.integers(0, 2000), st.just(""), st.integers(0, 2000))
 
 
+@AT_ANY_SPEED
 @given(observations(), bounds_of_any_kind(), DECISIONS)
 def test_the_bounds_hold(seen: Observation, bounds: ScalingArgs, previous: Decision) -> None:
     """Whatever is seen: an open breaker adds none; else between min_workers and max_workers. There is always a reason."""
@@ -219,6 +221,7 @@ def test_the_bounds_hold(seen: Observation, bounds: ScalingArgs, previous: Decis
         assert bounds.min_workers <= decision.target <= bounds.max_workers
 
 
+@AT_ANY_SPEED
 @given(observations(), bounds_of_any_kind(), DECISIONS)
 def test_only_work_or_the_warm_pool_starts_workers(seen: Observation, bounds: ScalingArgs, previous: Decision) -> None:
     """The target grows beyond what it was only for jobs, one worker each at the most, or to min_workers."""
@@ -226,6 +229,7 @@ def test_only_work_or_the_warm_pool_starts_workers(seen: Observation, bounds: Sc
     assert decision.target <= max(previous.target, seen.queued_jobs + seen.running_jobs, bounds.min_workers)
 
 
+@AT_ANY_SPEED
 @given(observations(), bounds_of_any_kind(), DECISIONS, st.floats(0, 1e5))
 def test_more_work_never_means_fewer_workers(
     seen: Observation, bounds: ScalingArgs, previous: Decision, more_s: float
@@ -236,6 +240,7 @@ def test_more_work_never_means_fewer_workers(
     assert decide(longer, bounds, previous).target >= decide(seen, bounds, previous).target
 
 
+@AT_ANY_SPEED
 @given(observations(), bounds_of_any_kind(), DECISIONS)
 def test_what_stays_the_same_settles(seen: Observation, bounds: ScalingArgs, previous: Decision) -> None:
     """Looking again and again at the same thing never makes the target go up and down."""
