@@ -331,6 +331,7 @@ def test_a_missing_package_is_named_before_anything_is_fetched(package: str, tmp
     provoked(error["code"], f"{package} is not installed", error["message"], error["phase"])
 
 
+@pytest.mark.long
 def test_packages_of_different_builds_are_recognised(tmp_path: Path) -> None:
     """The error for a CUDA torchaudio beside a CPU torch, as with the published wheel, names torchaudio and says what to do."""
     package = tmp_path / "site" / "torchaudio"
@@ -355,8 +356,8 @@ def large(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("room", "when"),
     [
-        pytest.param(0.4, "less is free than the weights need", marks=pytest.mark.long),
-        (1.2, "an allocation fails while loading"),
+        (0.4, "less is free than the weights need"),
+        pytest.param(1.2, "an allocation fails while loading", marks=pytest.mark.long),
     ],
 )
 def test_too_little_memory_is_reported_with_figures(room: float, when: str, large: Path, tmp_path: Path) -> None:

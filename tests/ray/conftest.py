@@ -1,9 +1,15 @@
-"""How the process of the Ray tests ends."""
+"""A cluster that several files share, and how the process of the Ray tests ends."""
 
 import os
 import sys
+from collections.abc import Iterator
 
+import httpx
 import pytest
+import ray
+from ray import serve
+
+from tests.support.helpers import free_port
 
 _STATUS = pytest.StashKey[int]()
 
@@ -23,3 +29,26 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(config.stash[_STATUS])
+
+
+@pytest.fixture(scope="session")
+def one_node() -> Iterator[httpx.Client]:
+    """A client of Serve on a Ray of one node, started once because that takes long. A file that deploys an application deletes it.
+
+    No file that comes between the first and the last that use it may start a Ray in this process.
+    """
+    port = free_port()
+    ray.init(
+        "local",
+        num_cpus=8,
+        include_dashboard=True,
+        log_to_driver=bool(os.environ.get("SOPHIA_TEST_LOGS")),
+        _system_config={"metrics_report_interval_ms": 1000},
+    )
+    try:
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
+            yield client
+    finally:
+        serve.shutdown()
+        ray.shutdown()

@@ -11,14 +11,13 @@ from typing import Any
 
 import httpx
 import pytest
-import ray
 from ray import serve
 
 from serve_app.app import build
 from serve_app.config import AppArgs
 from serve_app.store import Store
 from serve_app.store.tables import loads
-from tests.support.helpers import eventually, free_port
+from tests.support.helpers import eventually
 
 pytestmark = [pytest.mark.timeout(300)]
 
@@ -26,22 +25,8 @@ STEP_S = 0.1
 Deploy = Callable[..., Store]
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[httpx.Client]:
-    """A running Serve without applications, and a client for it."""
-    port = free_port()
-    ray.init("local", num_cpus=8, include_dashboard=False, log_to_driver=bool(os.environ.get("SOPHIA_TEST_LOGS")))
-    try:
-        serve.start(http_options={"host": "127.0.0.1", "port": port})
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            yield client
-    finally:
-        serve.shutdown()
-        ray.shutdown()
-
-
 @pytest.fixture
-def deploy(cluster: httpx.Client, tmp_path: Path) -> Iterator[Deploy]:
+def deploy(one_node: httpx.Client, tmp_path: Path) -> Iterator[Deploy]:
     """Deploys a model with the given settings, and returns the store as an operator sees it."""
     stores: list[Store] = []
 
@@ -53,7 +38,7 @@ def deploy(cluster: httpx.Client, tmp_path: Path) -> Iterator[Deploy]:
         )
         deployed = serve.run if wait else serve._run
         deployed(build(args), name="sophia", route_prefix="/", **({} if wait else {"_blocking": False}))
-        eventually(lambda: _get(cluster, "/ping") is not None, 60)
+        eventually(lambda: _get(one_node, "/ping") is not None, 60)
         stores.append(Store(args.resolved_database_url))
         return stores[-1]
 
@@ -88,18 +73,18 @@ def _ended(client: httpx.Client, job: str) -> dict[str, Any]:
     return eventually(final, 120)
 
 
-def test_jobs_submitted_during_a_slow_load_run_after_it(cluster: httpx.Client, deploy: Deploy) -> None:
+def test_jobs_submitted_during_a_slow_load_run_after_it(one_node: httpx.Client, deploy: Deploy) -> None:
     """A slow load is neither killed nor repeated; the job reports that a worker is starting, and then runs."""
     store = deploy(wait=False, simulated={"step_s": 0.01, "load_s": 8})
-    job = _submit(cluster)
+    job = _submit(one_node)
     told = re.compile(r"workers are starting: simulated: \d+% loaded")
-    eventually(lambda: told.match(str((_get(cluster, f"/v1/jobs/{job}") or {}).get("waiting_for"))))
-    assert _ended(cluster, job)["state"] == "succeeded"
+    eventually(lambda: told.match(str((_get(one_node, f"/v1/jobs/{job}") or {}).get("waiting_for"))))
+    assert _ended(one_node, job)["state"] == "succeeded"
     with store.database.read() as connection:
         assert len(connection.execute(loads.select()).all()) == 1
 
 
-def test_a_rolling_update_under_load_loses_no_request_and_cuts_no_job(cluster: httpx.Client, deploy: Deploy) -> None:
+def test_a_rolling_update_under_load_loses_no_request_and_cuts_no_job(one_node: httpx.Client, deploy: Deploy) -> None:
     """During a rolling update every request is answered, and every job is done in one attempt."""
     deploy(simulated={"step_s": STEP_S}, workers=2)
     stop = threading.Event()
@@ -107,7 +92,7 @@ def test_a_rolling_update_under_load_loses_no_request_and_cuts_no_job(cluster: h
     failures: list[str] = []
 
     def keep_submitting() -> None:
-        with httpx.Client(base_url=cluster.base_url, timeout=60) as client:
+        with httpx.Client(base_url=one_node.base_url, timeout=60) as client:
             while not stop.is_set():
                 answer = client.post("/v1/jobs", json={"prompt": "x", "duration": 1, "steps": 5, "format": "wav"})
                 (jobs if answer.status_code == 202 else failures).append(answer.json().get("id", answer.text))
@@ -117,14 +102,14 @@ def test_a_rolling_update_under_load_loses_no_request_and_cuts_no_job(cluster: h
     client.start()
     try:
         eventually(lambda: len(jobs) > 10)
-        before = {worker["id"] for worker in cluster.get("/v1/health").json()["workers"]}
+        before = {worker["id"] for worker in one_node.get("/v1/health").json()["workers"]}
         deploy(simulated={"step_s": STEP_S / 2}, workers=2)
-        eventually(lambda: _ids(cluster) and not (_ids(cluster) & before), 120)
+        eventually(lambda: _ids(one_node) and not (_ids(one_node) & before), 120)
     finally:
         stop.set()
         client.join()
     assert failures == []
-    ended = [_ended(cluster, job) for job in jobs]
+    ended = [_ended(one_node, job) for job in jobs]
     assert {job["state"] for job in ended} == {"succeeded"}
     assert {job["attempt"] for job in ended} == {1}
     print(f"{len(jobs)} jobs over a rolling update: none refused, none cut")
@@ -135,15 +120,15 @@ def _ids(client: httpx.Client) -> set[str]:
 
 
 def test_a_killed_workers_job_runs_again_within_the_lease_and_one_start_up(
-    cluster: httpx.Client, deploy: Deploy
+    one_node: httpx.Client, deploy: Deploy
 ) -> None:
     """When the only worker is killed during a job, its successor runs the job."""
     began = time.monotonic()
     store = deploy(simulated={"step_s": STEP_S, "load_s": 2})
-    eventually(lambda: _get(cluster, "/readyz") == {"ready": True, "reason": "1 worker can generate"})
+    eventually(lambda: _get(one_node, "/readyz") == {"ready": True, "reason": "1 worker can generate"})
     start_up_s = time.monotonic() - began
     lease_s = AppArgs().queue.lease_s
-    job = _submit(cluster, steps=60)
+    job = _submit(one_node, steps=60)
     eventually(lambda: (store.jobs.get(job).progress or {}).get("step", 0) >= 3)
     (worker,) = store.workers.seen()
     os.kill(worker.process.pid, signal.SIGKILL)
@@ -154,30 +139,30 @@ def test_a_killed_workers_job_runs_again_within_the_lease_and_one_start_up(
         f"a killed worker's job ran again after {recovery_s:.1f} s; lease {lease_s:g} s, a start-up {start_up_s:.1f} s"
     )
     assert recovery_s <= lease_s + start_up_s
-    assert _ended(cluster, job)["state"] == "succeeded"
+    assert _ended(one_node, job)["state"] == "succeeded"
 
 
-def test_a_fleet_grows_from_zero_in_one_step_and_sleeps_again(cluster: httpx.Client, deploy: Deploy) -> None:
+def test_a_fleet_grows_from_zero_in_one_step_and_sleeps_again(one_node: httpx.Client, deploy: Deploy) -> None:
     """The fleet goes from zero to four workers in one step for forty jobs, and back to zero when idle."""
     bounds = {"min_workers": 0, "max_workers": 4, "target_wait_s": 2, "idle_s": 1, "work_prior": 1.0}
     store = deploy(simulated={"step_s": STEP_S}, scaling=bounds)
-    eventually(lambda: (_get(cluster, "/readyz") or {}).get("ready"))
+    eventually(lambda: (_get(one_node, "/readyz") or {}).get("ready"))
     assert _replicas() == 0
-    burst = [_submit(cluster, steps=5) for _ in range(40)]
-    wanted = eventually(lambda: scale if (scale := cluster.get("/v1/health").json()["scale"]["m"])["wanted"] else None)
+    burst = [_submit(one_node, steps=5) for _ in range(40)]
+    wanted = eventually(lambda: scale if (scale := one_node.get("/v1/health").json()["scale"]["m"])["wanted"] else None)
     print(f"a burst of 40 at zero workers: {wanted['wanted']} wanted at once: {wanted['reason']}")
     assert wanted["wanted"] == 4
-    assert {_ended(cluster, job)["state"] for job in burst} == {"succeeded"}
+    assert {_ended(one_node, job)["state"] for job in burst} == {"succeeded"}
     assert len({store.jobs.get(job).worker for job in burst}) == 4
     eventually(lambda: not _replicas(), 60)
-    assert cluster.get("/readyz").status_code == 200
+    assert one_node.get("/readyz").status_code == 200
 
 
-def test_deleting_the_application_ends_the_running_job_first(cluster: httpx.Client, deploy: Deploy) -> None:
+def test_deleting_the_application_ends_the_running_job_first(one_node: httpx.Client, deploy: Deploy) -> None:
     """On `serve delete` the running job is published, and the waiting one stays in the queue."""
     store = deploy(simulated={"step_s": STEP_S})
-    running = _submit(cluster, steps=100)  # 10 s: on a busy machine Serve takes seconds to tell the worker
-    waiting = _submit(cluster)
+    running = _submit(one_node, steps=100)  # 10 s: on a busy machine Serve takes seconds to tell the worker
+    waiting = _submit(one_node)
     eventually(lambda: store.jobs.get(running).status == "running")
     serve.delete("sophia")
     assert (store.jobs.get(running).status, store.jobs.get(running).attempt) == ("succeeded", 1)
@@ -185,31 +170,31 @@ def test_deleting_the_application_ends_the_running_job_first(cluster: httpx.Clie
 
 
 def test_a_model_that_cannot_be_loaded_stops_being_tried_and_says_why(
-    cluster: httpx.Client, deploy: Deploy, tmp_path: Path
+    one_node: httpx.Client, deploy: Deploy, tmp_path: Path
 ) -> None:
     """Loading stops at the breaker's limit, every view shows the cause, and a reset tries again."""
     missing = tmp_path / "no-such-checkpoint"
     store = deploy(wait=False, source=str(missing), device="cpu")
-    job = _submit(cluster)
+    job = _submit(one_node)
     told = eventually(
         lambda: (
             found
-            if "not retrying" in (found := (_get(cluster, f"/v1/jobs/{job}") or {}).get("waiting_for") or "")
+            if "not retrying" in (found := (_get(one_node, f"/v1/jobs/{job}") or {}).get("waiting_for") or "")
             else None
         ),
         60,
     )
     assert str(missing) in told
-    breaker = cluster.get("/v1/health").json()["breakers"]["m"]
+    breaker = one_node.get("/v1/health").json()["breakers"]["m"]
     assert (breaker["open"], breaker["load_runs"], breaker["error"]["code"]) == (True, 2, "missing_file")
-    ready = cluster.get("/readyz")
+    ready = one_node.get("/readyz")
     assert (ready.status_code, "cannot be loaded" in ready.json()["reason"]) == (503, True)
-    assert cluster.get("/ping").status_code == 200
+    assert one_node.get("/ping").status_code == 200
     eventually(lambda: not _replicas(), 60)
-    scale = cluster.get("/v1/health").json()["scale"]["m"]
+    scale = one_node.get("/v1/health").json()["scale"]["m"]
     assert (scale["wanted"], "breaker is open" in scale["reason"]) == (0, True)
     store.load_attempts.reset("m")
-    eventually(lambda: (_get(cluster, "/v1/health") or {})["breakers"]["m"]["open"], 60)
+    eventually(lambda: (_get(one_node, "/v1/health") or {})["breakers"]["m"]["open"], 60)
     with store.database.read() as connection:
         assert len(connection.execute(loads.select()).all()) == 2
     eventually(lambda: not _replicas(), 60)
@@ -217,17 +202,17 @@ def test_a_model_that_cannot_be_loaded_stops_being_tried_and_says_why(
 
 @pytest.mark.fault("A2")
 def test_a_rollout_to_something_broken_leaves_the_good_worker_serving(
-    cluster: httpx.Client, deploy: Deploy, tmp_path: Path
+    one_node: httpx.Client, deploy: Deploy, tmp_path: Path
 ) -> None:
     """A broken build opens only its own breaker, and the old build keeps generating."""
     deploy(workers=2)
-    eventually(lambda: (_get(cluster, "/v1/health") or {"scale": {"m": {"ready": 0}}})["scale"]["m"]["ready"] == 2, 60)
+    eventually(lambda: (_get(one_node, "/v1/health") or {"scale": {"m": {"ready": 0}}})["scale"]["m"]["ready"] == 2, 60)
     deploy(wait=False, workers=2, source=str(tmp_path / "missing"), device="cpu")
     eventually(
-        lambda: (_get(cluster, "/v1/health") or {"breakers": {"m": {"open": False}}})["breakers"]["m"]["open"], 240
+        lambda: (_get(one_node, "/v1/health") or {"breakers": {"m": {"open": False}}})["breakers"]["m"]["open"], 240
     )
 
-    ended = _ended(cluster, _submit(cluster))
+    ended = _ended(one_node, _submit(one_node))
 
     assert ended["state"] == "succeeded"
 

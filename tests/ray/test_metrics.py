@@ -11,6 +11,9 @@ from serve_app import metrics
 from serve_app.jobs import WorkerPhase
 from tests.support.helpers import eventually
 
+TELLER = 'deployment="Teller"'
+"""The tag of what this file's deployment recorded, on a cluster where others ran."""
+
 
 class Teller:
     """Records every metric once, from inside a replica."""
@@ -38,24 +41,18 @@ class Teller:
 
 
 @pytest.fixture(scope="module")
-def exported() -> Iterator[str]:
+def exported(one_node: httpx.Client) -> Iterator[str]:
     """What Prometheus reads from a one-node cluster on which every metric was recorded."""
-    often = {"metrics_report_interval_ms": 1000}
-    ray.init("local", num_cpus=1, include_dashboard=True, log_to_driver=False, _system_config=often)
-    try:
-        serve.start(proxy_location="Disabled")
-        serve.run(
-            serve.deployment(Teller).options(ray_actor_options={"num_cpus": 0.1}).bind(),
-            name="teller",
-            route_prefix=None,
-        )
-        url = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
-        yield eventually(
-            lambda: text if "sophia_device_memory_bytes" in (text := httpx.get(url).text) else "", 60, every=0.5
-        )
-    finally:
-        serve.shutdown()
-        ray.shutdown()
+    serve.run(
+        serve.deployment(Teller).options(ray_actor_options={"num_cpus": 0.1}).bind(),
+        name="teller",
+        route_prefix=None,
+    )
+    url = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
+    yield eventually(
+        lambda: text if "sophia_device_memory_bytes" in (text := httpx.get(url).text) else "", 60, every=0.5
+    )
+    serve.delete("teller")
 
 
 def test_ray_exports_each_metric_under_its_name_with_its_tags(exported: str) -> None:
@@ -63,7 +60,7 @@ def test_ray_exports_each_metric_under_its_name_with_its_tags(exported: str) -> 
     lines = exported.splitlines()
     for metric in metrics.METRICS:
         for name in metric.exported:
-            found = [line for line in lines if line.startswith(f"{name}{{")]
+            found = [line for line in lines if line.startswith(f"{name}{{") and TELLER in line]
             assert found, name
             assert all(f'{tag}="' in line for line in found for tag in (*metric.tags, "deployment", "replica"))
 
@@ -75,7 +72,7 @@ def test_figures_are_exported_as_they_were_reported(exported: str) -> None:
         found = [
             line
             for line in exported.splitlines()
-            if line.startswith(f"ray_{name}{{") and all(tag in line for tag in tags)
+            if line.startswith(f"ray_{name}{{") and all(tag in line for tag in (TELLER, *tags))
         ]
         assert len(found) == 1, found
         return float(found[0].rpartition(" ")[2])

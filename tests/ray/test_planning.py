@@ -7,13 +7,12 @@ from typing import Any
 
 import httpx
 import pytest
-import ray
 from ray import serve
 
 from serve_app.app import build
 from serve_app.config import AppArgs, planner_stage
 from serve_app.store import Store
-from tests.support.helpers import eventually, free_port
+from tests.support.helpers import eventually
 
 pytestmark = [pytest.mark.timeout(300)]
 
@@ -37,18 +36,11 @@ def args(tmp_path_factory: pytest.TempPathFactory) -> AppArgs:
 
 
 @pytest.fixture(scope="module")
-def client(args: AppArgs) -> Iterator[httpx.Client]:
+def client(one_node: httpx.Client, args: AppArgs) -> Iterator[httpx.Client]:
     """A client of a service with both placements."""
-    port = free_port()
-    ray.init("local", num_cpus=8, include_dashboard=False, log_to_driver=bool(os.environ.get("SOPHIA_TEST_LOGS")))
-    try:
-        serve.start(http_options={"host": "127.0.0.1", "port": port})
-        serve.run(build(args), name="sophia", route_prefix="/")
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            yield client
-    finally:
-        serve.shutdown()
-        ray.shutdown()
+    serve.run(build(args), name="sophia", route_prefix="/")
+    yield one_node
+    serve.delete("sophia")
 
 
 @pytest.mark.parametrize("model", MODELS)
