@@ -82,8 +82,8 @@ class ApiArgs(Section):
     )
     compat: list[str] | None = Field(
         None,
-        description="The APIs of other services that Sophia serves. So far there is `runpod` (docs/CLIENTS.md). `[]` serves none; "
-        "without this setting, all are served.",
+        description="The APIs of other services that Sophia serves, by the names in docs/CLIENTS.md. `[]` serves none; without "
+        "this setting, all are served.",
     )
     runpod_endpoints: dict[str, str] = Field(
         {},

@@ -14,7 +14,7 @@ For a song that is planned, the planner chooses the length instead.
 import math
 import re
 import unicodedata
-from typing import Final
+from typing import Final, NamedTuple
 
 CODES_PER_S: Final = 5
 """Audio codes in one second of a song."""
@@ -66,6 +66,26 @@ def song_length_s(lyrics: str, bpm: int | None = None, beats: int | None = None)
     bars = sum(_section_bars(tag, lines, bar_s) for tag, lines in sections)
     bars += sum(_EDGE_BARS for _, lines in (sections[0], sections[-1]) if lines)
     return min(max(round(bars * bar_s), _SHORTEST_S), _LONGEST_S)
+
+
+class TimedSection(NamedTuple):
+    """A section of lyrics, and how much of a song it takes."""
+
+    tag: str
+    """In lower case and without brackets; may be empty."""
+    lines: tuple[str, ...]
+    seconds: float
+
+
+def timed_sections(lyrics: str, duration_s: float) -> list[TimedSection]:
+    """Share a song's length among the sections of its lyrics, by the rules of the estimate. Empty for an instrumental."""
+    sections = _sections(lyrics)
+    bar_s = DEFAULT_BEATS * 60 / DEFAULT_BPM
+    bars = [_section_bars(tag, lines, bar_s) for tag, lines in sections]
+    return [
+        TimedSection(tag, tuple(lines), duration_s * share / sum(bars))
+        for (tag, lines), share in zip(sections, bars, strict=True)
+    ]
 
 
 def _sections(lyrics: str) -> list[tuple[str, list[str]]]:

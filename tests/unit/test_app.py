@@ -40,5 +40,5 @@ def test_an_unknown_family_is_refused_before_anything_starts(tmp_path: Path) -> 
     """A wrong name in api.compat ends `serve run`, instead of every start of an API process."""
     args = {"data_dir": str(tmp_path), "models": {"m": {"device": "cpu"}}, "api": {"compat": ["runpods"]}}
 
-    with pytest.raises(ConfigurationError, match=r"api.compat: there is no family 'runpods'. Use 'runpod'"):
+    with pytest.raises(ConfigurationError, match=r"api.compat: there is no family 'runpods'. Use .*'runpod'"):
         build(args)
