@@ -12,6 +12,7 @@ from fastapi_offline import FastAPIOffline
 
 from serve_app import __version__
 from serve_app.api import codes, files, health, inputs, jobs, lyrics, models, music, plans, problems, usage, voices
+from serve_app.api.body_limits import SUBMISSIONS
 from serve_app.api.compat.families import served_families
 from serve_app.api.context import Context
 from serve_app.api.job_presenter import JobPresenter
@@ -83,10 +84,13 @@ def create_api(
         lifespan=_lifespan(create_context, open_requests),
         static_url=PAGES_FILES,
     )
-    app.add_middleware(RequestMiddleware, api=args.api, inputs=args.inputs, slots=open_requests)
+    families = served_families(args.api)
+    submissions = {*SUBMISSIONS, *(path for family in families.values() for path in family.submissions)}
+    app.add_middleware(
+        RequestMiddleware, api=args.api, inputs=args.inputs, submissions=submissions, slots=open_requests
+    )
     if args.api.cors_origins:
         app.add_middleware(CORSMiddleware, **cors_options(args.api.cors_origins))
-    families = served_families(args.api)
     problems.install(app, {prefix: family.error_shape for family in families.values() for prefix in family.prefixes})
     for router in (*ROUTERS, *(family.router for family in families.values())):
         app.include_router(router)

@@ -1,5 +1,6 @@
 """How large a request's body may be and how long it may take: more for recordings than for JSON."""
 
+from collections.abc import Collection
 from typing import Final, NamedTuple
 
 from starlette.types import Scope
@@ -9,7 +10,9 @@ from serve_app.errors import BodyTooLarge, BodyTooSlow
 
 UPLOADS: Final = "/v1/inputs"
 VOICES: Final = "/v1/voices"
-_SUBMISSIONS: Final = ("/v1/jobs", "/v1/music")
+SUBMISSIONS: Final = ("/v1/jobs", "/v1/music")
+"""The native routes whose multipart bodies may have recordings."""
+
 _RECORDINGS: Final = 2
 """A multipart submission may have a source and a reference."""
 
@@ -36,13 +39,15 @@ class BodyLimit(NamedTuple):
         return BodyTooSlow(f"The body did not arrive within {self.timeout_s:g} s, the maximum ({self.timeout_setting})")
 
 
-def body_limit(scope: Scope, headers: dict[bytes, bytes], api: ApiArgs, inputs: InputArgs) -> BodyLimit:
-    """The limits for a request."""
+def body_limit(
+    scope: Scope, headers: dict[bytes, bytes], api: ApiArgs, inputs: InputArgs, submissions: Collection[str]
+) -> BodyLimit:
+    """The limits for a request. `submissions` are the paths whose multipart bodies may have recordings."""
     is_multipart = headers.get(b"content-type", b"").strip().lower().startswith(MULTIPART)
     takes_one = scope["path"] == UPLOADS or (scope["path"] == VOICES and is_multipart)
     if scope["method"] == "POST" and takes_one:
         return _for_recordings(inputs, inputs.max_bytes + _MULTIPART_BYTES * is_multipart)
-    if scope["method"] == "POST" and scope["path"] in _SUBMISSIONS and is_multipart:
+    if scope["method"] == "POST" and scope["path"] in submissions and is_multipart:
         return _for_recordings(inputs, _RECORDINGS * inputs.max_bytes + _MULTIPART_BYTES + api.max_body_bytes)
     return BodyLimit(api.max_body_bytes, "api.max_body_bytes", api.body_timeout_s, "api.body_timeout_s")
 

@@ -6,6 +6,7 @@ It is plain ASGI, because Starlette's middleware class would slow /ping down. Se
 import asyncio
 import re
 from collections import Counter
+from collections.abc import Collection
 from contextlib import suppress
 from typing import Final
 
@@ -42,11 +43,14 @@ _VALID_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 class RequestMiddleware:
     """Sets the request id that Serve's log and `X-Request-ID` show, and refuses excess requests and unreadable bodies."""
 
-    def __init__(self, app: ASGIApp, api: ApiArgs, inputs: InputArgs, slots: SharedSlots) -> None:
-        """`slots` are those of all requests but probes."""
+    def __init__(
+        self, app: ASGIApp, api: ApiArgs, inputs: InputArgs, submissions: Collection[str], slots: SharedSlots
+    ) -> None:
+        """`slots` are those of all requests but probes. See `body_limit` for `submissions`."""
         self._app = app
         self._api = api
         self._inputs = inputs
+        self._submissions = submissions
         self._slots = slots
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -69,7 +73,7 @@ class RequestMiddleware:
             await _refuse(error, scope, receive, send)
 
     async def _handle(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send) -> None:
-        limit = body_limit(scope, headers, self._api, self._inputs)
+        limit = body_limit(scope, headers, self._api, self._inputs, self._submissions)
         refusal = _repeated(scope) or _refusal(headers, limit)
         if refusal is not None:
             await _refuse(refusal, scope, receive, send)

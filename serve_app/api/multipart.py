@@ -95,7 +95,7 @@ async def _request_of(form: FormData) -> dict[str, Any]:
 
 
 async def _kept(context: Context, fields: Mapping[str, Any], field: str, form: FormData, owner: str) -> str:
-    """Keep one file of the form. Returns its name as an input."""
+    """Keep one file of the form. Returns the input's name."""
     part = form[field]
     if not isinstance(part, UploadFile):
         raise wrong_field(field, part, "must be a file; a name such as 'input:…' belongs in the part 'request'")
@@ -103,6 +103,14 @@ async def _kept(context: Context, fields: Mapping[str, Any], field: str, form: F
         raise wrong_field(
             field, str(fields[field]), "must be left out of the request, because it is also sent as a file"
         )
+    return await keep_part(field, context, part, owner)
+
+
+async def keep_part(field: str, context: Context, part: UploadFile, owner: str) -> str:
+    """Keep a file of a form as an input, and return the input's name.
+
+    Raises UnusableAudio, which names `field`; QuotaExceeded, StoreUnavailable and ArtifactsUnavailable.
+    """
     with new_recording(context) as recording:
         await receive(context, recording, chunks_of(part))
         stored = await keep_as(field, context, recording, owner)

@@ -128,8 +128,12 @@ UNSET: Final = ("", "N/A")
 
 def our_name(foreign: str) -> str | None:
     """Sophia's name for another service's field, in snake case, camel case or kebab case. None if it is unknown."""
-    snake = _INSIDE_CAMEL_CASE.sub("_", foreign).lower().replace("-", "_")
-    return FOREIGN_NAMES.get(snake)
+    return FOREIGN_NAMES.get(snake_case(foreign))
+
+
+def snake_case(name: str) -> str:
+    """A field's name, which may be in camel case or kebab case, in snake case."""
+    return _INSIDE_CAMEL_CASE.sub("_", name).lower().replace("-", "_")
 
 
 def number(value: Any) -> Any:

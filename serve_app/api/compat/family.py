@@ -25,6 +25,8 @@ class Family:
     error_shape: ErrorShape
     webhook: Callable[[Context], WebhookForm] | None = None
     """How its jobs' webhooks are sent; None: as native ones."""
+    submissions: tuple[str, ...] = ()
+    """The paths whose multipart bodies may have recordings, and so may be larger than other bodies."""
 
 
 def leave_out_none(fields: dict[str, Any]) -> dict[str, Any]:
