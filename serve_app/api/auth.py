@@ -71,12 +71,17 @@ async def identify_visitor(
         return Visitor(await identify_caller(request, context, None))
     if expires is None:
         raise Unauthorized("This link is incomplete: it has a signature, but not the time at which it expires")
-    return Visitor(await _counted(request, context, _link_owner(request, context, expires, signature)), expires)
-
-
-async def _link_owner(request: Request, context: Context, expires: int, signature: str) -> str:
-    digests = await context.keys.digests()
     path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+    return Visitor(await identify_signer(request, context, path, expires, signature), expires)
+
+
+async def identify_signer(request: Request, context: Context, path: str, expires: int, signature: str) -> str:
+    """The owner who has signed a link to `path`. Raises Unauthorized and TooManyRequests."""
+    return await _counted(request, context, _link_owner(context, path, expires, signature))
+
+
+async def _link_owner(context: Context, path: str, expires: int, signature: str) -> str:
+    digests = await context.keys.digests()
     owner = owner_of_link(path, expires, signature, digests)
     if owner is None:
         raise Unauthorized("This link is not valid. GET /v1/jobs/{job_id}/links, with the API key, returns new ones")

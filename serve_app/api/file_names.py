@@ -6,6 +6,7 @@ from typing import Final
 from urllib.parse import quote
 
 from serve_app.jobs import Job, StoredAudio
+from serve_app.music import Format
 
 _MAX_CHARACTERS: Final = 60
 """Longest title in a file name. In UTF-8 it takes at most 240 bytes; file systems allow 255."""
@@ -13,7 +14,7 @@ _MAX_CHARACTERS: Final = 60
 _FORBIDDEN: Final = re.compile(r'[\\/:*?"<>|%]+')
 """Characters that some operating system forbids in file names, and `%`, which some browsers decode (RFC 6266, appendix D)."""
 
-_EXTENSIONS: Final = {"wav32": "wav", "aac": "m4a"}
+_EXTENSIONS: Final[dict[Format, str]] = {"wav32": "wav", "aac": "m4a"}
 
 
 def content_disposition(job: Job, file: StoredAudio) -> str:
@@ -55,7 +56,12 @@ def _title(job: Job) -> str:
 
 def _ending(file: StoredAudio, extension: str | None = None) -> str:
     track = f"-{file.track}" if file.track else ""
-    return f"{track}-{file.seed}.{extension or _EXTENSIONS.get(file.format, file.format)}"
+    return f"{track}-{file.seed}.{extension or extension_of(file.format)}"
+
+
+def extension_of(file_format: Format) -> str:
+    """The extension of files of a format."""
+    return _EXTENSIONS.get(file_format, file_format)
 
 
 def _safe(text: str) -> str:

@@ -79,8 +79,13 @@ def problem(scope: Scope, error: SophiaError, wrong: list[FieldError] | None = N
 def _foreign_shape(scope: Scope) -> ErrorShape | None:
     """The shape of the foreign API to which the path belongs; the longest beginning counts. None for a native path."""
     shapes: Mapping[str, ErrorShape] = scope["app"].state.error_shapes
-    matching = [prefix for prefix in shapes if scope["path"].startswith(prefix)]
+    matching = [prefix for prefix in shapes if _is_under(scope["path"], prefix)]
     return shapes[max(matching, key=len)] if matching else None
+
+
+def _is_under(path: str, beginning: str) -> bool:
+    """Whether a path begins so. `/health` begins `/health/x`, but not `/healthz`."""
+    return path == beginning or path.startswith(f"{beginning.rstrip('/')}/")
 
 
 async def _answer_ours(request: Request, error: Exception) -> JSONResponse:

@@ -41,7 +41,10 @@ async def finished_job(
             await asyncio.wait((finishing, leaving), return_when=asyncio.FIRST_COMPLETED)
             if not finishing.done():
                 raise ClientDisconnect
-            return finishing.result()
+            job = finishing.result()
+            if job is not None and not job.status.final:
+                await context.threads.run(context.store.waiting_calls.answer, job.id)
+            return job
         except (ClientDisconnect, asyncio.CancelledError):
             call.leave()
             if not context.watcher.is_stopping:  # else the connection may have ended because the service does

@@ -160,6 +160,11 @@ class TaskFields(BaseModel):
         return value
 
 
+def is_field_of(field: str, task: str) -> bool:
+    """Whether a request with this task may have the field."""
+    return task in _FIELD_TASKS.get(field, (task,))
+
+
 def check_task(model: type[BaseModel], value: Any, info: ValidationInfo, tasks: tuple[TaskType, ...]) -> None:
     """Raise ValueError for a field that belongs to `tasks`, of which the request's is none, unless it has its default."""
     task = info.data.get("task_type")

@@ -28,6 +28,12 @@ class WaitingCallStore:
         with self._database.write(durable=False) as connection:
             connection.execute(left.values(abandoned_at=now()))
 
+    def answer(self, job: str) -> None:
+        """Record that the call of an unfinished job was answered, so that nobody takes an equal call for its repetition."""
+        answered = jobs.update().where(jobs.c.id == job, jobs.c.idempotency_key.is_(None))
+        with self._database.write(durable=False) as connection:
+            connection.execute(answered.values(fingerprint=None))
+
     def take_over(self, owner: str, fingerprint: str, grace_s: float) -> Job | None:
         """Take over the oldest job with this fingerprint whose caller left at most `grace_s` seconds ago.
 

@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from typing import Final
 
-from serve_app.api.compat import elevenlabs, runpod
+from serve_app.api.compat import acestep, elevenlabs, runpod
 from serve_app.api.compat.family import Family
 from serve_app.config import ApiArgs
 from serve_app.errors import ConfigurationError
 from serve_app.plurals import alternatives
 
 FAMILIES: Final[dict[str, Family]] = {
+    "acestep": acestep.FAMILY,
     "elevenlabs": elevenlabs.FAMILY,
     "runpod": runpod.FAMILY,
 }
