@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from serve_app.errors import Conflict, InvalidRequest, NotFound
+from serve_app.store.client_settings import forget_settings
 from serve_app.store.clock import now
 from serve_app.store.database import Database
 from serve_app.store.tables import api_keys
@@ -46,7 +47,9 @@ class KeyStore:
         return token
 
     def revoke(self, name: str) -> int:
-        """Delete a key and its voices, which would keep their inputs for ever. Returns how many voices it had.
+        """Delete a key, what its clients have set, and its voices, which would keep their inputs for ever.
+
+        Returns how many voices it had.
 
         Running API processes stop accepting the key within seconds. Raises NotFound.
         """
@@ -54,6 +57,7 @@ class KeyStore:
             deleted = connection.execute(api_keys.delete().where(api_keys.c.name == name))
             if deleted.rowcount == 0:
                 raise NotFound(f"There is no key named {name!r}")
+            forget_settings(connection, name)
             return forget_voices(connection, name)
 
     def names(self) -> list[tuple[str, float]]:

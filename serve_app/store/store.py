@@ -4,6 +4,7 @@ from serve_app.config import DatabaseArgs
 from serve_app.store.adapters import AdapterStore
 from serve_app.store.backlog import Backlog
 from serve_app.store.claims import ClaimStore
+from serve_app.store.client_settings import ClientSettingStore
 from serve_app.store.costs import CostStore
 from serve_app.store.database import Database
 from serve_app.store.decisions import DecisionStore
@@ -41,6 +42,7 @@ class Store:
         self.plans = PlanStore(self.database)
         self.waiting_calls = WaitingCallStore(self.database)
         self.foreign_clients = ForeignClientStore(self.database)
+        self.client_settings = ClientSettingStore(self.database)
         self.time_limits = TimeLimits(self.database)
         self.backlog = Backlog(self.database)
         self.workers = WorkerStore(self.database)

@@ -303,6 +303,14 @@ adapters = sa.Table(  # adapters that an operator has added to those of the conf
     sa.Column("added_at", sa.Double, nullable=False),
 )
 
+client_settings = sa.Table(  # what clients of foreign APIs have set for their later calls
+    "client_settings",
+    metadata,
+    sa.Column("owner", sa.Text, primary_key=True),
+    sa.Column("family", sa.Text, primary_key=True),
+    sa.Column("settings", sa.JSON, nullable=False),
+)
+
 installation = sa.Table(  # one row, which identifies this database
     "installation",
     metadata,

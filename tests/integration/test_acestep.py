@@ -16,6 +16,7 @@ import soundfile
 from serve_app.api import submission, waiting_calls
 from serve_app.api.compat.acestep.fields import fields_of
 from serve_app.errors import BadAdapter
+from serve_app.store import Store
 from tests.support.helpers import eventually
 from tests.support.paths import ROOT
 from tests.support.queue import claim
@@ -44,7 +45,8 @@ SONG: JSON = {
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service without keys, with a model that has a planner and a worker, and one that has neither."""
     planned = simulated(planner={"source": "simulated"}, simulated={"step_s": 0.001, "plan_s": 0.01})
-    models = {"ace-step": planned, "asleep": simulated(workers=0)}
+    adapters = {"violin": {"source": "/adapters/violin.safetensors"}}
+    models = {"ace-step": planned, "asleep": simulated(workers=0, adapters=adapters)}
     with running(tmp_path_factory.mktemp("open"), models, api={"cors_origins": [SITE]}) as service:
         yield service
 
@@ -474,6 +476,53 @@ def test_models_need_no_loading(service: Service) -> None:
     assert "'ace-step' or 'asleep'" in refused.json()["error"]
 
 
+def test_an_adapter_is_loaded_for_later_tasks(service: Service) -> None:
+    """The plug-in's five calls: an adapter of the operator plays in later tasks until it is switched off or unloaded."""
+    before = data_of(service.client.get("/v1/lora/status"))
+    loaded = data_of(post(service, "/v1/lora/load", {"lora_path": "C:\\loras\\violin", "adapter_name": "mine"}))
+    scaled = data_of(post(service, "/v1/lora/scale", {"scale": "0.5", "adapter_name": "mine"}))
+    unknown = post(service, "/v1/lora/scale", {"scale": 1, "adapter_name": "other"})
+    played = understood(service)["lora"]
+    other = post(service, "/release_task", SONG)
+    off = data_of(post(service, "/v1/lora/toggle", {"use_lora": False}))
+    unplayed = understood(service)["lora"]
+    unloaded = data_of(service.client.post("/v1/lora/unload"))
+    after = data_of(service.client.get("/v1/lora/status"))
+
+    assert before == {
+        "lora_loaded": False, "use_lora": False, "lora_scale": 1.0, "adapter_type": None, "scales": {},
+        "active_adapter": None, "adapters": [],
+    }  # fmt: skip
+    assert (loaded["use_lora"], loaded["active_adapter"], loaded["adapters"]) == (True, "mine", ["mine"])
+    assert (scaled["lora_scale"], scaled["scales"]) == (0.5, {"mine": 0.5})
+    assert unknown.json()["error"].startswith("adapter_name: must be a loaded adapter: 'mine'")
+    assert (played, unplayed) == ([{"name": "violin", "scale": 0.5}], [])
+    assert ignored(other) == {"lora": "the model 'ace-step' has no such adapter"}
+    assert (off["lora_loaded"], off["use_lora"]) == (True, False)
+    assert unloaded == {"message": "No adapter is loaded", **before}
+    assert after == before
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "says"),
+    [
+        ("load", {"lora_path": "/etc/passwd"}, 400, "lora_path: must be one of the adapters: 'violin'"),
+        ("load", {}, 400, "lora_path: must be one of the adapters: 'violin'"),
+        ("load", {"lora_path": ["violin"]}, 400, "lora_path: must be one of the adapters: 'violin'"),
+        ("load", {"lora_path": "violin", "adapter_name": "x" * 65}, 400, "adapter_name: must be a name"),
+        ("scale", {"scale": 2}, 400, "scale: must be a number from 0 to 1"),
+        ("scale", {"scale": 1}, 409, "No adapter is loaded"),
+        ("nothing", {}, 404, "There is no POST /v1/lora/nothing"),
+    ],
+)
+def test_other_adapters_are_refused(service: Service, path: str, body: JSON, status: int, says: str) -> None:
+    """Only names that the operator has listed can be loaded; nothing of a path is opened."""
+    answer = post(service, f"/v1/lora/{path}", body)
+
+    assert answer.status_code == status
+    assert says in answer.json()["error"]
+
+
 def test_what_is_not_served_is_told_in_the_envelope(service: Service) -> None:
     """Routes that Sophia has not are 404 with `detail`; probes keep their own errors."""
     transcribe = service.client.post("/v1/transcribe", json={"audio_path": "x"})
@@ -509,6 +558,19 @@ def test_a_key_may_be_in_the_header_or_in_the_body(locked: Service) -> None:
     assert all(answer.json()["extra"] is None for answer in accepted)
     assert [answer.status_code for answer in refused] == [401] * 6
     assert locked.client.get("/health").status_code == 200
+
+
+def test_an_adapter_is_loaded_for_one_key(store: Store) -> None:
+    """What one key has set does not concern another, and is gone with the key."""
+    for owner in ("one", "two"):
+        store.keys.create(owner)
+    store.client_settings.change("one", "acestep", lambda settings: {**settings, "on": True})
+    store.client_settings.change("one", "acestep", lambda settings: {**settings, "active": "x"})
+
+    assert store.client_settings.get("one", "acestep") == {"on": True, "active": "x"}
+    assert store.client_settings.get("two", "acestep") == {}
+    store.keys.revoke("one")
+    assert store.client_settings.get("one", "acestep") == {}
 
 
 def test_a_file_opens_without_a_key_but_not_by_guessing(locked: Service) -> None:

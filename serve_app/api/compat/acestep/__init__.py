@@ -4,13 +4,13 @@ from typing import Final
 
 from fastapi import APIRouter
 
-from serve_app.api.compat.acestep import server, tasks, writing
+from serve_app.api.compat.acestep import lora, server, tasks, writing
 from serve_app.api.compat.acestep.envelope import error_shape
 from serve_app.api.compat.acestep.handles import AUDIO
 from serve_app.api.compat.family import Family
 
 _router: Final = APIRouter()
-for _part in (tasks.router, server.router, writing.router):
+for _part in (tasks.router, server.router, lora.router, writing.router):
     _router.include_router(_part)
 
 _PATHS: Final = (
@@ -26,7 +26,7 @@ _PATHS: Final = (
     "/format_input",
     "/v1/create_sample",
     "/create_random_sample",
-    "/v1/lora",
+    lora.LORA,
     "/v1/transcribe",
 )
 FAMILY: Final = Family(_router, _PATHS, error_shape, submissions=(tasks.SUBMIT,))

@@ -9,6 +9,8 @@ from serve_app.api.compat.acestep.bodies import Call, CallDep
 from serve_app.api.compat.acestep.envelope import enveloped, without_planner
 from serve_app.api.compat.acestep.fields import Given, fields_of, is_blank
 from serve_app.api.compat.acestep.handles import AUDIO, Handle, handle_of, recording_name
+from serve_app.api.compat.acestep.lora import take_adapter
+from serve_app.api.compat.acestep.names import FAMILY_NAME
 from serve_app.api.compat.acestep.results import JOB_ID, ids_of, results
 from serve_app.api.compat.acestep.served import served_model
 from serve_app.api.compat.acestep.songs import Wish, ignore_the_rest, planned, wish_of
@@ -27,7 +29,6 @@ from serve_app.errors import Conflict, NotFound
 from serve_app.jobs import Job, Status
 from serve_app.music import SOURCE_TASKS
 
-FAMILY_NAME: Final = "acestep"
 SUBMIT: Final = "/release_task"
 _MOST_TASKS: Final = 200
 """The most tasks that one call may ask for."""
@@ -53,6 +54,7 @@ async def release_task(call: CallDep, context: ContextDep) -> Any:
     wish = planned(wish, able)
     if wish.written == "sample" and not able:
         return without_planner(model)
+    await take_adapter(context, call.owner, wish, model)
     await _take_recordings(context, call, wish)
     ignore_the_rest(wish)
     if wish.written is not None:
