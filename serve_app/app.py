@@ -10,7 +10,7 @@ from ray import serve
 from serve_app.api.commit import this_commit
 from serve_app.api.compat.families import served_families
 from serve_app.api.deployment import Api
-from serve_app.config import AppArgs, ModelArgs
+from serve_app.config import AppArgs, ModelArgs, planner_stage
 from serve_app.jobs import new_id
 from serve_app.processes import folder_id
 from serve_app.ray_adapters import ray_kv
@@ -49,7 +49,7 @@ def build(args: AppArgs | Mapping[str, Any]) -> serve.Application:
     planners = [
         _planner_deployment(name, args, deployment).bind(name, args, data_folder, deployment)
         for name, model in args.models.items()
-        if model.planner.runs_alone
+        if model.planner.may_run_alone
     ]
     return _api_deployment(args).bind(args, this_commit(), deployment, *workers, *planners)
 
@@ -94,7 +94,11 @@ def _worker_deployment(name: str, args: AppArgs, deployment: str) -> serve.Deplo
 
 
 def _planner_deployment(name: str, args: AppArgs, deployment: str) -> serve.Deployment:
-    """The processes that only plan songs of a model. Their device and labels are those of its workers."""
+    """The processes that only plan songs of a model. Their device and labels are those of its workers.
+
+    A running application cannot get another deployment, so this one exists even if the workers may turn out to plan themselves: it
+    has no process then.
+    """
     model = args.models[name]
     resources: dict[str, Any] = {"num_cpus": model.planner.num_cpus}
     if model.device == "cuda":
@@ -107,7 +111,8 @@ def _planner_deployment(name: str, args: AppArgs, deployment: str) -> serve.Depl
         autoscaling_config=autoscaling_config(
             model.planner.scaling,
             "serve_app.scaling.planner_fleet:open_planner_fleet",
-            source | {"jobs_at_once": model.planner.jobs_at_once},
+            source | {"planner": model.planner.model_dump(mode="json")},
+            initial_workers=args.stages[planner_stage(name)].min_workers,
         ),
         ray_actor_options=resources,
         graceful_shutdown_timeout_s=args.queue.run_limit_s + DRAIN_GRACE_S,

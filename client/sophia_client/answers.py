@@ -472,6 +472,23 @@ class Usage(Answer):
     """Maximum average number of requests per second."""
 
 
+class WorkerPlanner(Answer):
+    """Where a worker's songs are planned, and the memory that was measured when it was loaded. Sizes are in bytes."""
+
+    placement: str
+    """worker: in the process that renders. own: in processes that only plan, of which this is one if the sizes are known."""
+    reason: str | None = None
+    """Why the planner is not in the worker, if it was tried."""
+    weights_bytes: int | None = None
+    """Size of the planner's weight files."""
+    cache_bytes: int | None = None
+    """Size of the planner's cache."""
+    rows: int | None = None
+    """How many sequences it writes at once; a song takes two."""
+    free_bytes: int | None = None
+    """What was free on the device before the planner was loaded; in a worker, beside the model."""
+
+
 class Worker(Answer):
     """One worker."""
 
@@ -497,6 +514,8 @@ class Worker(Answer):
     """Its last error."""
     job: str | None = None
     """The job it runs."""
+    planner: WorkerPlanner | None = None
+    """Where its songs are planned; null if its model has no planner, and while it starts."""
     seen_at: datetime
     """When its last heartbeat arrived."""
 

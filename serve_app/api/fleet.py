@@ -93,6 +93,16 @@ def aligns_lyrics(workers: Iterable[WorkerRow], name: str) -> bool | None:
     return aligns
 
 
+def has_planners_alone(workers: Iterable[WorkerRow], name: str, model: ModelArgs | None) -> bool:
+    """Whether processes that only plan make the model's plans, as the settings say or a worker that has measured it."""
+    if model is None or not model.planner.may_run_alone:
+        return False
+    return (
+        not model.planner.follows_workers
+        or checkpoint_facts(workers, name).get("planner", {}).get("placement") == "own"
+    )
+
+
 def generates_noise(workers: Iterable[WorkerRow], name: str, model: ModelArgs) -> bool:
     """Whether the model generates no music, because its weights are random or it is a simulation."""
     return bool(checkpoint_facts(workers, name).get("noise", model.source in (RANDOM, SIMULATED)))

@@ -17,7 +17,15 @@ from serve_app.api.fleet import (
 from serve_app.api.job_presenter import utc
 from serve_app.api.notices import operator_notices, public_notices
 from serve_app.api.placement import why_not_placed
-from serve_app.api.views.health import BreakerView, ClusterView, CostView, Health, ScaleView, WorkerView
+from serve_app.api.views.health import (
+    BreakerView,
+    ClusterView,
+    CostView,
+    Health,
+    ScaleView,
+    WorkerPlannerView,
+    WorkerView,
+)
 from serve_app.api.views.jobs import JobError
 from serve_app.config import ModelArgs
 from serve_app.store import WorkerRow
@@ -111,8 +119,16 @@ def _worker(context: Context, row: WorkerRow) -> WorkerView:
         detail=describe_phase(context, row),
         error=JobError(code=row.error["code"], message=row.error["message"]) if row.error else None,
         job=row.job,
+        planner=_planner(row),
         seen_at=utc(row.seen_at),
     )
+
+
+def _planner(row: WorkerRow) -> WorkerPlannerView | None:
+    facts = (row.facts or {}).get("planner")
+    if facts is None:
+        return None
+    return WorkerPlannerView(**{name: facts.get(name) for name in WorkerPlannerView.model_fields})
 
 
 def _breaker(context: Context, model: str) -> BreakerView:

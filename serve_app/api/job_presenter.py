@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from serve_app.api.context import Context
-from serve_app.api.explanations import why_waiting
-from serve_app.api.fleet import count_ready, living_workers, of_model
+from serve_app.api.explanations import why_not_ready, why_waiting
+from serve_app.api.fleet import count_ready, has_planners_alone, living_workers, of_model
 from serve_app.api.signed_links import LinkSigner
 from serve_app.api.views.jobs import (
     AudioFile,
@@ -19,7 +19,9 @@ from serve_app.api.views.jobs import (
     WebhookView,
 )
 from serve_app.api.views.plans import JobPlan, PlanFacts
+from serve_app.config import planner_stage
 from serve_app.jobs import Job, Status
+from serve_app.plurals import counted
 from serve_app.store import PlanState, PlanTask, WorkerRow
 from serve_app.store.pauses import Pause
 from serve_app.store.places import Place
@@ -89,7 +91,19 @@ class JobPresenter:
     def _waiting_for(self, model: str, place: Place, plan: PlanTask | None) -> str:
         if plan and plan.state is PlanState.PLANNING:
             return "its plan is being made"
+        if plan and plan.state is PlanState.WAITING and self._planned_alone(model):
+            return self._waiting_for_planner(planner_stage(model), self._pause(model))
         return why_waiting(self._context, model, place.ahead, self._workers_of(model), self._pause(model))
+
+    def _waiting_for_planner(self, stage: str, pause: Pause | None) -> str:
+        planners = self._workers_of(stage)
+        ready = count_ready(planners)
+        if ready and pause is None:
+            return f"its plan waits for a planner; {counted(ready, 'planner')} at work"
+        return f"its plan waits for a planner: {why_not_ready(self._context, stage, planners, pause)}"
+
+    def _planned_alone(self, model: str) -> bool:
+        return has_planners_alone(self._workers_of(model), model, self._context.args.models.get(model))
 
     def _webhook(self, job: Job) -> WebhookView | None:
         if not job.request.webhook_url:

@@ -129,10 +129,17 @@ class AppArgs(BaseSettings):
 
     @property
     def stages(self) -> dict[str, ScalingArgs]:
-        """The scale of each kind of process with a device: the workers of each model, and processes that only plan."""
+        """The scale of each kind of process with a device: the workers of each model, and processes that only plan.
+
+        Of those that the workers must ask for first, none is wanted without being asked.
+        """
         found = {name: model.scaling for name, model in self.models.items()}
-        alone = {name: model.planner for name, model in self.models.items() if model.planner.runs_alone}
-        return found | {planner_stage(name): planner.scaling for name, planner in alone.items()}
+        for name, model in self.models.items():
+            planner = model.planner
+            if planner.may_run_alone:
+                changes = {"min_workers": 0} if planner.follows_workers else {}
+                found[planner_stage(name)] = planner.scaling.model_copy(update=changes)
+        return found
 
     def settings_of(self, stage: str) -> ModelArgs | None:
         """The settings of a stage: for processes that only plan, their model's with the resources and price of the planner."""

@@ -110,10 +110,18 @@ class PlannerArgs(LanguageModelArgs):
         le=256,
         description="Jobs that one process plans at the same time, in one batch.",
     )
-    placement: Literal["worker", "own"] = Field(
-        "worker",
+    placement: Literal["auto", "worker", "own"] = Field(
+        "auto",
         description="Where the planner runs: `worker`, in the process and on the device of each worker, while it renders other "
-        "songs; or `own`, in processes that only plan, with their own device and scale. The following settings are for `own`.",
+        "songs; `own`, in processes that only plan, with their own device and scale; or `auto`, in the workers if it fits beside "
+        "the model, which each of them measures when it has loaded the model, else in processes that only plan.",
+    )
+    render_reserve_gb: float = Field(
+        3.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="With `placement: auto`, the GB of the device's memory that must stay free for rendering when model and "
+        "planner are loaded. The following settings are for processes that only plan.",
     )
     num_cpus: float = Field(0.5, gt=0, description="Ray CPUs that a process that only plans reserves.")
     num_gpus: float = Field(
@@ -133,9 +141,19 @@ class PlannerArgs(LanguageModelArgs):
         return self.source != "none"
 
     @property
-    def runs_alone(self) -> bool:
-        """Whether the planner has processes of its own."""
-        return self.is_on and self.placement == "own"
+    def may_run_in_workers(self) -> bool:
+        """Whether workers load the planner, or try to."""
+        return self.is_on and self.placement != "own"
+
+    @property
+    def may_run_alone(self) -> bool:
+        """Whether the planner has, or may get, processes that only plan."""
+        return self.is_on and self.placement != "worker"
+
+    @property
+    def follows_workers(self) -> bool:
+        """Whether the workers decide, when they have loaded the model, who plans."""
+        return self.is_on and self.placement == "auto"
 
 
 PLANNER_SUFFIX: Final = ":planner"

@@ -29,7 +29,7 @@ _LONGEST_STARTUP_S: Final = 1800.0
 _LATE_COUNTED: Final = 1000
 """With this many late jobs, every waiting job counts as late, since every cluster is needed."""
 
-_ALIVE_S: Final = 60.0
+ALIVE_S: Final = 60.0
 """A worker without a heartbeat for this long does not count. The sweeper returns its job to the queue."""
 
 REPEAT_S: Final = 15.0
@@ -108,7 +108,7 @@ class StoreFleet:
         """The current state."""
         speed = self._speed() or self._bounds.work_prior
         share = self._share()
-        ours = [row for row in self._store.workers.seen(_ALIVE_S) if self._is_ours(row)]
+        ours = [row for row in self._store.workers.seen(ALIVE_S) if self._is_ours(row)]
         loading = self._loading(ours)
         self._takes_jobs = loading.takes_jobs
         with self._store.database.read() as connection:

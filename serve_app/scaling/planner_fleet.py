@@ -2,33 +2,53 @@
 
 A process plans many jobs at once, so the policy counts in batches: the waiting plans divided by `jobs_at_once`, and the processes
 that are planning.
+
+With `placement: auto`, each worker measures whether the planner fits beside the model and reports who plans
+(`worker/worker.py`). No process that only plans is started before a worker has asked for it, nor while a worker plans.
 """
 
+from dataclasses import replace
 from math import ceil
-from typing import Any
+from typing import Any, Final, Literal
 
 import sqlalchemy as sa
 
-from serve_app.config import BreakerArgs, DatabaseArgs, ScalingArgs, planner_stage
+from serve_app.config import BreakerArgs, DatabaseArgs, PlannerArgs, ScalingArgs, planner_stage
 from serve_app.ray_adapters import ray_kv
-from serve_app.scaling.observation import Share, StoreFleet
+from serve_app.scaling.observation import ALIVE_S, Share, StoreFleet
+from serve_app.scaling.policy import Observation
 from serve_app.store import Store
 from serve_app.store.clock import now
 from serve_app.store.plan_rows import PlanState, plan_is
 from serve_app.store.tables import plans, workers
 
+Place = Literal["worker", "own"]
 
-def open_planner_fleet(bounds: ScalingArgs, database: str, jobs_at_once: int, **source: Any) -> "PlannerFleet":
-    """Open the fleet of a model's planner, as `open_fleet` opens that of its workers; `source` has the rest of its arguments."""
+_UNNEEDED: Final[dict[Place | None, str]] = {
+    None: "no worker has measured yet whether the planner fits beside the model (placement: auto)",
+    "worker": "the workers plan: the planner fits beside the model (placement: auto)",
+}
+"""Why no process that only plans is of use, by who plans."""
+
+
+def open_planner_fleet(
+    bounds: ScalingArgs,  # noqa: ARG001 - the policy gives them to every fleet; these are in the planner's settings, too
+    database: str,
+    planner: dict[str, Any],
+    **source: Any,
+) -> "PlannerFleet":
+    """Open the fleet of a model's planner, as `open_fleet` opens that of its workers.
+
+    `planner` are its PlannerArgs as JSON; `source` has the rest of `open_fleet`'s arguments.
+    """
     store = Store(ray_kv.get(database), DatabaseArgs.model_validate(source["limits"]))
     return PlannerFleet(
         store,
         source["model"],
         source["deployment"],
-        bounds,
+        PlannerArgs.model_validate(planner),
         BreakerArgs.model_validate(source["breaker"]),
         cluster=source["cluster"],
-        jobs_at_once=jobs_at_once,
     )
 
 
@@ -40,15 +60,35 @@ class PlannerFleet(StoreFleet):
         store: Store,
         model: str,
         deployment: str,
-        bounds: ScalingArgs,
+        planner: PlannerArgs,
         breaker: BreakerArgs,
         *,
-        jobs_at_once: int,
         cluster: str = "",
     ) -> None:
-        super().__init__(store, planner_stage(model), deployment, bounds, breaker, cluster=cluster)
+        super().__init__(store, planner_stage(model), deployment, planner.scaling, breaker, cluster=cluster)
         self._planned_model = model
-        self._jobs_at_once = jobs_at_once
+        self._planner = planner
+        self._place: Place | None = None
+        """Who plans, as the workers of this model last said it: they may be scaled to zero meanwhile."""
+
+    def observe(self) -> Observation:
+        """The current state."""
+        seen = super().observe()
+        if not self._planner.follows_workers:
+            return seen
+        self._place = self._place_by_workers() or self._place
+        unneeded = _UNNEEDED.get(self._place)
+        self._takes_jobs = self._takes_jobs and unneeded is None
+        return replace(seen, unneeded=unneeded)
+
+    def _place_by_workers(self) -> Place | None:
+        """Who plans: the workers as soon as one of them does. None without a worker that has loaded the model."""
+        rows = self._store.workers.seen(ALIVE_S)
+        ours = [row for row in rows if row.model == self._planned_model and row.cluster in self._our_names]
+        places = {row.facts["planner"]["placement"] for row in ours if row.facts and "planner" in row.facts}
+        if "worker" in places:
+            return "worker"
+        return "own" if "own" in places else None
 
     def _speed(self) -> float | None:
         return self._store.plans.speed(self._planned_model)
@@ -63,7 +103,7 @@ class PlannerFleet(StoreFleet):
         waiting = (plans.c.model == self._planned_model, plan_is(PlanState.WAITING))
         count, audio_s = connection.execute(sums.where(*waiting)).one()
         ours, ours_s = share.of(int(count), audio_s)
-        return ceil(ours / self._jobs_at_once), ours_s
+        return ceil(ours / self._planner.jobs_at_once), ours_s
 
     def _without_songs(self) -> tuple[int, float]:
         return 0, 0.0  # `_queued` counts them

@@ -52,6 +52,8 @@ class Observation:
     """Why no more workers must be started; None while they may."""
     paused: str | None = None
     """Why an operator wants no worker at all; None while they may run."""
+    unneeded: str | None = None
+    """Why no worker is of use, whatever waits; None while one is."""
     unstored: str | None = None
     """Why workers take no job: the audio store refuses their songs. None while it takes them."""
     ready_now: int = 0
@@ -77,10 +79,12 @@ def decide(seen: Observation, bounds: ScalingArgs, previous: Decision) -> Decisi
 
     The largest of several numbers wins, up to `max_workers`: for the jobs, for a steady load, for new workers, for the warm pool.
     While the breaker is open no worker is started, and those that work stay. While the audio store refuses songs, no worker is
-    started beyond the warm pool. A pause stops all workers.
+    started beyond the warm pool. A pause stops all workers, and so does the observation that none is of use.
     """
     if seen.paused is not None:
         return Decision(0, f"paused by the operator: {seen.paused}")
+    if seen.unneeded is not None:
+        return Decision(0, seen.unneeded)
     wanted = _wanted(seen, bounds, previous)
     if seen.breaker is not None:
         # While a worker is ready the target must not fall: in a rollout Serve would stop the last one of the old build to reach it.

@@ -131,15 +131,19 @@ class _Reader:
         fleet.publish(decision.target, decision.reason)
 
 
-def autoscaling_config(bounds: ScalingArgs, source: str, source_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def autoscaling_config(
+    bounds: ScalingArgs, source: str, source_kwargs: Mapping[str, Any], *, initial_workers: int | None = None
+) -> dict[str, Any]:
     """The `autoscaling_config` of a Serve deployment for which QueuePolicy alone decides.
+
+    It begins with `initial_workers`, by default `min_workers`.
 
     Serve's own delays and factors are off. Its `min_replicas` is 0 for every `min_workers`, since it overrides the policy and an
     open breaker must be able to ask for no worker.
     """
     return {
         "min_replicas": 0,
-        "initial_replicas": bounds.min_workers,
+        "initial_replicas": bounds.min_workers if initial_workers is None else initial_workers,
         "max_replicas": bounds.max_workers,
         "upscale_delay_s": 0,
         "downscale_delay_s": 0,

@@ -14,7 +14,7 @@ from serve_app.errors import ConfigurationError
 from serve_app.processes import can_see
 from serve_app.ray_adapters.raylet import watch_raylet
 from serve_app.store import Store
-from serve_app.worker.planner_in_worker import PlannerInWorker
+from serve_app.worker.planner_in_worker import planner_of_workers
 from serve_app.worker.planner_worker import PlannerWorker
 from serve_app.worker.startup import Startup, migrate
 from serve_app.worker.worker import Worker, WorkerOptions
@@ -111,15 +111,8 @@ def _options(model: str, args: AppArgs, deployment: str) -> WorkerOptions:
         price_per_hour=settings.price_per_hour * devices,
         encoding=args.encoding,
         inputs=args.inputs,
-        planner=_planner(model, args),
+        planner=planner_of_workers(model, settings, args.weights_dir),
     )
-
-
-def _planner(model: str, args: AppArgs) -> PlannerInWorker | None:
-    settings = args.models[model]
-    if not settings.planner.is_on or settings.planner.runs_alone:
-        return None
-    return PlannerInWorker(new_planner(model, settings, args.weights_dir), settings.planner.jobs_at_once)
 
 
 def _engine(model: str, args: AppArgs, store: Store) -> Engine:

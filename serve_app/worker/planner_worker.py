@@ -62,7 +62,7 @@ class PlannerWorker:
             facts = self._planner.load(self._heartbeat.report)
         except Exception as error:
             raise self._load_report.show_failure(error) from error
-        shown = {"planner": asdict(facts)}
+        shown = {"planner": asdict(facts) | {"placement": "own"}}
         self._heartbeat.update(
             phase=WorkerPhase.IDLE, detail="ready", progress=None, device=facts.device, facts=shown, error=None
         )

@@ -17,7 +17,7 @@ from serve_app.artifacts import ArtifactStore
 from serve_app.audio import Encoders, default_processes
 from serve_app.config import EncodingArgs, InputArgs, QueueArgs
 from serve_app.engine.protocol import Engine, EngineFacts
-from serve_app.errors import DeviceLost, LoadError, NotFound, Stopped
+from serve_app.errors import DeviceLost, DeviceMemory, LoadError, NotFound, Stopped
 from serve_app.jobs import Job, WorkerPhase, new_id
 from serve_app.music import SELF_TEST
 from serve_app.music.plan import Plan
@@ -213,10 +213,18 @@ class Worker:
         )
 
     def _load_planner(self) -> dict[str, Any]:
-        """Load the planner beside the model, if there is one. What the row's facts say about it."""
+        """Load the planner beside the model, if there is one and it fits. What the row's facts say about it."""
         if self._planner is None:
             return {}
-        return {"planner": asdict(self._planner.planner.load(self._heartbeat.report))}
+        try:
+            facts = self._planner.planner.load(self._heartbeat.report)
+        except DeviceMemory as error:
+            if not self._planner.is_optional:
+                raise
+            logger.warning("worker %s of %s does not plan: %s", self.id, self.model, error.message)
+            self._planning = None
+            return {"planner": {"placement": "own", "reason": error.message}}
+        return {"planner": asdict(facts) | {"placement": "worker"}}
 
     def _new_slot(self, number: int) -> _Slot:
         name = "generate" if number == 0 else f"generate {number + 1}"

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from serve_app.config import BreakerArgs, ModelArgs, QueueArgs, ScalingArgs, planner_stage
+from serve_app.config import BreakerArgs, ModelArgs, PlannerArgs, QueueArgs, ScalingArgs, planner_stage
 from serve_app.engine.planner.simulated import SimulatedPlanner
 from serve_app.scaling.planner_fleet import PlannerFleet
 from serve_app.scaling.policy import Decision, decide
@@ -39,7 +39,8 @@ def test_a_planner_of_its_own_plans_for_the_workers(tmp_path: Path) -> None:
 
 def test_planners_scale_by_batches_of_plans(sqlite_store: Store) -> None:
     """Ten plans for a planner that makes four at once are three batches; planning ones count once for each process."""
-    fleet = PlannerFleet(sqlite_store, "m", "d", BOUNDS, BreakerArgs(), jobs_at_once=4)
+    planner = PlannerArgs(source="simulated", placement="own", jobs_at_once=4, scaling=BOUNDS)
+    fleet = PlannerFleet(sqlite_store, "m", "d", planner, BreakerArgs())
     idle = fleet.observe()
     for _ in range(10):
         submit_unplanned(sqlite_store, duration=60.0)

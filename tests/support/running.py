@@ -16,12 +16,11 @@ from serve_app.api.application import create_api
 from serve_app.artifacts import Artifacts
 from serve_app.audio import Encoders
 from serve_app.config import AppArgs, ModelArgs
-from serve_app.engine.planner.making import new_planner
 from serve_app.engine.protocol import Engine
 from serve_app.engine.simulated import SimulatedEngine
 from serve_app.ray_adapters.cluster import Node
 from serve_app.store import Store
-from serve_app.worker.planner_in_worker import PlannerInWorker
+from serve_app.worker.planner_in_worker import planner_of_workers
 from serve_app.worker.worker import Worker, WorkerOptions
 from tests.support.helpers import eventually
 from tests.support.migrated import migrate as migrate_store
@@ -102,7 +101,7 @@ def running(
                     price_per_hour=model.price_per_hour,
                     encoding=args.encoding,
                     inputs=args.inputs,
-                    planner=_planner(name, model, folder),
+                    planner=planner_of_workers(name, model, folder),
                 ),
                 encoders=shared_encoders(),
             )
@@ -121,12 +120,6 @@ def running(
         url = stack.enter_context(_http_server(app))
         client = stack.enter_context(httpx.Client(base_url=url, timeout=60))
         yield Service(client, url, args, store, artifacts)
-
-
-def _planner(name: str, model: ModelArgs, folder: Path) -> PlannerInWorker | None:
-    if not model.planner.is_on or model.planner.runs_alone:
-        return None
-    return PlannerInWorker(new_planner(name, model, folder), model.planner.jobs_at_once)
 
 
 def _has_started(store: Store, worker: str) -> bool:

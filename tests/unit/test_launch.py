@@ -203,6 +203,22 @@ def test_ready_lines_of_a_model_without_a_worker() -> None:
     assert lines[1] == "Models: m (org/repository) gets a worker with its first job."
 
 
+def test_ready_lines_say_where_songs_are_planned() -> None:
+    """The report has the sizes that a worker measured, or why its planner runs elsewhere."""
+    model = {"name": "m", "source": "org/repository", "note": None, "ready_workers": 1}
+    sizes = {"weights_bytes": 1_330_000_000, "cache_bytes": 1_880_000_000, "rows": 4, "free_bytes": 14_700_000_000}
+    inside = {"model": "m", "device": "cuda:0", "planner": {"placement": "worker", "reason": None, **sizes}}
+    outside = inside | {"planner": {"placement": "own", "reason": "The planner needs 9.00 GB."}}
+
+    lines = [ready_lines("http://127.0.0.1:8000", "", [model], [worker])[1] for worker in (inside, outside)]
+
+    assert lines[0].endswith(
+        "Its planner runs in the worker: 1.33 GB of weights and 1.88 GB of cache for 4 sequences; 14.70 GB were free beside the "
+        "model."
+    )
+    assert lines[1].endswith("Its songs are planned in other processes. The planner needs 9.00 GB.")
+
+
 def test_ready_lines_of_a_service_that_needs_keys() -> None:
     """The command has a placeholder for the key, and the line before it says how to create one."""
     lines = ready_lines("http://127.0.0.1:8000", "", None, [])

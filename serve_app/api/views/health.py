@@ -29,6 +29,27 @@ class Ready(BaseModel):
     reason: str = Field(description="Why the service is ready, or why not.", examples=["1 worker is ready"])
 
 
+class WorkerPlannerView(BaseModel):
+    """Where a worker's songs are planned, and the memory that was measured when it was loaded. Sizes are in bytes."""
+
+    placement: Literal["worker", "own"] = Field(
+        description="worker: in the process that renders. own: in processes that only plan, of which this is one if the sizes are "
+        "known.",
+        examples=["worker"],
+    )
+    reason: str | None = Field(
+        description="Why the planner is not in the worker, if it was tried.",
+        examples=[None],
+    )
+    weights_bytes: int | None = Field(description="Size of the planner's weight files.", examples=[1_330_000_000])
+    cache_bytes: int | None = Field(description="Size of the planner's cache.", examples=[1_880_000_000])
+    rows: int | None = Field(description="How many sequences it writes at once; a song takes two.", examples=[4])
+    free_bytes: int | None = Field(
+        description="What was free on the device before the planner was loaded; in a worker, beside the model.",
+        examples=[14_700_000_000],
+    )
+
+
 class WorkerView(BaseModel):
     """One worker."""
 
@@ -48,6 +69,9 @@ class WorkerView(BaseModel):
     detail: str = Field(description="What the worker does in this phase.", examples=["downloading 41 %"])
     error: JobError | None = Field(description="Its last error.")
     job: str | None = Field(description="The job it runs.", examples=[None])
+    planner: WorkerPlannerView | None = Field(
+        description="Where its songs are planned; null if its model has no planner, and while it starts."
+    )
     seen_at: datetime = Field(description="When its last heartbeat arrived.", examples=["2026-11-24T10:00:00Z"])
 
 

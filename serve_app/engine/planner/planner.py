@@ -15,7 +15,6 @@ from serve_app.engine.ace_step.device import (
     free_memory,
     memory_errors,
     release_memory,
-    require_memory,
     set_threads,
 )
 from serve_app.engine.ace_step.loading import import_errors, limit_spinning, unexpected_error
@@ -52,14 +51,16 @@ class QwenPlanner:
     """Plans songs with a Qwen3 language model that was trained for it. Implements `protocol.Planner`.
 
     `name` is the name of the model whose planner this is, in the configuration; `args` are that model's settings, which also say
-    where and with how many threads it runs. `cache` is the folder for downloaded checkpoints.
+    where and with how many threads it runs. `cache` is the folder for downloaded checkpoints. `reserved` are the bytes of the
+    device's memory that must be free when it is loaded.
     """
 
-    def __init__(self, name: str, args: ModelArgs, planner: LanguageModelArgs, cache: Path) -> None:
+    def __init__(self, name: str, args: ModelArgs, planner: LanguageModelArgs, cache: Path, reserved: int = 0) -> None:
         self._name = name
         self._args = args
         self._planner = planner
         self._cache = cache
+        self._reserved = reserved
         self._context = planner.context
         self._vocabulary: Any = None
         self._tables: Any = None
@@ -100,8 +101,9 @@ class QwenPlanner:
         weights = files.shape.parameters * dtype.itemsize
         row = files.shape.cache_numbers(1, self._context + 1) * dtype.itemsize
         release_memory(device)
-        rows = self._rows(free_memory(device) - weights, row)
-        require_memory(device, weights + rows * row)
+        free = free_memory(device)
+        rows = self._rows(free - weights, row)
+        self._require_room(device, free, weights, rows * row)
         report("load", None, f"loading the planner, {files.bytes / 1e9:.2f} GB, to {device}")
         with memory_errors(device, weights + rows * row):
             self._loop = self._new_loop(files, device, dtype, rows)
@@ -118,6 +120,7 @@ class QwenPlanner:
             cache_bytes=rows * row,
             rows=rows,
             versions={name: version(name) for name in ("torch", "tokenizers", "safetensors")},
+            free_bytes=free,
         )
 
     def _new_loop(
@@ -134,7 +137,18 @@ class QwenPlanner:
         """How many sequences to decode at once, if each takes `row` bytes of the `free` ones."""
         if self._planner.rows != "auto":
             return self._planner.rows
-        return max(2, min(_MOST_ROWS, free // 2 // row))
+        return max(2, min(_MOST_ROWS, min(free // 2, free - self._reserved) // row))
+
+    def _require_room(self, device: "torch.device", free: int, weights: int, cache: int) -> None:
+        """Raises DeviceMemory if `free` is less than weights and cache need and what is reserved."""
+        if weights + cache + self._reserved <= free:
+            return
+        reserve = f", and {self._reserved / 1e9:.2f} GB must stay free to render songs" if self._reserved else ""
+        raise errors.DeviceMemory(
+            f"The planner needs {(weights + cache) / 1e9:.2f} GB on {device_name(device)}, {weights / 1e9:.2f} of them for its "
+            f"weights and the rest for its cache{reserve}, but {free / 1e9:.2f} GB are free. Use a smaller planner, plan fewer "
+            "songs at once (rows), or give it a device of its own (placement: own)."
+        )
 
     def _self_test(self) -> None:
         """Plans a second of music. Raises SelfTestFailed if it fails."""

@@ -75,6 +75,8 @@ class PlannerFacts:
     rows: int
     """How many sequences it decodes at once; a song with guidance takes two."""
     versions: Mapping[str, str]
+    free_bytes: int = 0
+    """Free on the device before the planner was loaded; beside a model, after that was loaded."""
 
 
 OnToken = Callable[[str, int, int], None]

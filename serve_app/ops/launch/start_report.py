@@ -132,7 +132,12 @@ def _models_line(models: Sequence[Mapping[str, Any]] | None, workers: Sequence[M
     if models is None:
         return "every request needs an API key, and '.venv/bin/sophia keys create NAME' makes one."
     devices = {worker["model"]: worker["device"] for worker in workers if worker.get("device")}
-    return " ".join(_model_sentence(model, devices.get(model["name"])) for model in models)
+    planners = {worker["model"]: worker["planner"] for worker in workers if worker.get("planner")}
+    sentences = [
+        _model_sentence(model, devices.get(model["name"])) + _planner_sentence(planners.get(model["name"]))
+        for model in models
+    ]
+    return " ".join(sentences)
 
 
 def _model_sentence(model: Mapping[str, Any], device: str | None) -> str:
@@ -141,6 +146,21 @@ def _model_sentence(model: Mapping[str, Any], device: str | None) -> str:
     if model["note"]:
         sentence += f" It is {model['note']}. For real songs, use an NVIDIA GPU or set models.{model['name']}.source."
     return sentence
+
+
+def _planner_sentence(planner: Mapping[str, Any] | None) -> str:
+    """Where a worker's songs are planned, and what was measured; empty if they are not planned or that is not known yet."""
+    if planner is None:
+        return ""
+    if planner["placement"] == "own":
+        return f" Its songs are planned in other processes. {planner['reason'] or ''}".rstrip()
+    weights = planner["weights_bytes"] / 1e9
+    cache = planner["cache_bytes"] / 1e9
+    free = planner["free_bytes"] / 1e9
+    return (
+        f" Its planner runs in the worker: {weights:.2f} GB of weights and {cache:.2f} GB of cache for {planner['rows']} "
+        f"sequences; {free:.2f} GB were free beside the model."
+    )
 
 
 def _json_object(body: bytes) -> dict[str, Any]:
