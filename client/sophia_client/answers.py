@@ -105,13 +105,21 @@ class Timing(Answer):
     """How long each part of a finished job took, in seconds."""
 
     queued_s: float
-    """From submission to the start of the last attempt."""
+    """From submission to the start of the last attempt; its planning is part of it."""
+    plan_queued_s: float | None = None
+    """From submission until a planner began with its plan, at the last attempt; null if no planner had to."""
+    plan_s: float | None = None
+    """Making its plan, at the last attempt; null if no planner had to."""
     generate_s: float
     """Conditioning, denoising and decoding."""
     encode_s: float
     """Encoding and storing, which run while the worker generates its next job."""
     gpu_s: float
-    """How long the last attempt used the device."""
+    """How long the last attempt used the device, without the time that the device spent on plans meanwhile."""
+    plan_gpu_s: float | None = None
+    """Its part of the device's time while its plan was made together with others and beside songs, over all attempts;
+    null if no planner had to.
+    """
 
 
 class JobError(Answer):
@@ -214,7 +222,7 @@ class Job(JobAnswer):
     timing: Timing | None = None
     """How long each part took, once the job has succeeded."""
     gpu_s: float
-    """Device seconds of all attempts so far. An attempt whose worker was killed is not included."""
+    """Device seconds of all attempts so far, at its plan, too. An attempt whose worker was killed is not included."""
     error: JobError | None = None
     """Why the job failed or expired."""
     webhook: Webhook | None = None

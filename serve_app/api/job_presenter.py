@@ -24,7 +24,7 @@ from serve_app.jobs import Job, Status
 from serve_app.plurals import counted
 from serve_app.store import PlanState, PlanTask, WorkerRow
 from serve_app.store.pauses import Pause
-from serve_app.store.places import Place
+from serve_app.store.places import FAR, Place
 from serve_app.store.webhooks import Delivery
 
 
@@ -36,6 +36,8 @@ class JobPresenter:
         self._workers: list[WorkerRow] | None = None
         self._pauses: dict[str, Pause] | None = None
         self._speeds: dict[str, float | None] = {}
+        self._plan_speeds: dict[str, float | None] = {}
+        self._to_plan: dict[str, float] = {}
 
     def view(self, job: Job) -> JobView:
         """The view of one job."""
@@ -60,7 +62,7 @@ class JobPresenter:
             deadline_at=utc(job.deadline_at),
             attempt=job.attempt,
             position=place.ahead + 1 if place else None,
-            eta_s=self._eta_s(job.model, place) if place else None,
+            eta_s=self._eta_s(job, place) if place else None,
             waiting_for=self._waiting_for(job.model, place, plan) if place else None,
             progress=Progress.model_validate(job.progress) if job.progress else None,
             request=job.request,
@@ -68,25 +70,37 @@ class JobPresenter:
             warnings=list(job.warnings),
             audio=[_file(job, index) for index in range(len(job.audio))],
             audio_gone_at=_utc_or_none(job.audio_gone_at),
-            timing=Timing.model_validate(job.timing) if job.timing else None,
-            gpu_s=round(job.gpu_s, 3),
+            timing=Timing.model_validate({**job.timing, **_plan_timing(plan)}) if job.timing else None,
+            gpu_s=round(job.gpu_s + (plan.gpu_s if plan else 0.0), 3),
             error=_error(job),
             webhook=self._webhook(job),
             links=_links(job.id),
         )
 
-    def _eta_s(self, model: str, place: Place) -> float | None:
-        """The audio before the job, times the model's speed, divided by its ready workers.
+    def _eta_s(self, job: Job, place: Place) -> float | None:
+        """The work before the job's start, divided by those who do it: songs and, until the job is planned, plans.
 
-        None if one of them is unknown, and while the model is paused.
+        None if the model's speed is unknown, nobody is ready to do the work, and while the model is paused.
         """
+        model = job.model
         if self._pause(model) is not None:
             return None
         ready = count_ready(self._workers_of(model))
         speed = self._speed(model)
         if not ready or speed is None or place.audio_s is None:
             return None
-        return round(place.audio_s * speed / ready, 1)
+        rendering_s = place.audio_s * speed / ready
+        if not job.unplanned:
+            return round(rendering_s, 1)
+        plan_speed = self._plan_speed(model)
+        alone = self._planned_alone(model)
+        planners = count_ready(self._workers_of(planner_stage(model))) if alone else ready
+        if not planners or plan_speed is None:
+            return None
+        # Plans are made in the order of the songs, so no more plans come before this one than songs do.
+        to_plan_s = min(self._audio_to_plan(model), place.audio_s + job.audio_seconds)
+        planning_s = to_plan_s * plan_speed / planners
+        return round(max(rendering_s, planning_s) if alone else rendering_s + planning_s, 1)
 
     def _waiting_for(self, model: str, place: Place, plan: PlanTask | None) -> str:
         if plan and plan.state is PlanState.PLANNING:
@@ -127,6 +141,18 @@ class JobPresenter:
             self._speeds[model] = self._context.store.backlog.speed(model)
         return self._speeds[model]
 
+    def _plan_speed(self, model: str) -> float | None:
+        """Seconds of work for the plan of a second of audio; None before the model's first plan."""
+        if model not in self._plan_speeds:
+            self._plan_speeds[model] = self._context.store.plans.speed(model)
+        return self._plan_speeds[model]
+
+    def _audio_to_plan(self, model: str) -> float:
+        """Seconds of audio in the plans that wait, of which more than FAR come before no job that gets an estimate."""
+        if model not in self._to_plan:
+            self._to_plan[model] = self._context.store.plans.audio_to_make(model, FAR)
+        return self._to_plan[model]
+
 
 def utc(seconds: float) -> datetime:
     """A time of the store (seconds since the epoch) in UTC, rounded to milliseconds."""
@@ -165,6 +191,17 @@ def signed_links(job: Job, signer: LinkSigner) -> SignedLinks:
 def _plan(job: Job, plan: PlanTask) -> JobPlan:
     facts = PlanFacts.model_validate(plan.result) if plan.state is PlanState.DONE else None
     return JobPlan(state=plan.state.value, facts=facts, url=f"/v1/jobs/{job.id}/plan")
+
+
+def _plan_timing(plan: PlanTask | None) -> dict[str, float | None]:
+    """The part of a finished job's times that planning took. Empty if nothing was planned for it."""
+    if plan is None or plan.started_at is None or plan.finished_at is None:
+        return {}
+    return {
+        "plan_queued_s": round(plan.started_at - plan.created_at, 3),
+        "plan_s": round(plan.finished_at - plan.started_at, 3),
+        "plan_gpu_s": round(plan.gpu_s, 3),
+    }
 
 
 def _file(job: Job, index: int) -> AudioFile:

@@ -16,7 +16,8 @@ from serve_app.ray_adapters import ray_kv
 from serve_app.scaling.policy import WINDOW_S, WINDOWS, Observation
 from serve_app.store import Breaker, Store, WorkerRow
 from serve_app.store.clock import now, statement_time
-from serve_app.store.tables import jobs, loads, shares, state_is, workers
+from serve_app.store.plan_rows import PlanState, plan_is
+from serve_app.store.tables import jobs, loads, plans, shares, state_is, workers
 from serve_app.store.workers import cannot_store
 
 _RECENT: Final = 1000
@@ -107,6 +108,7 @@ class StoreFleet:
     def observe(self) -> Observation:
         """The current state."""
         speed = self._speed() or self._bounds.work_prior
+        plan_speed = self._plan_speed(speed)
         share = self._share()
         ours = [row for row in self._store.workers.seen(ALIVE_S) if self._is_ours(row)]
         loading = self._loading(ours)
@@ -116,15 +118,13 @@ class StoreFleet:
             self._startups.ready(ready)
             startup_s = self._startup_s()
             queued, queued_audio_s = self._queued(connection, share, startup_s)
-            plans, plans_audio_s = self._without_songs()
-            queued += plans
-            queued_audio_s += plans_audio_s
+            queued += self._without_songs(plan_speed)
             running = connection.execute(self._running(_draining(ours))).all()
-            arrivals = self._arrivals(connection, speed, share)
+            arrivals = self._arrivals(connection, speed, plan_speed, share)
             idle_s = 0.0 if queued or running else connection.execute(self._last_end()).scalar()
         return Observation(
             queued_jobs=int(queued),
-            queued_work_s=queued_audio_s * speed,
+            queued_work_s=queued_audio_s * speed + self._planning_s(plan_speed),
             running_jobs=len(running),
             running_left_s=sum(max(row.audio_seconds * speed - row.ran_s, 0.0) for row in running),
             ready_s=tuple(row.age_s for row in ready),
@@ -165,11 +165,22 @@ class StoreFleet:
         """Device seconds for a second of audio, if measured."""
         return self._store.backlog.speed(self._model)
 
-    def _without_songs(self) -> tuple[int, float]:
-        """The plans without songs that wait, and their seconds of audio: workers make them, unless processes of their own do."""
+    def _plan_speed(self, speed: float) -> float:
+        """Device seconds of these processes for the plan of a second of audio: 0 if they make no plans.
+
+        `speed` is that of songs, which stands in until a plan has been made.
+        """
         if self._store.decisions.takers(planner_stage(self._model)):
-            return 0, 0.0
-        return self._store.plans.without_songs(self._model)
+            return 0.0
+        return self._store.plans.speed(self._model) or speed
+
+    def _planning_s(self, plan_speed: float) -> float:
+        """Work in the plans that these processes have to make, in seconds."""
+        return self._store.plans.audio_to_make(self._model) * plan_speed if plan_speed else 0.0
+
+    def _without_songs(self, plan_speed: float) -> int:
+        """The plans without songs that these processes have to make. All others belong to jobs, which are counted."""
+        return self._store.plans.without_songs(self._model) if plan_speed else 0
 
     def _submitted(self) -> sa.Table:
         """The table of what arrives."""
@@ -238,11 +249,21 @@ class StoreFleet:
             .limit(_RECENT)
         )
 
-    def _arrivals(self, connection: sa.Connection, speed: float, share: Share) -> tuple[tuple[int, float], ...]:
+    def _arrivals(
+        self, connection: sa.Connection, speed: float, plan_speed: float, share: Share
+    ) -> tuple[tuple[int, float], ...]:
         """(jobs, seconds of work) of this cluster's part of each of the last windows, newest first."""
+        arrived = self._arrived(connection, self._submitted())
+        to_plan = self._arrived(connection, plans, *_to_be_made()) if plan_speed else [(0, 0.0)] * WINDOWS
+        return tuple(
+            share.of(count, audio_s * speed + plan_audio_s * plan_speed)
+            for (count, audio_s), (_, plan_audio_s) in zip(arrived, to_plan, strict=True)
+        )
+
+    def _arrived(self, connection: sa.Connection, table: sa.Table, *which: Any) -> list[tuple[int, float]]:
+        """(rows, seconds of audio) that were added to `table` in each of the last windows, newest first."""
         # The id is indexed and begins with the millisecond of submission, so a million older jobs cost nothing.
         since = f"{int((time.time() - WINDOW_S * WINDOWS) * 1000):012x}"
-        table = self._submitted()
         age_s = statement_time() - table.c.created_at
         sums: list[Any] = []
         for window in range(WINDOWS):
@@ -252,13 +273,19 @@ class StoreFleet:
                 sa.func.coalesce(sa.func.sum(table.c.audio_seconds).filter(inside), 0.0),
             ]
         ours = (table.c.id > f"{since[:8]}-{since[8:]}", table.c.model == self._queue_model())
-        recent = sa.select(*sums).where(*ours)
+        recent = sa.select(*sums).where(*ours, *which)
         found = connection.execute(recent).one()
-        return tuple(share.of(found[2 * window], found[2 * window + 1] * speed) for window in range(WINDOWS))
+        return [(found[2 * window], found[2 * window + 1]) for window in range(WINDOWS)]
 
     def _last_end(self) -> sa.Select[Any]:
         ended = jobs.c.model == self._model, state_is(Status.SUCCEEDED)
         return sa.select(now() - sa.func.max(jobs.c.finished_at)).where(*ended)
+
+
+def _to_be_made() -> tuple[Any, ...]:
+    """The condition that a plan was not brought by its request."""
+    brought = sa.and_(plan_is(PlanState.DONE), plans.c.attempt == 0)
+    return (sa.not_(brought),)
 
 
 def _breaker_reason(breaker: Breaker) -> str:

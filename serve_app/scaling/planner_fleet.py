@@ -105,8 +105,8 @@ class PlannerFleet(StoreFleet):
         ours, ours_s = share.of(int(count), audio_s)
         return ceil(ours / self._planner.jobs_at_once), ours_s
 
-    def _without_songs(self) -> tuple[int, float]:
-        return 0, 0.0  # `_queued` counts them
+    def _plan_speed(self, speed: float) -> float:  # noqa: ARG002
+        return 0.0  # plans are the queue itself
 
     def _running(self, draining: list[str]) -> sa.Select[Any]:
         """One row for each process that plans: its plans' `audio_seconds`, and for how long the last one has been made."""

@@ -231,13 +231,24 @@ class PlanStore:
 
     # --- Estimates --------------------------------------------------------------------------------------------------
 
-    def without_songs(self, model: str) -> tuple[int, float]:
-        """How many plans without songs a model has to make, and the seconds of audio that they are for."""
-        sums = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(plans.c.audio_seconds), 0.0))
+    def without_songs(self, model: str) -> int:
+        """How many plans without songs a model has to make."""
         to_make = (plans.c.model == model, _WITHOUT_SONGS, plan_is(PlanState.WAITING, PlanState.PLANNING))
         with self._database.read() as connection:
-            count, audio_s = connection.execute(sums.where(*to_make)).one()
-        return int(count), audio_s
+            return int(connection.execute(sa.select(sa.func.count()).where(*to_make)).scalar_one())
+
+    def audio_to_make(self, model: str, most: int | None = None) -> float:
+        """Seconds of audio in the plans that a model has to make; of the waiting ones, count at most `most`."""
+        asked = sa.select(plans.c.audio_seconds).where(plans.c.model == model)
+        waiting = asked.where(_WAITING).order_by(plans.c.rank).limit(most).subquery()
+        held = asked.where(_HELD).subquery()
+        total = 0.0
+        with self._database.read() as connection:
+            for part in (waiting, held):
+                total += connection.execute(
+                    sa.select(sa.func.coalesce(sa.func.sum(part.c.audio_seconds), 0.0))
+                ).scalar_one()
+        return total
 
     def speed(self, model: str) -> float | None:
         """Device seconds for a planned second of audio, over the last plans that were made. None before the first."""

@@ -51,6 +51,8 @@ class Claim:
     """The progress that the store has."""
     blocked_s: float = 0.0
     """Seconds for which the generation waited until earlier songs were stored."""
+    planning_s: float = 0.0
+    """Seconds of the device that the planner had meanwhile, for other songs."""
     _storage_refusal: str | None = None
     _waiting_since: float = 0.0
     _waited_s: float = 0.0
@@ -76,7 +78,7 @@ class Claim:
     @property
     def gpu_s(self) -> float:
         """The part of `total_s` in which the job used the device."""
-        return self.total_s - self.blocked_s
+        return max(self.total_s - self.blocked_s - self.planning_s, 0.0)
 
     @property
     def key(self) -> tuple[str, int]:

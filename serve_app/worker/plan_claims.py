@@ -1,12 +1,14 @@
-"""A worker's claim on a plan, and the device time of plans that are made together."""
+"""A worker's claim on a plan, and the device time of plans that are made together and beside songs."""
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from serve_app.store import Beat, PlanTask
+from serve_app.worker.claims import Claim
 
 
 @dataclass
@@ -49,11 +51,17 @@ class PlanClaim:
 
 
 class SharedDeviceTime:
-    """Divides the time in which a planner works among the plans that it makes together: n at once get an nth each. Thread-safe."""
+    """Divides a device's time between the songs that are rendered on it and the plans that are made on it. Thread-safe.
+
+    Planning counts as one more song: beside one song it has half of the time. The plans that are made together have equal parts of
+    that. So the device seconds of songs and plans add up to those of the device.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._seconds: dict[tuple[str, int], float] = {}
+        self._lost: dict[tuple[str, int], float] = {}
+        """For each song that is rendered, the seconds that planning had."""
         self._counted_to = time.monotonic()
 
     @property
@@ -73,8 +81,25 @@ class SharedDeviceTime:
             self._count()
             return self._seconds.pop(plan)
 
+    @contextmanager
+    def beside_song(self, claim: Claim) -> Iterator[None]:
+        """Count the block as the rendering of a song, and let its claim know the seconds that planning had meanwhile."""
+        with self._lock:
+            self._count()
+            self._lost[claim.key] = 0.0
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._count()
+                claim.planning_s = self._lost.pop(claim.key)
+
     def _count(self) -> None:
         now = time.monotonic()
+        songs = len(self._lost)
+        planning_s = (now - self._counted_to) / (1 + songs) if self._seconds else 0.0
         for plan in self._seconds:
-            self._seconds[plan] += (now - self._counted_to) / len(self._seconds)
+            self._seconds[plan] += planning_s / len(self._seconds)
+        for song in self._lost:
+            self._lost[song] += planning_s / songs
         self._counted_to = now

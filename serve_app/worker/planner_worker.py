@@ -13,6 +13,7 @@ from serve_app.store import Store
 from serve_app.worker.failures import DeviceRecord
 from serve_app.worker.heartbeat import Heartbeat
 from serve_app.worker.load_report import LoadReport
+from serve_app.worker.plan_claims import SharedDeviceTime
 from serve_app.worker.planning import Planning
 from serve_app.worker.worker import WorkerOptions, first_row
 
@@ -32,7 +33,9 @@ class PlannerWorker:
         self._heartbeat = Heartbeat(store, row, queue.lease_s, options.price_per_hour)
         self._load_report = LoadReport(self._heartbeat)
         self._device = DeviceRecord(store, row.model, options.deployment)
-        self._planning = Planning(model, planner, store, queue, heartbeat=self._heartbeat, host=self)
+        self._planning = Planning(
+            model, planner, store, queue, heartbeat=self._heartbeat, host=self, device_time=SharedDeviceTime()
+        )
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._is_loaded = False

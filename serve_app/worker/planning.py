@@ -44,16 +44,24 @@ class Planning:
     """The threads of one process that plan songs of one model."""
 
     def __init__(
-        self, model: str, planner: Planner, store: Store, queue: QueueArgs, *, heartbeat: Heartbeat, host: PlanningHost
+        self,
+        model: str,
+        planner: Planner,
+        store: Store,
+        queue: QueueArgs,
+        *,
+        heartbeat: Heartbeat,
+        host: PlanningHost,
+        device_time: SharedDeviceTime,
     ) -> None:
-        """It makes the plans of `model`. Their device time goes to the account that the heartbeat's row names."""
+        """It makes the plans of `model`. Their part of `device_time` goes to the account that the heartbeat's row names."""
         self._model = model
         self._planner = planner
         self._store = store
         self._queue = queue
         self._heartbeat = heartbeat
         self._host = host
-        self._device_time = SharedDeviceTime()
+        self._device_time = device_time
         self._claiming = threading.Lock()
         self._stopping = threading.Event()
         self._threads: list[PeriodicThread] = []

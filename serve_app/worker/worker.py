@@ -32,6 +32,7 @@ from serve_app.worker.heartbeat import Heartbeat
 from serve_app.worker.load_report import LoadReport
 from serve_app.worker.outcomes import Outcomes
 from serve_app.worker.patience import Patience
+from serve_app.worker.plan_claims import SharedDeviceTime
 from serve_app.worker.planner_in_worker import PlannerInWorker
 from serve_app.worker.planning import Planning
 from serve_app.worker.publisher import Publisher
@@ -106,6 +107,7 @@ class Worker:
             self._heartbeat.remove,
             keep_latents=options.encoding.keep_latents,
         )
+        self._device_time = SharedDeviceTime()
         self._planner = options.planner
         self._planning = self._new_planning()
         self._load_report = LoadReport(self._heartbeat)
@@ -209,7 +211,13 @@ class Worker:
         if self._planner is None:
             return None
         return Planning(
-            self.model, self._planner.planner, self._store, self._queue, heartbeat=self._heartbeat, host=self
+            self.model,
+            self._planner.planner,
+            self._store,
+            self._queue,
+            heartbeat=self._heartbeat,
+            host=self,
+            device_time=self._device_time,
         )
 
     def _load_planner(self) -> dict[str, Any]:
@@ -251,7 +259,8 @@ class Worker:
             return
         try:
             # 2. Generate its songs. The publisher encodes and stores each one meanwhile.
-            self._generate(claim)
+            with self._device_time.beside_song(claim):
+                self._generate(claim)
         except Stopped:
             self._publisher.abandon(claim)
         except Exception as error:

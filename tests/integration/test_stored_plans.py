@@ -255,7 +255,7 @@ def test_a_paused_model_plans_nothing(store: Store) -> None:
     store.pauses.resume("m")
 
     assert paused is None
-    assert store.plans.without_songs("m") == (0, 0.0)
+    assert store.plans.without_songs("m") == 0
     assert claim_plan(store).job is not None
 
 

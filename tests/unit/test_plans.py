@@ -55,6 +55,8 @@ def _page(*states: str, owner: str | None = None) -> Callable[[Store, Job], Any]
         pytest.param(_page("failed"), id="failed jobs"),
         pytest.param(_page("queued", "running", owner="me"), id="an owner's queued jobs"),
         pytest.param(lambda store, job: store.plans.of_jobs([job.id]), id="plans of jobs"),
+        pytest.param(lambda store, _: store.plans.audio_to_make("m", 500), id="audio to plan"),
+        pytest.param(lambda store, _: store.plans.speed("m"), id="speed of planning"),
         pytest.param(lambda store, job: store.plans.ended([job.id]), id="ended plans"),
         pytest.param(lambda store, _: store.retention.ended_long_ago(60, 100), id="ended long ago"),
         pytest.param(lambda store, _: store.retention.with_old_audio(60, 100), id="old audio"),

@@ -73,12 +73,31 @@ class AudioFile(BaseModel):
 class Timing(BaseModel):
     """How long each part of a finished job took, in seconds."""
 
-    queued_s: float = Field(description="From submission to the start of the last attempt.", examples=[0.4])
+    queued_s: float = Field(
+        description="From submission to the start of the last attempt; its planning is part of it.", examples=[0.4]
+    )
+    plan_queued_s: float | None = Field(
+        None,
+        description="From submission until a planner began with its plan, at the last attempt; null if no planner had to.",
+        examples=[0.1],
+    )
+    plan_s: float | None = Field(
+        None, description="Making its plan, at the last attempt; null if no planner had to.", examples=[2.1]
+    )
     generate_s: float = Field(description="Conditioning, denoising and decoding.", examples=[6.2])
     encode_s: float = Field(
         description="Encoding and storing, which run while the worker generates its next job.", examples=[0.3]
     )
-    gpu_s: float = Field(description="How long the last attempt used the device.", examples=[6.2])
+    gpu_s: float = Field(
+        description="How long the last attempt used the device, without the time that the device spent on plans meanwhile.",
+        examples=[6.2],
+    )
+    plan_gpu_s: float | None = Field(
+        None,
+        description="Its part of the device's time while its plan was made together with others and beside songs, over all "
+        "attempts; null if no planner had to.",
+        examples=[0.6],
+    )
 
 
 class JobError(BaseModel):
@@ -212,7 +231,7 @@ class JobView(BaseModel):
     )
     timing: Timing | None = Field(description="How long each part took, once the job has succeeded.")
     gpu_s: float = Field(
-        description="Device seconds of all attempts so far. An attempt whose worker was killed is not included.",
+        description="Device seconds of all attempts so far, at its plan, too. An attempt whose worker was killed is not included.",
         examples=[6.2],
     )
     error: JobError | None = Field(description="Why the job failed or expired.")
