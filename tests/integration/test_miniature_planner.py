@@ -22,6 +22,7 @@ from serve_app.engine.planner.protocol import Wishes
 from serve_app.engine.planner.vocabulary import Vocabulary
 from serve_app.music.plan import Plan
 from serve_app.weights import planner_files
+from tests.support.planners import check_a_thousand, loaded
 
 EMBEDDED = ModelArgs(source="embedded", device="cpu")
 SHORT_SONGS_SEED = 5_000_218
@@ -107,6 +108,13 @@ def test_longer_lyrics_get_longer_songs(packaged: QwenPlanner) -> None:
         means.append(np.mean([_plan(packaged, replace(wishes, seed=seed)).duration for seed in range(6)]))
 
     assert means[1] > 1.5 * means[0]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_a_thousand_plans_are_valid(cache: Path) -> None:
+    """Every plan parses, every value is in range, what is decided stays, and there are five codes a second. Prints the time."""
+    check_a_thousand(loaded(cache, source="embedded", rows=64, context=2048))
 
 
 def test_a_whole_song_begins_and_ends(vocabulary: Vocabulary) -> None:

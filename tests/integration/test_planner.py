@@ -16,15 +16,11 @@ from serve_app import errors
 from serve_app.engine.planner.decoding import DecodeLoop
 from serve_app.engine.planner.network import Network
 from serve_app.engine.planner.planner import QwenPlanner
-from serve_app.engine.planner.protocol import Sampling, Wishes
-from serve_app.music.plan import Plan
+from serve_app.engine.planner.protocol import Wishes
 from serve_app.weights import random_planner
 from tests.support.failure_codes import provoked
 from tests.support.helpers import eventually
-from tests.support.planners import loaded, planned
-
-_DECIDED = Wishes(caption="jazz", bpm=90, keyscale="C major", timesignature="4", duration=6)
-"""A song whose metadata its author has decided, so that only codes are planned."""
+from tests.support.planners import DECIDED, check, check_a_thousand, loaded, mixed, planned
 
 
 @pytest.fixture(scope="module")
@@ -37,40 +33,9 @@ def planner(cache: Path) -> Iterator[QwenPlanner]:
     planner.close()
 
 
-def _mixed(number: int) -> Wishes:
-    """Wishes that differ from others in what matters to the loop."""
-    decided = _DECIDED if number % 3 else Wishes(caption="x", longest=10 + number)
-    return replace(
-        decided,
-        caption=f"song {number} " * (1 + number * 3),
-        lyrics="la " * (number * 5),
-        duration=decided.duration and 1.0 + number,
-        songs=1 + number % 2,
-        seed=number,
-        sampling=Sampling(
-            temperature=0.5 + number / 20, guidance=1.0 if number % 4 == 1 else 2.0, top_k=(number % 5) * 20
-        ),
-    )
-
-
-def _check(wishes: Wishes, plan: Plan) -> None:
-    """Every value is in range, what the author has decided is as it was, and there are five codes a second."""
-    assert 30 <= (plan.bpm or 0) <= 300
-    assert plan.timesignature in ("2", "3", "4", "6")
-    assert plan.keyscale
-    assert plan.keyscale.split(" ")[1] in ("major", "minor")
-    assert plan.duration
-    assert min(10, int(wishes.longest)) <= plan.duration <= wishes.longest or plan.duration == wishes.duration
-    assert plan.caption.isprintable()
-    for name in ("bpm", "keyscale", "timesignature", "duration", "language"):
-        assert getattr(wishes, name) in (None, getattr(plan, name))
-    assert [len(codes) for codes in plan.codes] == [int(5 * plan.duration)] * wishes.songs
-    assert all(0 <= code < 1000 for codes in plan.codes for code in codes)
-
-
 def test_songs_plan_the_same_alone_and_in_company(planner: QwenPlanner) -> None:
     """Sixteen jobs of other prompts, lengths, seeds and ways of sampling have, all at once, the plans that each has alone."""
-    wishes = [_mixed(number) for number in range(16)]
+    wishes = [mixed(number) for number in range(16)]
 
     with ThreadPoolExecutor(16) as pool:
         together = list(pool.map(lambda one: planned(planner, one), wishes))
@@ -78,7 +43,7 @@ def test_songs_plan_the_same_alone_and_in_company(planner: QwenPlanner) -> None:
 
     assert together == alone
     for one, plan in zip(wishes, together, strict=True):
-        _check(one, plan)
+        check(one, plan)
 
 
 def test_every_token_is_chosen_after_all_others_were_read(
@@ -102,8 +67,8 @@ def test_every_token_is_chosen_after_all_others_were_read(
 
 def test_a_song_of_a_job_has_its_own_seed(planner: QwenPlanner) -> None:
     """Song i has the codes that a job with seed + i has, and other songs have others."""
-    both = planned(planner, replace(_DECIDED, songs=2, seed=2**32 - 1))
-    second = planned(planner, replace(_DECIDED, songs=1, seed=0))
+    both = planned(planner, replace(DECIDED, songs=2, seed=2**32 - 1))
+    second = planned(planner, replace(DECIDED, songs=1, seed=0))
 
     assert both.codes[1] == second.codes[0]
     assert both.codes[0] != both.codes[1]
@@ -111,7 +76,7 @@ def test_a_song_of_a_job_has_its_own_seed(planner: QwenPlanner) -> None:
 
 def test_thinking_decides_what_is_planned(planner: QwenPlanner) -> None:
     """Without thinking nothing is planned, and metadata alone come without codes; a decided length may be a fraction."""
-    wishes = replace(_DECIDED, duration=2.5, language="fr")
+    wishes = replace(DECIDED, duration=2.5, language="fr")
 
     nothing = planned(planner, Wishes(caption="jazz", thinking="none"))
     metadata = planned(
@@ -144,7 +109,7 @@ def test_progress_counts_tokens(planner: QwenPlanner) -> None:
     seen: list[tuple[str, int, int]] = []
 
     planner.plan(
-        replace(_DECIDED, bpm=None, songs=2), lambda stage, done, most: seen.append((stage, done, most)), lambda: False
+        replace(DECIDED, bpm=None, songs=2), lambda stage, done, most: seen.append((stage, done, most)), lambda: False
     )
 
     assert {stage for stage, _, _ in seen} == {"metadata", "codes"}
@@ -159,17 +124,17 @@ def test_a_cancelled_song_ends_at_once_and_others_go_on(planner: QwenPlanner) ->
 
     def cancelled() -> None:
         with pytest.raises(errors.Stopped):
-            planner.plan(replace(_DECIDED, duration=150), lambda stage, done, most: begun.set(), stop.is_set)
+            planner.plan(replace(DECIDED, duration=150), lambda stage, done, most: begun.set(), stop.is_set)
 
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(cancelled)
         assert begun.wait(60)
-        second = pool.submit(planned, planner, _DECIDED)
+        second = pool.submit(planned, planner, DECIDED)
         stop.set()
         first.result(60)
         beside = second.result(60)
 
-    assert beside == planned(planner, _DECIDED)
+    assert beside == planned(planner, DECIDED)
     assert _is_empty(planner)
 
 
@@ -184,7 +149,7 @@ def test_a_song_that_waits_can_be_cancelled(planner: QwenPlanner) -> None:
 
     with pytest.raises(errors.Stopped):
         planner.plan(
-            replace(_DECIDED, duration=100, songs=8), lambda stage, done, most: seen.append(done), lambda: len(seen) > 5
+            replace(DECIDED, duration=100, songs=8), lambda stage, done, most: seen.append(done), lambda: len(seen) > 5
         )
 
     assert eventually(lambda: _is_empty(planner))
@@ -198,8 +163,8 @@ def test_an_error_of_one_song_ends_that_song_only(planner: QwenPlanner) -> None:
             raise KeyError("broken")
 
     with ThreadPoolExecutor(2) as pool:
-        failing = pool.submit(planner.plan, _DECIDED, broken, lambda: False)
-        beside = pool.submit(planned, planner, _DECIDED)
+        failing = pool.submit(planner.plan, DECIDED, broken, lambda: False)
+        beside = pool.submit(planned, planner, DECIDED)
         with pytest.raises(errors.GenerationError, match="Planning failed with KeyError: 'broken'"):
             failing.result(60)
         assert len(beside.result(60).codes[0]) == 30
@@ -218,17 +183,17 @@ def test_out_of_memory_ends_songs_and_frees_their_rows(
     with monkeypatch.context() as patch:
         patch.setattr(Network, method, fails)
         with pytest.raises(errors.OutOfDeviceMemory, match="not enough memory on cpu to plan a song") as caught:
-            planned(planner, _DECIDED)
+            planned(planner, DECIDED)
 
     provoked("out_of_device_memory", "planning with too little memory", caught.value.message, "run")
     assert _is_empty(planner)
-    assert planned(planner, _DECIDED).codes
+    assert planned(planner, DECIDED).codes
 
 
 def test_a_song_that_is_too_long_is_refused(planner: QwenPlanner) -> None:
     """A prompt and codes beyond the context are an error that names both lengths."""
     with pytest.raises(errors.PlanTooLong, match=r"sequence of \d+ tokens for this song, but has 2048") as caught:
-        planned(planner, replace(_DECIDED, duration=400))
+        planned(planner, replace(DECIDED, duration=400))
 
     provoked("plan_too_long", "a song beyond the planner's context", caught.value.message, "run")
 
@@ -239,14 +204,14 @@ def test_a_closed_planner_stops_its_songs(cache: Path) -> None:
     begun = threading.Event()
 
     with ThreadPoolExecutor(1) as pool:
-        song = pool.submit(planner.plan, replace(_DECIDED, duration=150), lambda *progress: begun.set(), lambda: False)
+        song = pool.submit(planner.plan, replace(DECIDED, duration=150), lambda *progress: begun.set(), lambda: False)
         assert begun.wait(60)
         planner.close()
         with pytest.raises(errors.Stopped):
             song.result(60)
 
     with pytest.raises(errors.Stopped):
-        planned(planner, _DECIDED)
+        planned(planner, DECIDED)
 
 
 def test_too_little_memory_for_the_planner_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,12 +239,4 @@ def test_weights_that_are_not_numbers_fail_the_self_test(cache: Path, tmp_path: 
 @pytest.mark.timeout(1800)
 def test_a_thousand_plans_are_valid(cache: Path) -> None:
     """Of a language model that knows nothing, every plan parses and every value is in range."""
-    planner = loaded(cache, rows=64, context=2048)
-    wishes = [replace(_mixed(number % 16), seed=number) for number in range(1000)]
-
-    with ThreadPoolExecutor(48) as pool:
-        plans = list(pool.map(lambda one: planned(planner, one), wishes))
-    planner.close()
-
-    for one, plan in zip(wishes, plans, strict=True):
-        _check(one, plan)
+    check_a_thousand(loaded(cache, rows=64, context=2048))
