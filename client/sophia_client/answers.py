@@ -6,7 +6,7 @@ Words from lists that may grow, such as states and formats, are `str`, so that a
 from datetime import datetime
 from typing import Any
 
-from sophia_client.answer import Answer, JobAnswer
+from sophia_client.answer import Answer, JobAnswer, PlanAnswer
 
 
 class Progress(Answer):
@@ -309,6 +309,31 @@ class VoiceList(Answer):
 
     voices: list[Voice]
     """The voices."""
+
+
+class Plan(PlanAnswer):
+    """A plan. As the `plan` of a request, as it is or with changes, it is used instead of a new one."""
+
+    caption: str
+    """What the music is like, in words."""
+    lyrics: str
+    """What is sung; empty if nothing is."""
+    bpm: int | None = None
+    """Tempo in beats per minute; null if it is not known."""
+    keyscale: str | None = None
+    """Key; null if it is not known."""
+    timesignature: str | None = None
+    """Beats per bar; null if they are not known."""
+    duration: float | None = None
+    """Length in seconds; null if it is not known."""
+    language: str
+    """Language of the lyrics."""
+    instrumental: bool
+    """Whether nothing is sung."""
+    seed: int | None = None
+    """The `plan_seed`; song i, counted from 0, has the codes of it plus i."""
+    codes: list[list[int]]
+    """The audio codes of each song, five a second; empty if only the rest was planned."""
 
 
 class SongCodes(Answer):

@@ -48,6 +48,14 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         yield service
 
 
+@pytest.fixture(scope="module")
+def planning(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service whose model has a planner."""
+    model = simulated(planner={"source": "simulated"}, simulated={"step_s": 0.001, "plan_s": 0.01})
+    with running(tmp_path_factory.mktemp("planning"), {"ace-step": model}) as service:
+        yield service
+
+
 @pytest.fixture(params=["sync", "asyncio"])
 def client(service: Service, request: pytest.FixtureRequest) -> Iterator[Any]:
     """Each of the two clients."""
@@ -365,6 +373,25 @@ def test_webhooks_are_checked(client: Any, receiver: Receiver) -> None:
             read_webhook(**{"secret": SECRET, "headers": headers, "body": body, "now": float(sent_at), **changes})
     with pytest.raises(ValueError, match="whsec_"):
         read_webhook("not base64!", headers, body)
+
+
+def test_songs_are_planned(client: Any, planning: Service) -> None:
+    """A plan before its song is used by it; texts are written, and songs and codes are described."""
+    with open_client("sync" if isinstance(client, Client) else "asyncio", planning.url) as sophia:
+        plan = sophia.plan("piano", duration=2, seed=7, bpm=93)
+        job = sophia.make("piano", seed=7, format="flac", plan=plan.given())
+        kept = sophia.plan_of(job)
+        formatted = sophia.format("piano", bpm=99)
+        sampled = sophia.sample("a sad song", lyrics="[Instrumental]")
+        understood = sophia.understand(audio_codes=plan.codes[0])
+        with pytest.raises(NotFound, match="has no plan"):
+            sophia.plan_of(sophia.submit("piano", duration=1))
+
+    assert (plan.bpm, len(plan.codes[0])) == (93, 10)
+    assert kept.codes == plan.codes
+    assert (formatted.bpm, formatted.codes) == (99, [])
+    assert (sampled.caption, sampled.instrumental) == ("a sad song", True)
+    assert understood.duration == 2
 
 
 def test_lyrics_codes_and_the_service_are_asked_for(client: Any, finished: Job) -> None:

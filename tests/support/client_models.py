@@ -21,6 +21,7 @@ from serve_app.api.views.inputs import InputList
 from serve_app.api.views.jobs import JobList, JobView, SignedLinks, UsageView
 from serve_app.api.views.lyrics import LyricsView
 from serve_app.api.views.models import ModelList
+from serve_app.api.views.plans import PlanView
 from serve_app.api.views.voices import VoiceList
 from serve_app.music import AUDIO_FIELDS, MusicRequest, vocabulary
 from serve_app.music.adapter_fields import LoraUse
@@ -31,8 +32,19 @@ PACKAGE: Final = ROOT / "client" / "sophia_client"
 ANSWERS: Final = PACKAGE / "answers.py"
 SONG_FIELDS: Final = PACKAGE / "song_fields.py"
 
-_VIEWS: Final = (JobList, SignedLinks, InputList, VoiceList, JobCodes, LyricsView, ModelList, UsageView, Health)
-_BASES: Final[dict[type[BaseModel], str]] = {JobView: "JobAnswer"}
+_VIEWS: Final = (
+    JobList,
+    SignedLinks,
+    InputList,
+    VoiceList,
+    PlanView,
+    JobCodes,
+    LyricsView,
+    ModelList,
+    UsageView,
+    Health,
+)
+_BASES: Final[dict[type[BaseModel], str]] = {JobView: "JobAnswer", PlanView: "PlanAnswer"}
 _WRITTEN_BY: Final = "`python -m tests.support.client_models` writes this file from the service's own classes."
 _ALIASES: Final = {
     value: name for name, value in vars(vocabulary).items() if typing.get_origin(value) is typing.Literal
@@ -63,7 +75,7 @@ Words from lists that may grow, such as states and formats, are `str`, so that a
 from datetime import datetime
 from typing import Any
 
-from sophia_client.answer import Answer, JobAnswer
+from sophia_client.answer import Answer, JobAnswer, PlanAnswer
 '''
     return "\n\n".join([header, *(_answer_class(view) for view in _with_parts(_VIEWS))])
 

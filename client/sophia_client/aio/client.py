@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Final, Self, Unpack
 
 from sophia_client.aio.downloads import OnBytes, download
 from sophia_client.aio.following import AsyncFollower
@@ -21,6 +21,7 @@ from sophia_client.answers import (
     JobList,
     Lyrics,
     ModelList,
+    Plan,
     SignedLinks,
     Usage,
     Voice,
@@ -31,6 +32,9 @@ from sophia_client.errors import Conflict, JobFailed, NotFound
 from sophia_client.requests import audio_of, extension, id_of, paths_in
 from sophia_client.retries import Retries
 from sophia_client.song_fields import SongFields
+
+_PLANNING_S: Final = 3660.0
+"""How long a plan may take that has no `deadline_s`: the service's usual deadline, and a minute for its answer."""
 
 OnChange = Callable[[Job], None]
 """Is called with the job at each change of its state or progress."""
@@ -78,11 +82,13 @@ class AsyncClient:
         `source` and `reference` may be paths of files, which are uploaded first. Every submission has an idempotency key, so that
         repeating it after a lost connection makes no second song. Give one of your own to repeat it in another process.
         """
-        given: dict[str, Any] = {"prompt": prompt, **fields}
-        for name, path in paths_in(given).items():
-            given[name] = (await self.upload(path)).name
+        given = await self._uploaded({"prompt": prompt, **fields})
         headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
         return parsed(Job, await self._transport.send(Call("POST", path_of("jobs"), json=given, headers=headers)))
+
+    async def _uploaded(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """The fields with the names of recordings in place of paths. The files are uploaded."""
+        return fields | {name: (await self.upload(path)).name for name, path in paths_in(fields).items()}
 
     async def make(
         self,
@@ -218,6 +224,44 @@ class AsyncClient:
     async def codes(self, job: Job | str) -> JobCodes:
         """The audio codes of a job's songs, for a request's `audio_codes`."""
         return parsed(JobCodes, await self._transport.send(Call("GET", path_of("jobs", id_of(job), "codes"))))
+
+    # --- Plans --------------------------------------------------------------------------------------------------------
+
+    async def plan(self, prompt: str, **fields: Unpack[SongFields]) -> Plan:
+        """The plan that `submit` with the same fields and seeds would get, without a song. Returns when it is made.
+
+        `plan=plan.given()` in `submit` then makes its song.
+        """
+        return await self._planned("plan", {"prompt": prompt, **fields})
+
+    async def format(self, prompt: str, **fields: Unpack[SongFields]) -> Plan:
+        """Caption, lyrics and metadata, written anew from `prompt` and `lyrics`, without audio codes."""
+        return await self._planned("format", {"prompt": prompt, **fields})
+
+    async def sample(self, description: str, **fields: Unpack[SongFields]) -> Plan:
+        """Caption, lyrics and metadata of a song that fits a description in plain words, without audio codes."""
+        return await self._planned("sample", {"prompt": description, **fields})
+
+    async def understand(
+        self,
+        source: str | None = None,
+        *,
+        audio_codes: list[int] | None = None,
+        model: str | None = None,
+        deadline_s: float | None = None,
+    ) -> Plan:
+        """Caption, lyrics and metadata of a song: `source` names one (`job.song(0)`), or `audio_codes` are its codes."""
+        named = {"source": source, "audio_codes": audio_codes, "model": model, "deadline_s": deadline_s}
+        return await self._planned("understand", {name: value for name, value in named.items() if value is not None})
+
+    async def plan_of(self, job: Job | str) -> Plan:
+        """The plan of a job, with its audio codes. Raises NotFound if it has none, and Conflict until it is made."""
+        return parsed(Plan, await self._transport.send(Call("GET", path_of("jobs", id_of(job), "plan"))))
+
+    async def _planned(self, route: str, fields: dict[str, Any]) -> Plan:
+        silence_s = float(fields.get("deadline_s") or _PLANNING_S)
+        given = await self._uploaded(fields)
+        return parsed(Plan, await self._transport.send(Call("POST", path_of(route), json=given, silence_s=silence_s)))
 
     # --- Recordings ---------------------------------------------------------------------------------------------------
 

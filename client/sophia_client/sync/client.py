@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Final, Self, Unpack
 
 from sophia_client.answers import (
     Health,
@@ -18,6 +18,7 @@ from sophia_client.answers import (
     JobList,
     Lyrics,
     ModelList,
+    Plan,
     SignedLinks,
     Usage,
     Voice,
@@ -32,6 +33,9 @@ from sophia_client.sync.downloads import OnBytes, download
 from sophia_client.sync.following import Follower
 from sophia_client.sync.runtime import in_thread
 from sophia_client.sync.transport import Transport
+
+_PLANNING_S: Final = 3660.0
+"""How long a plan may take that has no `deadline_s`: the service's usual deadline, and a minute for its answer."""
 
 OnChange = Callable[[Job], None]
 """Is called with the job at each change of its state or progress."""
@@ -79,11 +83,13 @@ class Client:
         `source` and `reference` may be paths of files, which are uploaded first. Every submission has an idempotency key, so that
         repeating it after a lost connection makes no second song. Give one of your own to repeat it in another process.
         """
-        given: dict[str, Any] = {"prompt": prompt, **fields}
-        for name, path in paths_in(given).items():
-            given[name] = (self.upload(path)).name
+        given = self._uploaded({"prompt": prompt, **fields})
         headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
         return parsed(Job, self._transport.send(Call("POST", path_of("jobs"), json=given, headers=headers)))
+
+    def _uploaded(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """The fields with the names of recordings in place of paths. The files are uploaded."""
+        return fields | {name: (self.upload(path)).name for name, path in paths_in(fields).items()}
 
     def make(
         self,
@@ -216,6 +222,44 @@ class Client:
     def codes(self, job: Job | str) -> JobCodes:
         """The audio codes of a job's songs, for a request's `audio_codes`."""
         return parsed(JobCodes, self._transport.send(Call("GET", path_of("jobs", id_of(job), "codes"))))
+
+    # --- Plans --------------------------------------------------------------------------------------------------------
+
+    def plan(self, prompt: str, **fields: Unpack[SongFields]) -> Plan:
+        """The plan that `submit` with the same fields and seeds would get, without a song. Returns when it is made.
+
+        `plan=plan.given()` in `submit` then makes its song.
+        """
+        return self._planned("plan", {"prompt": prompt, **fields})
+
+    def format(self, prompt: str, **fields: Unpack[SongFields]) -> Plan:
+        """Caption, lyrics and metadata, written anew from `prompt` and `lyrics`, without audio codes."""
+        return self._planned("format", {"prompt": prompt, **fields})
+
+    def sample(self, description: str, **fields: Unpack[SongFields]) -> Plan:
+        """Caption, lyrics and metadata of a song that fits a description in plain words, without audio codes."""
+        return self._planned("sample", {"prompt": description, **fields})
+
+    def understand(
+        self,
+        source: str | None = None,
+        *,
+        audio_codes: list[int] | None = None,
+        model: str | None = None,
+        deadline_s: float | None = None,
+    ) -> Plan:
+        """Caption, lyrics and metadata of a song: `source` names one (`job.song(0)`), or `audio_codes` are its codes."""
+        named = {"source": source, "audio_codes": audio_codes, "model": model, "deadline_s": deadline_s}
+        return self._planned("understand", {name: value for name, value in named.items() if value is not None})
+
+    def plan_of(self, job: Job | str) -> Plan:
+        """The plan of a job, with its audio codes. Raises NotFound if it has none, and Conflict until it is made."""
+        return parsed(Plan, self._transport.send(Call("GET", path_of("jobs", id_of(job), "plan"))))
+
+    def _planned(self, route: str, fields: dict[str, Any]) -> Plan:
+        silence_s = float(fields.get("deadline_s") or _PLANNING_S)
+        given = self._uploaded(fields)
+        return parsed(Plan, self._transport.send(Call("POST", path_of(route), json=given, silence_s=silence_s)))
 
     # --- Recordings ---------------------------------------------------------------------------------------------------
 
