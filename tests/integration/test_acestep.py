@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import random
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +13,11 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 import httpx
 import pytest
 import soundfile
+from fastapi.routing import APIRoute
 
 from serve_app.api import submission, waiting_calls
+from serve_app.api.compat.acestep import lora, server, tasks, writing
+from serve_app.api.compat.acestep import songs as songs_of_calls
 from serve_app.api.compat.acestep.fields import fields_of
 from serve_app.errors import BadAdapter
 from serve_app.store import Store
@@ -222,16 +226,23 @@ def test_fields_are_understood(service: Service, fields: JSON, request_has: JSON
 
 
 def test_a_source_task_has_its_fields(service: Service) -> None:
-    """A start before the source adds to it; tracks may be a text or a list; a track stands in for a prompt."""
+    """A part that starts before the source or ends after it adds to it; tracks may be text; a track can be the prompt."""
     source = f"job:{release(service)}/0"
     service.ended(source[4:40])
     files = {"model": "asleep", "src_audio_path": source, "audio_duration": None}
 
     extended = understood(service, **{**files, "task_type": "repaint", "repainting_start": -1, "repainting_end": 1})
+    longer = [
+        understood(service, **files, task_type="repaint", repainting_end=3.5, **start)
+        for start in ({"repainting_start": 1}, {"repainting_start": 2}, {})
+    ]
     track = {**files, "task_type": "extract", "track_name": "Backing Vocals", "prompt": ""}
     tracks = {**files, "task_type": "complete", "track_classes": "drums | bass", "prompt": ""}
 
     assert [extended[name] for name in ("extend_before", "repaint_start", "repaint_end", "duration")] == [1, 0, 1, 3]
+    assert [[one[name] for name in ("extend_after", "repaint_start", "repaint_end", "duration")] for one in longer] == [
+        [1.5, 1, None, 3.5], [1.5, None, None, 3.5], [1.5, 0, None, 3.5],
+    ]  # fmt: skip
     assert [understood(service, **one)["prompt"] for one in (track, tracks)] == ["backing vocals", "drums, bass"]
 
 
@@ -603,6 +614,39 @@ def test_a_file_opens_without_a_key_but_not_by_guessing(locked: Service) -> None
         str(len(whole.content)),
     )
     assert [one.status_code for one in (guessed, changed, outside, httpx.get(address))] == [401, 401, 404, 404]
+
+
+def test_no_body_breaks_a_route(service: Service) -> None:
+    """Fields of wrong types and with strange values are understood, ignored or refused; none is a fault of the server."""
+    names = [name for field in songs_of_calls._FIELDS for name in field.names] + [
+        "task_type", "audio_duration", "repainting_start", "repainting_end", "infer_method", "use_adg", "seed", "audio_format",
+        "vocal_language", "global_caption", "use_random_seed", "thinking", "src_audio_path", "src_audio", "param_obj", "metas",
+        "ai_token", "task_id_list", "task_id", "lora_path", "scale", "adapter_name", "query", "temperature", "sample_type", "slot",
+    ]  # fmt: skip
+    values = [
+        "", -1, 2.5, 10**400, "1e999", float("nan"), True, "x", "\x00", "\ud800", [], ["a", None], [[]], {}, {"a": {"b": 1}}, "{",
+        '{"bpm": 1}', "1,2,3", ",", f"input:{'0' * 64}", "/v1/audio?path=x", "https://[x", "cover", "repaint", "lego", "stems",
+    ]  # fmt: skip
+    chosen = random.Random(7)
+    paths = [
+        route.path
+        for part in (tasks, server, lora, writing)
+        for route in part.router.routes
+        if isinstance(route, APIRoute) and "POST" in (route.methods or ())
+    ]
+    seen = set()
+
+    for _ in range(150):
+        body = {chosen.choice(names): chosen.choice(values) for _ in range(chosen.randint(1, 5))} | {"model": "asleep"}
+        path = chosen.choice([*paths, "/release_task", "/release_task", "/release_task"])
+        answer = service.client.post(
+            path, content=json.dumps({"prompt": "x", **body}), headers={"content-type": "application/json"}
+        )
+        answer.json()
+        seen.add(answer.status_code)
+
+    assert len(paths) == 12
+    assert {200, 400} <= seen <= {200, 400, 401, 404, 409, 503}
 
 
 def test_the_documents_example_runs(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

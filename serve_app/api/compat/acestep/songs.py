@@ -312,7 +312,7 @@ def _take_format(wish: Wish) -> None:
     if given is None or is_blank(given.value):
         return
     name = _word(given.value)
-    if name not in MEDIA_TYPES:
+    if not isinstance(name, str) or name not in MEDIA_TYPES:
         wish.fields.ignore(given, "it is no format here, so the file is flac")
         name = "flac"
     wish.set("format", Given(given.name, name))

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Request, Response
 
+from serve_app.api.audio_names import named_audio
 from serve_app.api.auth import identify_request, identify_signer
 from serve_app.api.compat.acestep.bodies import Call, CallDep
 from serve_app.api.compat.acestep.envelope import enveloped, without_planner
@@ -27,7 +28,8 @@ from serve_app.api.submission import Origin
 from serve_app.api.waiting_calls import finished_job
 from serve_app.errors import Conflict, NotFound
 from serve_app.jobs import Job, Status
-from serve_app.music import SOURCE_TASKS
+from serve_app.music import SAMPLE_RATE, SOURCE_TASKS
+from serve_app.music.source_plan import FRAME_SAMPLES
 
 SUBMIT: Final = "/release_task"
 _MOST_TASKS: Final = 200
@@ -61,6 +63,7 @@ async def release_task(call: CallDep, context: ContextDep) -> Any:
         asked = wish.translated
         with asked.errors_named_as_given():
             wish.take_plan(await written_song(call.request, context, call.owner, wish.written, asked.song))
+    await _take_extension(context, call.owner, wish)
     job = await _submitted(context, call, wish)
     place = (await context.threads.run(context.store.backlog.places, [job])).get(job.id)
     task = {"task_id": job.id, "status": "queued", "queue_position": place.ahead + 1 if place else 1}
@@ -102,6 +105,23 @@ async def _take_recordings(context: Context, call: Call, wish: Wish) -> None:
         )
     for name in unused:
         wish.fields.ignore(Given(name, "a file"), "it is not a part that Sophia knows")
+
+
+async def _take_extension(context: Context, owner: str, wish: Wish) -> None:
+    """A part that ends after its source adds something to the source, as in ACE-Step."""
+    end = wish.value("repaint_end")
+    if wish.task != "repaint" or end is None:
+        return
+    named = await named_audio(context, wish.translated.song, owner)
+    source_s = named.seconds.get("source")
+    if source_s is None or end <= source_s + FRAME_SAMPLES / SAMPLE_RATE:
+        return
+    name, _ = wish.decided.pop("repaint_end")
+    wish.set("extend_after", Given(name, end - source_s))
+    if (wish.value("repaint_start") or 0) >= source_s:
+        del wish.decided["repaint_start"]
+    else:
+        wish.decided.setdefault("repaint_start", ("repainting_start", 0))
 
 
 @router.post("/query_result")
