@@ -1,5 +1,7 @@
 """The toy model plans and renders over HTTP: a real language model, and the engine that plays its codes."""
 
+import json
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -15,6 +17,7 @@ from miniature.pieces import compose_song
 from miniature.planner_texts import told
 from serve_app.config import ModelArgs
 from serve_app.engine.ace_step.engine import AceStepEngine
+from tests.support.paths import ROOT
 from tests.support.running import Service, running
 
 TOY: Final = ModelArgs.model_validate(
@@ -143,6 +146,15 @@ def test_codes_are_understood(service: Service, song: dict[str, Any]) -> None:
     assert understood["keyscale"].endswith(("major", "minor"))
     assert understood["duration"] >= 10
     assert (unknown.status_code, unknown.json()["code"]) == (422, "invalid_request")
+
+
+def test_the_readmes_request_is_planned(service: Service) -> None:
+    """The README's planned song has a plan with the length of its file."""
+    (body,) = re.findall(r"-d '(.*\"thinking\".*)'", (ROOT / "README.md").read_text())
+    job = service.ended(service.client.post("/v1/jobs", json=json.loads(body) | {"steps": 1}).json()["id"])
+
+    assert job["state"] == "succeeded", job["error"]
+    assert job["audio"][0]["seconds"] == job["plan"]["facts"]["duration"]
 
 
 @pytest.mark.long
