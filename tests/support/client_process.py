@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any, Final
 
 from tests.support.paths import ROOT
@@ -46,21 +47,28 @@ def client_process(script: Path, environment: Mapping[str, str]) -> Iterator[Cli
         yield ClientProcess(process)
 
 
-def run_example(heading: str, language: str, folder: Path, url: str, key: str) -> str:
-    """Run the example that docs/CLIENTS.md has under a heading, in a folder. Returns what it prints.
+def run_example(
+    heading: str, language: str, folder: Path, url: str, key: str, environment: Mapping[str, str] = MappingProxyType({})
+) -> str:
+    """Run the example that docs/CLIENTS.md has under a heading, in a folder and with these variables. Returns what it prints.
 
     Only the address and the key in it are replaced: they belong to the service that the test has started.
     """
     guide = (ROOT / "docs" / "CLIENTS.md").read_text()
     section = re.split(r"^### ", guide.partition(f"### {heading}\n")[2], maxsplit=1, flags=re.MULTILINE)[0]
     [example] = re.findall(rf"^```{language}\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
-    code = example.replace("http://localhost:8000", url).replace('"YOUR_KEY"', json.dumps(key))
+    host = url.partition("://")[2]
+    code = (
+        example.replace("http://localhost:8000", url)
+        .replace("sophia.example.com", host)
+        .replace('"YOUR_KEY"', json.dumps(key))
+    )
     script = folder / ("example.mjs" if language == "javascript" else "example.py")
     script.write_text(code)
     if language == "javascript":
         (folder / "node_modules").symlink_to(JAVASCRIPT / "node_modules")
     program = "node" if language == "javascript" else str(PYTHON)
-    variables = {**os.environ, "NO_PROXY": "*", "no_proxy": "*"}
+    variables = {**os.environ, "NO_PROXY": "*", "no_proxy": "*", **environment}
     ran = subprocess.run(
         [program, script.name], cwd=folder, env=variables, capture_output=True, text=True, check=False, timeout=120
     )

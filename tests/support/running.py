@@ -117,7 +117,7 @@ def running(
             cluster=cluster,
             keys_needed=keys_needed,
         )
-        url = stack.enter_context(_http_server(app))
+        url = stack.enter_context(http_server(app))
         client = stack.enter_context(httpx.Client(base_url=url, timeout=60))
         yield Service(client, url, args, store, artifacts)
 
@@ -127,13 +127,16 @@ def _has_started(store: Store, worker: str) -> bool:
 
 
 @contextmanager
-def _http_server(app: Any) -> Iterator[str]:
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
+def http_server(app: Any, certificate: Path | None = None) -> Iterator[str]:
+    """Serves an application and yields its address: https with a certificate for localhost, beside which its key lies."""
+    key = certificate.with_name("key.pem") if certificate else None
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", ssl_certfile=certificate, ssl_keyfile=key))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
         eventually(lambda: server.started)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield f"https://localhost:{port}" if certificate else f"http://127.0.0.1:{port}"
     finally:
         server.should_exit = True
         thread.join()

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Final
 
-from serve_app.api.compat import acestep, elevenlabs, runpod
+from serve_app.api.compat import acestep, elevenlabs, fal, runpod
 from serve_app.api.compat.family import Family
 from serve_app.config import ApiArgs
 from serve_app.errors import ConfigurationError
@@ -12,6 +12,7 @@ from serve_app.plurals import alternatives
 FAMILIES: Final[dict[str, Family]] = {
     "acestep": acestep.FAMILY,
     "elevenlabs": elevenlabs.FAMILY,
+    "fal": fal.FAMILY,
     "runpod": runpod.FAMILY,
 }
 """Every family by the name that the setting `api.compat` uses."""
