@@ -1,16 +1,17 @@
 """Routes for plans: that of a job, and plans without songs."""
 
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from serve_app import errors
-from serve_app.api.audio_names import find_song
+from serve_app.api.audio_names import check_sound, find_input, find_song
 from serve_app.api.auth import Owner
 from serve_app.api.context import Context, ContextDep
 from serve_app.api.error_responses import SUBMISSION, WITH_PARAMETERS, error_responses
 from serve_app.api.fetching import wrong_field, wrong_fields_error
+from serve_app.api.fleet import has_planners_alone, living_workers
 from serve_app.api.parameters import OwnJob
 from serve_app.api.plan_calls import PlanCall, check_for_planner, plan_of_call, plan_of_song, written_song
 from serve_app.api.planning import default_thinking, with_plan, wrong_planner
@@ -21,10 +22,11 @@ from serve_app.artifacts.latents import codes_from_file
 from serve_app.config import AppArgs
 from serve_app.engine.planner.orders import order
 from serve_app.engine.planner.protocol import Sampling, Wishes
-from serve_app.music import MAX_SEED, MusicRequest, song_of, spellings
+from serve_app.music import MAX_SEED, MusicRequest, SongName, song_of, spellings
 from serve_app.music.audio_fields import AudioName
-from serve_app.music.plan import Plan
+from serve_app.music.plan import CODES_PER_SECOND, Plan
 from serve_app.music.plan_fields import SongCodes
+from serve_app.music.song_fields import LONGEST_S
 from serve_app.store import NewPlan, PlanState
 
 router = APIRouter(tags=["plans"], route_class=SubmissionRoute)
@@ -37,6 +39,16 @@ _RESPONSES: Final = error_responses(
 )
 
 
+class _Heard(NamedTuple):
+    """A song that is to be described."""
+
+    codes: tuple[int, ...]
+    """Its audio codes; empty if a worker must find them."""
+    source: str
+    """The name of the recording, if a worker must hear it."""
+    seconds: float
+
+
 class UnderstandRequest(BaseModel):
     """Which song to describe: one of `source` and `audio_codes` is required."""
 
@@ -44,8 +56,8 @@ class UnderstandRequest(BaseModel):
 
     source: AudioName | None = Field(
         None,
-        description="`job:ID/N` for song N (from 0) of one of your jobs whose audio codes were kept (`keep_latents`). The codes of "
-        "an uploaded recording are not known, so it cannot be named here.",
+        description="What to describe: `job:ID/N` for song N (from 0) of one of your jobs; `input:SHA256`, an upload (POST "
+        "/v1/inputs); or an https:// address. If its audio codes were not kept, a worker finds them first, between two songs.",
         examples=["job:0190d8a4-7b5e-7c3a-9f00-3c5e8b1f2a4d/0"],
     )
     audio_codes: SongCodes | None = Field(
@@ -158,12 +170,10 @@ async def understand_song(body: UnderstandRequest, request: Request, context: Co
     wrong = (*wrong_fields(context.args, None, body.model, None), *wrong_planner(context.args, body.model))
     if wrong:
         raise wrong_fields_error(wrong)
-    codes = body.audio_codes
-    if codes is None:
-        codes = await context.threads.run(_codes_of, context, body.source or "", owner)
+    heard = await _heard(context, body, owner)
     sampling = Sampling(body.plan_temperature, _UNDERSTANDING.guidance, _UNDERSTANDING.top_k, _UNDERSTANDING.top_p)
     wishes = Wishes(caption="", thinking="metadata", seed=body.plan_seed, sampling=sampling)
-    new = NewPlan(order(wishes, codes=codes), len(codes) / 5, kind="understand")
+    new = NewPlan(order(wishes, codes=heard.codes, source=heard.source), heard.seconds, kind="understand")
     call = PlanCall(new, body.model, body.deadline_s, body.priority)
     return _view(await plan_of_call(request, context, owner, call))
 
@@ -178,23 +188,42 @@ def _thoughtful(args: AppArgs, body: MusicRequest) -> MusicRequest:
     return body.model_copy(update={"thinking": wanted if takes_codes else "metadata"})
 
 
-def _codes_of(context: Context, name: str, owner: str) -> list[int]:
-    """The audio codes of a song that was kept with them. Raises InvalidRequest and ArtifactsUnavailable."""
+async def _heard(context: Context, body: UnderstandRequest, owner: str) -> _Heard:
+    """What a request wants to be described. Raises InvalidRequest, and what keeping a recording from an address raises."""
+    if body.audio_codes is not None:
+        return _Heard(tuple(body.audio_codes), "", len(body.audio_codes) / CODES_PER_SECOND)
+    name = body.source or ""
     song = song_of(name)
     if song is None:
-        raise wrong_field(
-            "source",
-            name,
-            "must be job:ID/N, one of your jobs' songs: the audio codes of other recordings are not known",
-        )
+        stored = await find_input(context, "source", name, owner)
+        check_sound("source", stored)
+        heard = _Heard((), f"input:{stored.sha256}", stored.seconds)
+    else:
+        heard = await context.threads.run(_heard_song, context, name, song, owner)
+    if not heard.codes:
+        await context.threads.run(_check_hearing, context, body, heard)
+    return heard
+
+
+def _heard_song(context: Context, name: str, song: SongName, owner: str) -> _Heard:
+    """A song of a job, with its audio codes if they were kept. Raises InvalidRequest and ArtifactsUnavailable."""
     file = find_song(context, "source", name, song, owner)
     codes = codes_from_file(context.artifacts.get(file.latents)) if file.latents else None
-    if codes is None:
+    return _Heard(tuple(codes), "", file.seconds) if codes else _Heard((), name, file.seconds)
+
+
+def _check_hearing(context: Context, body: UnderstandRequest, heard: _Heard) -> None:
+    """Raise InvalidRequest for a recording that is too long, and where the planner runs without a model that could hear it."""
+    if heard.seconds > LONGEST_S:
+        raise wrong_field("source", heard.source, f"is {heard.seconds:g} s long; it must have at most {LONGEST_S:g} s")
+    model = body.model or context.args.default_model or ""
+    if has_planners_alone(living_workers(context), model, context.args.models.get(model)):
         raise wrong_field(
-            "source", name, "names a song without audio codes, which are kept with its latents (keep_latents) if its model has an "
-            "audio tokenizer"
-        )  # fmt: skip
-    return list(codes)
+            "source",
+            heard.source,
+            "has no audio codes yet, and they can be found only where the planner runs in the workers (planner.placement); send "
+            "`audio_codes`, or a song whose codes were kept",
+        )
 
 
 def _view(plan: Plan) -> PlanView:

@@ -81,5 +81,11 @@ class Engine(Protocol):
         Raises Stopped soon after `stopped()` has become true.
         """
 
+    def codes_of(self, samples: np.ndarray) -> tuple[int, ...]:
+        """The audio codes of a recording, five a second. `samples` are float32 of shape (frames, 2) at 48 kHz.
+
+        Raises InvalidRequest if the model has no audio tokenizer, OutOfDeviceMemory and DeviceLost.
+        """
+
     def warnings(self, request: MusicRequest) -> tuple[str, ...]:
         """Returns one sentence for each part of the request that this model will ignore."""

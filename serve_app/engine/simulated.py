@@ -55,6 +55,10 @@ class SimulatedEngine:
         """Returns one warning: the audio is not music."""
         return (f"{self._name} is simulated: the audio is a test tone, not music.",)
 
+    def codes_of(self, samples: np.ndarray) -> tuple[int, ...]:
+        """Returns five codes a second that mean nothing."""
+        return tuple(range(5 * len(samples) // SAMPLE_RATE))
+
     def generate(
         self,
         request: MusicRequest,

@@ -2,11 +2,12 @@
 
 import logging
 import threading
+from collections.abc import Callable
 from dataclasses import asdict
 
 from serve_app.config import QueueArgs, planner_stage
 from serve_app.engine.planner.protocol import Planner
-from serve_app.errors import DeviceLost, LoadError
+from serve_app.errors import DeviceLost, InvalidRequest, LoadError
 from serve_app.jobs import WorkerPhase
 from serve_app.plurals import counted
 from serve_app.store import Store
@@ -104,6 +105,13 @@ class PlannerWorker:
             plans = self._planning.plans
             phase = WorkerPhase.GENERATING if plans else WorkerPhase.IDLE
             self._heartbeat.update(phase=phase, detail=f"planning {counted(plans, 'job')}" if plans else "ready")
+
+    def codes_of(self, owner: str, source: str, stopped: Callable[[], bool]) -> tuple[int, ...]:  # noqa: ARG002
+        """Raises InvalidRequest: this process has no model that could hear a recording."""
+        raise InvalidRequest(
+            f"source: {source} cannot be heard, because {self._heartbeat.row.model} runs without the model (planner.placement). "
+            "Send audio_codes, or a song whose codes were kept."
+        )
 
     def end_with_device(self, job: str, loss: DeviceLost) -> None:
         """Claim no more plans on a device that has failed during `job`. Serve replaces the worker, since its threads have ended."""

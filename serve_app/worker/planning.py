@@ -7,9 +7,9 @@ only then does the planner stop at its next token.
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from serve_app import metrics
 from serve_app.config import QueueArgs
@@ -35,6 +35,12 @@ class PlanningHost(Protocol):
 
     def show_activity(self) -> None:
         """Show in the worker's row what it does now. Called after a plan was begun or ended."""
+
+    def codes_of(self, owner: str, source: str, stopped: Callable[[], bool]) -> tuple[int, ...]:
+        """The audio codes of an owner's recording. Raises Stopped when `stopped()` has become true before it is heard.
+
+        Raises InvalidRequest if it cannot be heard here, and what reading a job's recordings raises.
+        """
 
     def end_with_device(self, job: str, loss: DeviceLost) -> None:
         """End the worker, whose device has failed while it planned for `job`."""
@@ -109,7 +115,9 @@ class Planning:
         if claim is None:
             return
         try:
-            plan = carried_out(self._planner, claim.task.kind, claim.task.request, claim.on_token, claim.lost.is_set)
+            plan = carried_out(
+                self._planner, claim.task.kind, self._with_codes(claim), claim.on_token, claim.lost.is_set
+            )
         except Stopped:
             self._charge(claim)
             _log_lost(claim.task)
@@ -136,6 +144,14 @@ class Planning:
         self._device_time.begin(claim.key)
         self._host.show_activity()
         return claim
+
+    def _with_codes(self, claim: PlanClaim) -> Mapping[str, Any]:
+        """The order of a claim, with the audio codes of the recording that it may name."""
+        order = claim.task.request
+        source = order.get("source")
+        if not source:
+            return order
+        return {**order, "codes": list(self._host.codes_of(claim.task.owner, source, claim.lost.is_set))}
 
     def _publish(self, claim: PlanClaim, plan: Plan) -> None:
         task = claim.task

@@ -63,6 +63,11 @@ class SongInputReader:
         kept = self._latents(job.owner, job.request.source, checkpoint)
         return inputs if kept is None else replace(inputs, source_latents=kept.values, source_gain=kept.gain)
 
+    def recording(self, owner: str, source: str) -> npt.NDArray[np.float32]:
+        """The samples of one recording, of shape (frames, 2). Raises what `read` raises."""
+        with _explained("source", source):
+            return self._decoded(self._file(owner, source))
+
     def _file(self, owner: str, name: str) -> _File:
         """The file that a name of a request means. Raises NotFound."""
         if (sha256 := input_of(name)) is not None:

@@ -8,6 +8,7 @@ the job was cancelled, deleted, expired or given to another worker. Only then do
 
 import logging
 import threading
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, Final
@@ -46,6 +47,8 @@ MAX_WAITING_SONGS: Final = 1
 """While this many songs wait for the audio store, no job is claimed. Each of them holds a thread of the publisher."""
 
 _RETRY_S: Final = 1.0
+_TURN_S: Final = 0.2
+"""Seconds between two looks at whether a recording still waits for the engine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +118,8 @@ class Worker:
         self._slots: list[_Slot] = []
         self._stopping = threading.Event()
         self._claiming = threading.Lock()
+        self._engine_turns = threading.BoundedSemaphore(engine.slots)
+        """Whoever uses the engine holds one: a song that is generated, or a recording that is turned into audio codes."""
         self._generating: dict[tuple[str, int], Job] = {}
         self._lock = threading.Lock()
 
@@ -302,9 +307,21 @@ class Worker:
         inputs = self._inputs.read(claim.job, claim.on_step, self._publisher.checkpoint, claim.lost.is_set)
         if claim.plan is not None:
             inputs = replace(inputs, codes=claim.plan.codes)
-        for song in self._engine.generate(request, claim.on_step, claim.lost.is_set, inputs):
-            self._publisher.add(claim, song)
-            del song  # up to 230 MB, which the publisher frees once they are encoded
+        with self._engine_turns:
+            for song in self._engine.generate(request, claim.on_step, claim.lost.is_set, inputs):
+                self._publisher.add(claim, song)
+                del song  # up to 230 MB, which the publisher frees once they are encoded
+
+    def codes_of(self, owner: str, source: str, stopped: Callable[[], bool]) -> tuple[int, ...]:
+        """The audio codes of an owner's recording, as soon as the engine is free. See `PlanningHost`."""
+        samples = self._inputs.recording(owner, source)
+        while not self._engine_turns.acquire(timeout=_TURN_S):
+            if stopped():
+                raise Stopped
+        try:
+            return self._engine.codes_of(samples)
+        finally:
+            self._engine_turns.release()
 
     def _plan_of(self, claim: Claim) -> Plan | None:
         """The plan of a claimed job; None if it has none. Raises Stopped when the claim is lost while the store is unreachable."""
@@ -328,8 +345,9 @@ class Worker:
         self._publisher.fail(claim, cause)
 
     def _self_test(self) -> None:
-        for song in self._engine.generate(SELF_TEST, lambda stage, step, steps: None, lambda: False):
-            del song
+        with self._engine_turns:
+            for song in self._engine.generate(SELF_TEST, lambda stage, step, steps: None, lambda: False):
+                del song
 
     def end_with_device(self, job: str, loss: DeviceLost) -> None:
         """Claim no more jobs on a device that has failed during `job`. Serve replaces the worker, since its threads have ended."""

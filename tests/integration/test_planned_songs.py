@@ -13,6 +13,7 @@ from serve_app.engine.planner.simulated import SimulatedPlanner
 from serve_app.music.plan import Plan
 from tests.support.failure_codes import provoked
 from tests.support.helpers import eventually
+from tests.support.recordings import recording
 from tests.support.running import Service, running, simulated
 
 LYRICS = "[verse]\nSoft notes in the morning light"
@@ -233,6 +234,31 @@ def test_a_song_is_understood_from_its_codes(service: Service) -> None:
     assert answer.json()["duration"] == 3
 
 
+def test_recordings_are_understood(service: Service) -> None:
+    """An upload, and a song whose codes were not kept, are turned into codes by the worker, and then described."""
+    upload = service.client.post("/v1/inputs", content=recording("flac", seconds=3)).json()
+    song = service.ended(service.submit(keep_latents=False, steps=1)["id"])
+
+    answers = [
+        service.client.post("/v1/understand", json={"source": source})
+        for source in (upload["name"], f"job:{song['id']}/0")
+    ]
+
+    assert [answer.status_code for answer in answers] == [200, 200], [answer.text for answer in answers]
+    assert [answer.json()["duration"] for answer in answers] == [3, 2]
+
+
+def test_a_recording_that_is_too_long_is_not_understood(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error says how long it is, and how long it may be."""
+    monkeypatch.setattr("serve_app.api.plans.LONGEST_S", 2)
+    upload = service.client.post("/v1/inputs", content=recording("flac", seconds=3)).json()
+
+    answer = service.client.post("/v1/understand", json={"source": upload["name"]})
+
+    assert answer.status_code == 422
+    assert "is 3 s long; it must have at most 2 s" in answer.json()["detail"]
+
+
 @pytest.mark.parametrize(
     ("route", "body", "field", "says"),
     [
@@ -243,7 +269,7 @@ def test_a_song_is_understood_from_its_codes(service: Service) -> None:
         ("format", {"prompt": " "}, "prompt", "must not be blank"),
         ("understand", {}, "audio_codes", "is required, or `source`"),
         ("understand", {"audio_codes": [64_000]}, "audio_codes.0", "less than 64000"),
-        ("understand", {"source": f"input:{'0' * 64}"}, "source", "must be job:ID/N"),
+        ("understand", {"source": f"input:{'0' * 64}"}, "source", "names no input of yours"),
     ],
 )
 def test_a_wrong_plan_request_is_refused(

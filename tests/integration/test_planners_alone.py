@@ -3,13 +3,17 @@
 from pathlib import Path
 
 from serve_app.config import BreakerArgs, ModelArgs, PlannerArgs, QueueArgs, ScalingArgs, planner_stage
+from serve_app.engine.planner.orders import order
+from serve_app.engine.planner.protocol import Wishes
 from serve_app.engine.planner.simulated import SimulatedPlanner
 from serve_app.scaling.planner_fleet import PlannerFleet
 from serve_app.scaling.policy import Decision, decide
-from serve_app.store import Store
+from serve_app.store import NewPlan, Store
 from serve_app.worker.planner_worker import PlannerWorker
 from serve_app.worker.worker import WorkerOptions
+from tests.support.helpers import eventually
 from tests.support.queue import claim_plan, submit_unplanned
+from tests.support.recordings import recording
 from tests.support.running import running, simulated
 
 MODEL = simulated(planner={"source": "simulated", "placement": "own", "price_per_hour": 1.0})
@@ -35,6 +39,24 @@ def test_a_planner_of_its_own_plans_for_the_workers(tmp_path: Path) -> None:
     assert health["scale"][stage]["ready"] == 1
     assert (owners[stage].songs, owners["ace-step"].songs) == (0, 1)
     assert owners[stage].gpu_s > 0
+
+
+def test_recordings_are_heard_where_the_model_is(tmp_path: Path) -> None:
+    """Processes that only plan cannot hear an upload: the call is refused at once, and so is a plan that they get nevertheless."""
+    with running(tmp_path, {"ace-step": MODEL}) as service:
+        upload = service.client.post("/v1/inputs", content=recording("flac", seconds=3)).json()
+        answer = service.client.post("/v1/understand", json={"source": upload["name"]})
+        new = NewPlan(order(Wishes(""), source=upload["name"]), 3.0, kind="understand")
+        plan = service.store.plans.submit("ace-step", new, owner="", deadline_s=600, max_attempts=3)
+        planner = new_planner(service.store, MODEL)
+        planner.start()
+        [ended] = eventually(lambda: service.store.plans.ended([plan.id]))
+        planner.drain()
+
+    assert answer.status_code == 422
+    assert "only where the planner runs in the workers" in answer.json()["detail"]
+    assert ended.error is not None
+    assert ended.error.code == "invalid_request"
 
 
 def test_planners_scale_by_batches_of_plans(sqlite_store: Store) -> None:

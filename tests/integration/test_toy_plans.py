@@ -17,6 +17,8 @@ from miniature.pieces import compose_song
 from miniature.planner_texts import told
 from serve_app.config import ModelArgs
 from serve_app.engine.ace_step.engine import AceStepEngine
+from serve_app.music import SAMPLE_RATE
+from serve_app.music.plan import CODES
 from tests.support.paths import ROOT
 from tests.support.running import Service, running
 
@@ -148,13 +150,37 @@ def test_codes_are_understood(service: Service, song: dict[str, Any]) -> None:
     assert (unknown.status_code, unknown.json()["code"]) == (422, "invalid_request")
 
 
-def test_the_readmes_request_is_planned(service: Service) -> None:
-    """The README's planned song has a plan with the length of its file."""
-    (body,) = re.findall(r"-d '(.*\"thinking\".*)'", (ROOT / "README.md").read_text())
-    job = service.ended(service.client.post("/v1/jobs", json=json.loads(body) | {"steps": 1}).json()["id"])
+def test_an_upload_is_heard(service: Service, song: dict[str, Any]) -> None:
+    """The engine finds the codes of an upload. The toy planner knows 1,024 of the 64,000 codes, and names one that it does not."""
+    file = service.client.get(song["audio"][0]["url"]).content
+    upload = service.client.post("/v1/inputs", content=file).json()
+    answer = service.client.post("/v1/understand", json={"source": upload["name"]})
 
-    assert job["state"] == "succeeded", job["error"]
-    assert job["audio"][0]["seconds"] == job["plan"]["facts"]["duration"]
+    assert answer.status_code == 422
+    assert "is not an audio code of this planner, which has 1024 codes" in answer.json()["detail"]
+
+
+def test_the_engine_hears_five_codes_a_second(cache: Path) -> None:
+    """The same samples have the same codes, in the range of the codebook; other samples have others."""
+    engine = AceStepEngine("toy", TOY, cache)
+    engine.load(lambda *progress: None)
+    noise = np.random.default_rng(0).normal(0, 0.1, (2, 3 * SAMPLE_RATE, 2)).astype(np.float32)
+
+    first, again, other = (engine.codes_of(samples) for samples in (noise[0], noise[0], noise[1]))
+
+    assert (len(first), first) == (15, again)
+    assert first != other
+    assert all(0 <= code < CODES for code in first)
+
+
+def test_the_readmes_request_is_planned(service: Service) -> None:
+    """The README's planned song gets a length, a tempo and a key."""
+    (body,) = re.findall(r"-d '(.*\"thinking\".*)'", (ROOT / "README.md").read_text())
+    plan = posted(service, "plan", **json.loads(body))
+
+    assert 10 <= plan["duration"] <= 600
+    assert plan["bpm"]
+    assert plan["keyscale"]
 
 
 @pytest.mark.long

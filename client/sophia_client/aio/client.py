@@ -244,13 +244,13 @@ class AsyncClient:
 
     async def understand(
         self,
-        source: str | None = None,
+        source: Path | str | None = None,
         *,
         audio_codes: list[int] | None = None,
         model: str | None = None,
         deadline_s: float | None = None,
     ) -> Plan:
-        """Caption, lyrics and metadata of a song: `source` names one (`job.song(0)`), or `audio_codes` are its codes."""
+        """Caption, lyrics and metadata of a song: `source` names one (`job.song(0)`) or is a file's path, or `audio_codes`."""
         named = {"source": source, "audio_codes": audio_codes, "model": model, "deadline_s": deadline_s}
         return await self._planned("understand", {name: value for name, value in named.items() if value is not None})
 

@@ -185,6 +185,19 @@ class AceStepEngine:
         for number, part in enumerate(parts):
             yield from self._songs(part, part_progress(on_step, number, len(parts)), stopped)
 
+    def codes_of(self, samples: np.ndarray) -> tuple[int, ...]:
+        """Returns the audio codes of `samples` (frames, 2) at 48 kHz. See `Engine`."""
+        import torch
+
+        from serve_app.engine.ace_step.sources import codes_of, encoded
+
+        as_long = SELF_TEST.model_copy(update={"duration": len(samples) / SAMPLE_RATE})
+        with self._device_errors(as_long), torch.inference_mode():
+            codes = codes_of(self._pipe, encoded(self._pipe, samples))
+        if codes is None:
+            raise errors.InvalidRequest(f"source: {self._name} has no audio tokenizer, so it cannot hear recordings.")
+        return codes[: 5 * len(samples) // SAMPLE_RATE]
+
     def _prepared(self, request: MusicRequest, inputs: SongInputs) -> Work:
         """Returns the work with the source's latents, so that they are encoded once."""
         import torch

@@ -7,9 +7,12 @@ from serve_app.engine.planner.protocol import OnToken, PlanKind, Planner, Wishes
 from serve_app.music.plan import Plan
 
 
-def order(wishes: Wishes, query: str = "", codes: Sequence[int] = ()) -> dict[str, Any]:
-    """The arguments of the planner's methods. `query` is for `sample`, `codes` are for `understand`."""
-    return {"wishes": wishes.to_json(), "query": query, "codes": list(codes)}
+def order(wishes: Wishes, query: str = "", codes: Sequence[int] = (), source: str = "") -> dict[str, Any]:
+    """The arguments of the planner's methods. `query` is for `sample`, `codes` are for `understand`.
+
+    `source` names a recording whose codes are not known yet: the worker finds them before `carried_out`.
+    """
+    return {"wishes": wishes.to_json(), "query": query, "codes": list(codes), "source": source}
 
 
 def carried_out(
