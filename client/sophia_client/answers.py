@@ -389,6 +389,25 @@ class Lyrics(Answer):
     """The lines in order, without those that consist of section tags."""
 
 
+class ModelEntry(Answer):
+    """A served model as clients of OpenAI's API read it."""
+
+    id: str
+    """The value for a request's `model`."""
+    object: str
+    """Always model."""
+    created: int
+    """Always 0: when the model was made is not known, but OpenAI's clients expect a time."""
+    owned_by: str
+    """Always sophia."""
+    name: str
+    """The same as `id`, for ACE-Step's clients."""
+    input_modalities: list[str]
+    """What a request may consist of."""
+    output_modalities: list[str]
+    """What it makes."""
+
+
 class VariantDefaults(Answer):
     """A model's values for requests that omit these fields."""
 
@@ -462,6 +481,10 @@ class Model(Answer):
 class ModelList(Answer):
     """The served models and the limits that apply to all of them."""
 
+    object: str
+    """Always list, for OpenAI's clients."""
+    data: list[ModelEntry]
+    """The same models as in `models`, the default one first, for clients of OpenAI's and ACE-Step's APIs."""
     models: list[Model]
     """The served models."""
     formats: list[str]

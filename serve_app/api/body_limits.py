@@ -19,6 +19,12 @@ _RECORDINGS: Final = 2
 _MULTIPART_BYTES: Final = 65_536
 """Room for the boundaries and headers of a multipart body."""
 
+_WITH_RECORDINGS: Final = ("/v1/chat/completions",)
+"""The beginnings of paths whose JSON may contain recordings as base64."""
+
+_RECORDINGS_IN_JSON: Final = 32_000_000
+"""Room for them, in base64. JSON lies in memory as a whole, so it is less than a recording may have elsewhere."""
+
 MULTIPART: Final = b"multipart/form-data"
 
 
@@ -49,6 +55,8 @@ def body_limit(
         return _for_recordings(inputs, inputs.max_bytes + _MULTIPART_BYTES * is_multipart)
     if scope["method"] == "POST" and scope["path"] in submissions and is_multipart:
         return _for_recordings(inputs, _RECORDINGS * inputs.max_bytes + _MULTIPART_BYTES + api.max_body_bytes)
+    if scope["method"] == "POST" and scope["path"].startswith(_WITH_RECORDINGS):
+        return _for_recordings(inputs, min(_RECORDINGS_IN_JSON, 2 * inputs.max_bytes) + api.max_body_bytes)
     return BodyLimit(api.max_body_bytes, "api.max_body_bytes", api.body_timeout_s, "api.body_timeout_s")
 
 

@@ -1,12 +1,13 @@
 """Routes for the served models."""
 
 from collections.abc import Sequence
+from typing import Annotated
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Path
 
 from serve_app.api.auth import identify_caller
 from serve_app.api.context import Context, ContextDep
-from serve_app.api.error_responses import AUTHENTICATED, error_responses
+from serve_app.api.error_responses import AUTHENTICATED, WITH_PARAMETERS, error_responses
 from serve_app.api.fleet import (
     aligns_lyrics,
     count_ready,
@@ -17,13 +18,17 @@ from serve_app.api.fleet import (
     variant_of,
 )
 from serve_app.api.planning import has_planner
-from serve_app.api.views.models import AdapterView, ModelList, ModelView, PlannerView
+from serve_app.api.views.models import AdapterView, ModelEntry, ModelList, ModelView, PlannerView
 from serve_app.config import ModelArgs
+from serve_app.errors import NotFound
 from serve_app.music import COMMON_TASKS, MEDIA_TYPES, TASKS, TaskType, bounds_of, defaults_of
 from serve_app.music.plan_fields import PLANNED_TASKS
+from serve_app.plurals import alternatives
 from serve_app.store import WorkerRow
 
 router = APIRouter(tags=["models"])
+
+ModelId = Annotated[str, Path(description="The model's name.", examples=["ace-step"])]
 
 
 @router.get(
@@ -38,9 +43,29 @@ async def list_models(context: ContextDep) -> ModelList:
     return await context.threads.run(_models, context)
 
 
+@router.get(
+    "/v1/models/{model_id:path}",
+    summary="Get a model",
+    dependencies=[Depends(identify_caller)],
+    responses=error_responses(*WITH_PARAMETERS, NotFound),
+)
+async def get_model(context: ContextDep, model_id: ModelId) -> ModelEntry:
+    """A served model, as OpenAI's clients ask for it. What comes before a `/` in its name does not count."""
+    name = model_id if model_id in context.args.models else model_id.rpartition("/")[2]
+    if name not in context.args.models:
+        raise NotFound(f"There is no model {model_id[:100]!r}. Use {alternatives(context.args.models)}")
+    return _entry(name)
+
+
+def _entry(name: str) -> ModelEntry:
+    return ModelEntry(id=name, name=name)
+
+
 def _models(context: Context) -> ModelList:
     workers = living_workers(context)
+    default = context.args.default_model
     return ModelList(
+        data=[_entry(name) for name in sorted(context.args.models, key=lambda name: name != default)],
         models=[_model(context, workers, name, model) for name, model in context.args.models.items()],
         formats=list(MEDIA_TYPES),  # type: ignore[arg-type]  # its keys are the formats
         max_duration_s=bounds_of("duration")["maximum"],

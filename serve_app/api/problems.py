@@ -161,9 +161,9 @@ def _answer_wrong_fields(request: Request, found: Sequence[dict[str, Any]]) -> J
 
 
 def _body_fields(request: Request) -> list[str]:
-    """The names of the fields that the route's body may have."""
+    """The names of the fields that the route's body may have; none for a body that may be any object."""
     body = getattr(request.scope.get("route"), "body_field", None)
-    return list(body.field_info.annotation.model_fields) if body else []
+    return list(getattr(body.field_info.annotation, "model_fields", ())) if body else []
 
 
 def _media_type(request: Request) -> str:

@@ -1,7 +1,9 @@
 """Waiting calls: requests that are answered with the finished job. What happens when the caller leaves."""
 
 import asyncio
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from typing import Any
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
@@ -13,6 +15,9 @@ from serve_app.api.repeated_calls import WaitingCall
 from serve_app.api.submission import NATIVE, Origin, submit
 from serve_app.jobs import Job, Status
 from serve_app.music import MusicRequest
+
+Submission = Callable[[WaitingCall], Coroutine[Any, Any, tuple[Job, bool]]]
+"""Submits the job of a waiting call, and returns what `submit` returns."""
 
 
 async def finished_job(
@@ -32,9 +37,20 @@ async def finished_job(
     Raises ClientDisconnect then; ServiceStopping without `timeout_s`, if the service is about to stop; TooManyRequests, and what
     `submit` raises.
     """
+
+    async def submission(call: WaitingCall) -> tuple[Job, bool]:
+        return await submit(context, song, owner, idempotency_key, origin=origin, call=call)
+
+    return await job_of_call(request, context, owner, submission, timeout_s)
+
+
+async def job_of_call(
+    request: Request, context: Context, owner: str, submission: Submission, timeout_s: float | None = None
+) -> Job | None:
+    """`finished_job` for a caller that submits the job itself, for example to learn when there is one."""
     with context.limits.waits.hold(owner):
         call = WaitingCall()
-        submitting = asyncio.ensure_future(submit(context, song, owner, idempotency_key, origin=origin, call=call))
+        submitting = asyncio.ensure_future(submission(call))
         finishing = asyncio.create_task(_finished(context, submitting, timeout_s))
         leaving = asyncio.create_task(disconnected(request))
         try:

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Final
 
-from serve_app.api.compat import acestep, elevenlabs, fal, runpod
+from serve_app.api.compat import acestep, elevenlabs, fal, local_servers, openai, runpod
+from serve_app.api.compat.chat import routes as chat
 from serve_app.api.compat.family import Family
 from serve_app.config import ApiArgs
 from serve_app.errors import ConfigurationError
@@ -11,8 +12,11 @@ from serve_app.plurals import alternatives
 
 FAMILIES: Final[dict[str, Family]] = {
     "acestep": acestep.FAMILY,
+    "chat": chat.FAMILY,
     "elevenlabs": elevenlabs.FAMILY,
     "fal": fal.FAMILY,
+    "local-servers": local_servers.FAMILY,
+    "openai": openai.FAMILY,
     "runpod": runpod.FAMILY,
 }
 """Every family by the name that the setting `api.compat` uses."""

@@ -38,12 +38,14 @@ def translated(
     inside: str = "",
     decided: Mapping[str, tuple[str, Any]] = MappingProxyType({}),
     own_names: Mapping[str, str] = MappingProxyType({}),
+    defaults: Mapping[str, Any] = MappingProxyType({}),
 ) -> Translated:
     """The request with the fields `given`, which may have Sophia's names or those in `spellings.FOREIGN_NAMES`.
 
     `inside` is the part of the client's body that has them, for errors. `decided` has, by Sophia's name, fields that the
     family sets from elsewhere: the client's name and the value. `own_names` has Sophia's name for names that mean this in one
-    family only; they count before all others. Raises InvalidRequest, which names fields as the client does.
+    family only; they count before all others. `defaults` has, by Sophia's name, values for fields that are left out. Raises
+    InvalidRequest, which names fields as the client does.
     """
     prefix = f"{inside}." if inside else ""
     fields: dict[str, Any] = {}
@@ -62,7 +64,7 @@ def translated(
         fields[ours] = value
         names[ours] = name
     try:
-        return Translated(MusicRequest.model_validate(fields), names)
+        return Translated(MusicRequest.model_validate({**defaults, **fields}), names)
     except ValidationError as error:
         raise _renamed(_invalid(error, prefix), names) from error
 

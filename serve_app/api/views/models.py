@@ -1,5 +1,7 @@
 """Answers about the served models."""
 
+from typing import Literal
+
 from pydantic import BaseModel, Field
 
 from serve_app.config import Variant
@@ -61,9 +63,31 @@ class ModelView(BaseModel):
     )
 
 
+class ModelEntry(BaseModel):
+    """A served model as clients of OpenAI's API read it."""
+
+    id: str = Field(description="The value for a request's `model`.", examples=["ace-step"])
+    object: Literal["model"] = Field("model", description="Always model.", examples=["model"])
+    created: int = Field(
+        0,
+        description="Always 0: when the model was made is not known, but OpenAI's clients expect a time.",
+        examples=[0],
+    )
+    owned_by: Literal["sophia"] = Field("sophia", description="Always sophia.", examples=["sophia"])
+    name: str = Field(description="The same as `id`, for ACE-Step's clients.", examples=["ace-step"])
+    input_modalities: list[Literal["text", "audio"]] = Field(
+        ["text", "audio"], description="What a request may consist of.", examples=[["text", "audio"]]
+    )
+    output_modalities: list[Literal["audio"]] = Field(["audio"], description="What it makes.", examples=[["audio"]])
+
+
 class ModelList(BaseModel):
     """The served models and the limits that apply to all of them."""
 
+    object: Literal["list"] = Field("list", description="Always list, for OpenAI's clients.", examples=["list"])
+    data: list[ModelEntry] = Field(
+        description="The same models as in `models`, the default one first, for clients of OpenAI's and ACE-Step's APIs."
+    )
     models: list[ModelView] = Field(description="The served models.")
     formats: list[Format] = Field(description="The supported file formats.", examples=[["mp3", "flac"]])
     max_duration_s: float = Field(description="Maximum length of a song, in seconds.", examples=[600])

@@ -1,0 +1,1 @@
+"""Chat completions with songs as the answer."""
