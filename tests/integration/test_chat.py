@@ -3,6 +3,7 @@
 import base64
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -262,3 +263,21 @@ def test_a_recording_in_a_message_is_the_reference(service: Service) -> None:
 def test_what_a_text_says(text: str, is_caption: bool, caption: str, lyrics: str | None) -> None:
     """Tags, headings, section tags and short lines tell lyrics from a description."""
     assert words_of(text, is_caption=is_caption) == (caption, lyrics)
+
+
+@pytest.mark.parametrize(
+    ("wish", "route", "fields"),
+    [("sample_mode", "/v1/sample", {}), ("use_format", "/v1/format", {"lyrics": "[verse]\nla la"})],
+)
+def test_a_planner_finds_the_words(tmp_path: Path, wish: str, route: str, fields: dict[str, Any]) -> None:
+    """With `sample_mode` a planner makes up the song, with `use_format` it writes better words; the song has what it wrote."""
+    planned = simulated(planner={"source": "simulated"}, simulated={"step_s": 0.01, "plan_s": 0.01})
+    with running(tmp_path, {"ace-step": planned}) as service:
+        written = service.client.post(route, json={"prompt": "a sad song", **fields}).json()
+        answer = chat(service, "a sad song", **{wish: True}, **fields)
+
+        request = service.job(answer.json()["id"][9:])["request"]
+        assert written["bpm"] is not None
+        for name in ("bpm", "keyscale", "timesignature", "lyrics"):
+            assert request[name] == written[name]
+        assert "honoured" not in answer.json()["choices"][0]["message"]["content"]
