@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Final
 
-from serve_app.api.compat import acestep, elevenlabs, fal, local_servers, openai, runpod
+from serve_app.api.compat import acestep, elevenlabs, fal, local_servers, openai, replicate, runpod
 from serve_app.api.compat.chat import routes as chat
 from serve_app.api.compat.family import Family
 from serve_app.config import ApiArgs
@@ -17,6 +17,7 @@ FAMILIES: Final[dict[str, Family]] = {
     "fal": fal.FAMILY,
     "local-servers": local_servers.FAMILY,
     "openai": openai.FAMILY,
+    "replicate": replicate.FAMILY,
     "runpod": runpod.FAMILY,
 }
 """Every family by the name that the setting `api.compat` uses."""
