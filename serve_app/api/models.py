@@ -40,7 +40,7 @@ ModelId = Annotated[str, Path(description="The model's name.", examples=["ace-st
 )
 async def list_models(context: ContextDep) -> ModelList:
     """The served models, what each of them supports, and the limits."""
-    return await context.threads.run(_models, context)
+    return await context.threads.run(models_of, context)
 
 
 @router.get(
@@ -61,7 +61,8 @@ def _entry(name: str) -> ModelEntry:
     return ModelEntry(id=name, name=name)
 
 
-def _models(context: Context) -> ModelList:
+def models_of(context: Context) -> ModelList:
+    """The served models, what each of them supports, and the limits. Blocks."""
     workers = living_workers(context)
     default = context.args.default_model
     return ModelList(

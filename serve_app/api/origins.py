@@ -66,5 +66,6 @@ def cors_options(origins: Sequence[str]) -> dict[str, Any]:
             "X-Seed",
             "Content-Location",
             "Content-Range",
+            "Mcp-Session-Id",
         ],
     }

@@ -13,6 +13,7 @@ from serve_app.api.context import Context
 from serve_app.api.explanations import why_no_songs
 from serve_app.api.repeated_calls import WaitingCall
 from serve_app.api.submission import NATIVE, Origin, submit
+from serve_app.api.watch import OnChange
 from serve_app.jobs import Job, Status
 from serve_app.music import MusicRequest
 
@@ -45,14 +46,23 @@ async def finished_job(
 
 
 async def job_of_call(
-    request: Request, context: Context, owner: str, submission: Submission, timeout_s: float | None = None
+    request: Request | None,
+    context: Context,
+    owner: str,
+    submission: Submission,
+    timeout_s: float | None = None,
+    *,
+    on_change: OnChange | None = None,
 ) -> Job | None:
-    """`finished_job` for a caller that submits the job itself, for example to learn when there is one."""
+    """`finished_job` for a caller that submits the job itself, for example to learn when there is one.
+
+    Without `request`, cancelling the coroutine means that the caller has left. `on_change` gets the job and its later versions.
+    """
     with context.limits.waits.hold(owner):
         call = WaitingCall()
         submitting = asyncio.ensure_future(submission(call))
-        finishing = asyncio.create_task(_finished(context, submitting, timeout_s))
-        leaving = asyncio.create_task(disconnected(request))
+        finishing = asyncio.create_task(_finished(context, submitting, timeout_s, on_change))
+        leaving = asyncio.create_task(disconnected(request) if request else _never())
         try:
             await asyncio.wait((finishing, leaving), return_when=asyncio.FIRST_COMPLETED)
             if not finishing.done():
@@ -83,16 +93,19 @@ def succeeded(job: Job | None) -> Job:
 
 
 async def _finished(
-    context: Context, submitting: asyncio.Future[tuple[Job, bool]], timeout_s: float | None
+    context: Context,
+    submitting: asyncio.Future[tuple[Job, bool]],
+    timeout_s: float | None,
+    on_change: OnChange | None,
 ) -> Job | None:
     job, _ = await asyncio.shield(submitting)
     if timeout_s is None:
         deadline_s = job.deadline_at - job.created_at + 2 * context.args.queue.lease_s
-        ended = await context.watcher.finished(job, deadline_s)
+        ended = await context.watcher.finished(job, deadline_s, on_change)
         if ended is not None and not ended.status.final and context.watcher.is_stopping:
             raise _stopping(ended)
         return ended
-    return await context.watcher.finished(job, timeout_s)
+    return await context.watcher.finished(job, timeout_s, on_change)
 
 
 def _stopping(job: Job) -> errors.ServiceStopping:
@@ -109,6 +122,10 @@ async def disconnected(request: Request) -> None:
     """Return when the caller has left. The body must have been read."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+async def _never() -> None:
+    await asyncio.Event().wait()
 
 
 async def _leave(context: Context, submitting: asyncio.Future[tuple[Job, bool]]) -> None:

@@ -1,7 +1,7 @@
 """Waiting for jobs to change. Each API process polls the store with one query for all waiting requests."""
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from typing import Final
 
@@ -17,6 +17,10 @@ POLL_S: Final = 0.25
 _REST_RATIO: Final = 9
 """After a poll the watcher rests this many times as long as the poll took, up to POLL_S. On SQLite every write by any process
 wakes the watcher; without the rest, watching a thousand jobs would occupy a core."""
+
+
+OnChange = Callable[[Job], Awaitable[None]]
+"""Is called with each version of a job that somebody waits for."""
 
 
 class Change:
@@ -69,18 +73,23 @@ class JobWatcher:
         finally:
             self._remove(job.id, future)
 
-    async def finished(self, job: Job, timeout_s: float) -> Job | None:
+    async def finished(self, job: Job, timeout_s: float, on_change: OnChange | None = None) -> Job | None:
         """Wait up to `timeout_s` seconds for the job to reach a final state. Return its latest version; None if it was deleted.
 
-        If the service is about to stop, return at once. Raises Unauthorized if the key of the job's owner was revoked.
+        `on_change` gets the job as it is now, and each later version. If the service is about to stop, return at once. Raises
+        Unauthorized if the key of the job's owner was revoked.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
         latest: Job | None = job
+        if on_change is not None:
+            await on_change(job)
         with suppress(TimeoutError, ServiceStopping):
             while latest is not None and not latest.status.final:
                 change = await self.changed(latest, deadline - loop.time())
                 latest = change.job if change else None
+                if on_change is not None and latest is not None:
+                    await on_change(latest)
         return latest
 
     def end_waits_except(self, owners: Collection[str]) -> None:

@@ -118,13 +118,8 @@ class JobStore:
 
     def _submitted_before(self, owner: str, once: OnceKey) -> Job | None:
         """The job that an idempotency key made; None when it was deleted. Raises IdempotencyConflict."""
-        query = sa.select(jobs).where(jobs.c.owner == owner, jobs.c.idempotency_key == once.key)
-        with self._database.read() as connection:
-            row = connection.execute(query).one_or_none()
-        if row is None:
-            return None
-        job = job_of(row)
-        if job.fingerprint != once.fingerprint:
+        job = self.of_key(owner, once.key) if once.key else None
+        if job is not None and job.fingerprint != once.fingerprint:
             raise IdempotencyConflict(
                 f"Idempotency-Key {once.key!r} was sent before with a different request, which made job {job.id}. "
                 "Use a new key for each new request"
@@ -135,6 +130,13 @@ class JobStore:
         """One job. Raises NotFound when it does not exist or belongs to another owner."""
         with self._database.read() as connection:
             return _get(connection, job, owner)
+
+    def of_key(self, owner: str, idempotency_key: str) -> Job | None:
+        """The job that an owner's idempotency key has made; None if there is none."""
+        query = sa.select(jobs).where(jobs.c.owner == owner, jobs.c.idempotency_key == idempotency_key)
+        with self._database.read() as connection:
+            row = connection.execute(query).one_or_none()
+        return None if row is None else job_of(row)
 
     def get_many(self, ids: Sequence[str]) -> dict[str, Job]:
         """The jobs with these ids, by id. Ids of no job are left out."""

@@ -12,9 +12,9 @@ from sqlalchemy.engine import make_url
 class Wire:
     """A TCP relay. While it is cut, the kernels on both sides keep acknowledging, so no TCP timeout helps."""
 
-    def __init__(self, target: str | tuple[str, int]) -> None:
-        """`target` is the path of the server's socket, or its address and port."""
-        self._target = target
+    def __init__(self, *targets: str | tuple[str, int]) -> None:
+        """A target is the path of a server's socket, or its address and port. With several, connections take turns."""
+        self._targets = targets
         self.breaks: list[int] = []
         """For each of the next connections, after how many bytes of the server's it breaks."""
         self._flows = threading.Event()
@@ -60,8 +60,9 @@ class Wire:
                 client, _ = self._door.accept()
             except OSError:
                 return
-            server = socket.socket(socket.AF_UNIX if isinstance(self._target, str) else socket.AF_INET)
-            server.connect(self._target)
+            target = self._targets[len(self._ends) // 2 % len(self._targets)]
+            server = socket.socket(socket.AF_UNIX if isinstance(target, str) else socket.AF_INET)
+            server.connect(target)
             self._ends += [client, server]
             most = self.breaks.pop(0) if self.breaks else None
             for here, there, limit in ((client, server, None), (server, client, most)):
@@ -102,9 +103,9 @@ def wire(url: str) -> Iterator[tuple[Wire, str]]:
 
 
 @contextmanager
-def http_wire(url: str) -> Iterator[tuple[Wire, str]]:
-    """A relay to the HTTP server at an address, and its own address."""
-    made = Wire(("127.0.0.1", urlsplit(url).port or 80))
+def http_wire(*urls: str) -> Iterator[tuple[Wire, str]]:
+    """A relay to the HTTP server at an address, or to several in turn, and its own address."""
+    made = Wire(*(("127.0.0.1", urlsplit(url).port or 80) for url in urls))
     try:
         yield made, f"http://127.0.0.1:{made.port}"
     finally:

@@ -76,3 +76,16 @@ def test_alerts_refer_to_existing_sections() -> None:
             page,
             section,
         )
+
+
+def test_every_test_that_a_document_names_exists() -> None:
+    """`tests/….py::test_…` in a document names a test that there is."""
+    named = {
+        (file, test)
+        for path in DOCUMENTS
+        for file, test in re.findall(r"(tests/[a-z_/]+\.py)::(test_\w+)", path.read_text())
+    }
+
+    assert named
+    missing = [f"{file}::{test}" for file, test in named if f"def {test}(" not in (ROOT / file).read_text()]
+    assert not missing

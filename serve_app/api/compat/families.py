@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Final
 
-from serve_app.api.compat import acestep, elevenlabs, fal, local_servers, openai, replicate, runpod
+from serve_app.api.compat import acestep, elevenlabs, fal, local_servers, mcp, openai, replicate, runpod
 from serve_app.api.compat.chat import routes as chat
 from serve_app.api.compat.family import Family
 from serve_app.config import ApiArgs
@@ -16,6 +16,7 @@ FAMILIES: Final[dict[str, Family]] = {
     "elevenlabs": elevenlabs.FAMILY,
     "fal": fal.FAMILY,
     "local-servers": local_servers.FAMILY,
+    "mcp": mcp.FAMILY,
     "openai": openai.FAMILY,
     "replicate": replicate.FAMILY,
     "runpod": runpod.FAMILY,

@@ -1,6 +1,6 @@
 """From the fields of another service's request to a MusicRequest, and its errors back to the names that the client used."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
@@ -66,13 +66,14 @@ def translated(
     try:
         return Translated(MusicRequest.model_validate({**defaults, **fields}), names)
     except ValidationError as error:
-        raise _renamed(_invalid(error, prefix), names) from error
+        raise _renamed(invalid(error, prefix), names) from error
 
 
-def _invalid(error: ValidationError, prefix: str) -> InvalidRequest:
+def invalid(error: ValidationError, prefix: str = "", fields: Sequence[str] = _FIELDS) -> InvalidRequest:
+    """The error for a body with these `fields`. Missing ones are named with `prefix` before them."""
     wrong = []
     for entry in error.errors():
-        found = field_error({**entry, "loc": ("body", *entry["loc"])}, _FIELDS)
+        found = field_error({**entry, "loc": ("body", *entry["loc"])}, fields)
         name = found.field if entry["type"] != "missing" else f"{prefix}{found.field}"
         wrong.append(WrongField(name, found.value or "", found.message))
     return wrong_fields_error(tuple(wrong))
