@@ -8,23 +8,24 @@ from typing import Annotated, Literal
 import httpx
 import typer
 
-from miniature import dataset, listening, stage
+from miniature import aligning, dataset, listening, mixes, stage
 from miniature.captions import text_pair
 from miniature.clips import render_clip
-from miniature.codes import coder
+from miniature.codes import Codes, coder
 from miniature.codes import train as train_codes
 from miniature.codes import trained as trained_codes
 from miniature.evaluate import evaluate as evaluate_songs
 from miniature.evaluate import own_service
 from miniature.export import export as save_variant
-from miniature.export import play
+from miniature.export import is_trained, play
 from miniature.planner import is_trained as is_planner_trained
 from miniature.planner import save as save_planner
 from miniature.planner import train as train_planner
 from miniature.songs import build as build_songs
 from miniature.start import start_folder
 from miniature.tasks import HELD_OUT
-from miniature.transformer import VARIANTS, Material, Plan, on_gpu, state_file
+from miniature.timing import measure as measure_timing
+from miniature.transformer import VARIANTS, Material, Plan, on_gpu
 from miniature.transformer import train as train_transformer
 from miniature.vae import PARTS
 from miniature.vae import Data as Audio
@@ -120,15 +121,12 @@ def codes(
 
 
 @app.command()
-def transformer(  # noqa: PLR0913 - typer needs one parameter for each option
+def transformer(
     *,
     variant: Annotated[str, typer.Option(help="base, or then turbo.")] = "base",
     work: Work = stage.WORK_FOLDER,
     checkpoint: Checkpoint = None,
     from_scratch: FromScratch = False,
-    align: Annotated[
-        bool, typer.Option("--align", help="Also teach attention heads where the lyrics are sung.")
-    ] = False,
     hours: Hours = 1.0,
     threads: Threads = 1,
     gpu: Gpu = False,
@@ -137,7 +135,7 @@ def transformer(  # noqa: PLR0913 - typer needs one parameter for each option
     if variant not in VARIANTS:
         raise typer.BadParameter(f"variant is {variant!r}: it must be one of {', '.join(VARIANTS)}")
     known = dataset.load(work / "data")
-    plan = Plan(variant, work, start_folder(checkpoint, work), from_scratch=from_scratch, align=align)
+    plan = Plan(variant, work, start_folder(checkpoint, work), from_scratch=from_scratch)
     if gpu:
         plan = on_gpu(plan)
     stage.be_idle(threads)
@@ -145,6 +143,26 @@ def transformer(  # noqa: PLR0913 - typer needs one parameter for each option
         known_codes = trained_codes(work)
         code = coder(known_codes.to(plan.device)) if known_codes else None
         train_transformer(plan, Material(known, text_pair, code), session)
+
+
+@app.command()
+def align(
+    *,
+    work: Work = stage.WORK_FOLDER,
+    checkpoint: Checkpoint = None,
+    clips: Annotated[
+        int, typer.Option(min=3, help="How many clips to learn from; two thirds of them are sung.")
+    ] = 1500,
+    hours: Hours = 1.0,
+    threads: Threads = 1,
+) -> None:
+    """Teaches heads of a finished turbo where the lyrics are sung, as `lyrics_timing` and `best_of` need."""
+    start = start_folder(checkpoint, work)
+    stage.be_idle(threads)
+    known = mixes.build(work / "mixes", clips)
+    codes = Codes.load(start)
+    with stage.Session(hours) as session:
+        aligning.train(work, start, aligning.Material(known, text_pair, coder(codes) if codes else None), session)
 
 
 @app.command()
@@ -187,11 +205,11 @@ def export(
     checkpoint: Checkpoint = None,
 ) -> None:
     """Saves a pipeline of each trained variant, and plays ten seconds with it as a check. Saves the planner, if it is trained."""
-    trained = [variant for variant in VARIANTS if state_file(work, variant).exists()]
+    trained = [variant for variant in VARIANTS if is_trained(work, variant)]
     plans = is_planner_trained(work)
     if not trained and not plans:
         raise typer.BadParameter(
-            f"work is {str(work)!r}, which has no trained variant or planner: train `transformer` or `planner` first"
+            f"work is {str(work)!r}, which has no trained variant or planner: train `transformer`, `align` or `planner` first"
         )
     if plans:
         typer.echo(f"{save_planner(work, output)}: saved")
@@ -220,6 +238,26 @@ def evaluate(
             typer.echo(error, err=True)
             raise typer.Exit(1) from error
     typer.echo(json.dumps(evaluation.fields()) if as_json else evaluation.table())
+
+
+@app.command()
+def timing(
+    *,
+    url: Annotated[
+        str | None, typer.Option(help="A running Sophia; without it, the command starts one for this time.")
+    ] = None,
+    source: Annotated[str, typer.Option(help="The model of a service started here.")] = "embedded",
+    clips: Annotated[int, typer.Option(min=1, help="How many of the held-out clips with a voice.")] = 25,
+) -> None:
+    """Asks a service when the words of held-out clips are sung, and shows, as JSON, how well it knows."""
+    sung = [facts for facts in dataset.held_out_clips() if facts.voice]
+    with nullcontext(url) if url else own_service(source) as address, httpx.Client(base_url=address) as client:
+        try:
+            figures = measure_timing(client, sung[:clips])
+        except RuntimeError as error:
+            typer.echo(error, err=True)
+            raise typer.Exit(1) from error
+    typer.echo(json.dumps(figures.fields()))
 
 
 if __name__ == "__main__":

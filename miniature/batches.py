@@ -48,11 +48,6 @@ class Batch(NamedTuple):
         return self._replace(source=self.source.index_copy(0, self.covers, coded))
 
     @property
-    def aligned(self) -> bool:
-        """Whether the batch tells where its lyrics are sung."""
-        return self.sung.shape[-1] > 0
-
-    @property
     def context(self) -> Tensor:
         """The transformer's context: source and mask, (batch, frames, 128)."""
         return torch.cat([self.source, self.mask[..., None].expand(-1, -1, self.source.shape[-1])], -1)
@@ -100,16 +95,15 @@ class Batches(Dataset[Batch]):
     """A training's batches by step: the same for the same step, so that the step is all that resuming needs.
 
     Half of the batches are whole clips, from which structure is learnt; the others are `size` crops. Both have about the same
-    number of frames. The share `sung` of all batches are whole sung clips with their syllables instead.
+    number of frames.
     """
 
-    def __init__(self, examples: Examples, networks: Networks, texts: Texts, size: int, *, sung: float = 0.0) -> None:
+    def __init__(self, examples: Examples, networks: Networks, texts: Texts, size: int) -> None:
         self._examples = examples
         self._silence = networks.silence.numpy().copy()
         self._reference_frames = networks.heard_frames
         self._texts = texts
         self._size = size
-        self._sung = sung
 
     def __getitem__(self, step: int) -> Batch:
         return batch_of(self.examples(step), self._silence, self._reference_frames, self._texts)
@@ -118,8 +112,6 @@ class Batches(Dataset[Batch]):
         """The examples of a step."""
         random = np.random.default_rng([7, step])
         count = max(1, self._size * CROP_FRAMES // CLIP_FRAMES)
-        if self._sung and random.random() < self._sung:
-            return [self._examples.draw_sung(random) for _ in range(count)]
         if random.random() < 0.5:
             return [self._examples.draw(random, CLIP_FRAMES) for _ in range(count)]
         return [self._examples.draw(random, CROP_FRAMES) for _ in range(self._size)]

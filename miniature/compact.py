@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+TABLE = "scale_shift_table"
+"""What the names of the tables end in that the times' embeddings are added to."""
 _FLOAT16_BITS = 10
 
 
@@ -25,9 +27,13 @@ def fold_second_time(transformer: Any) -> None:
 
 @torch.no_grad()
 def round_weights(network: nn.Module, bits: int) -> None:
-    """Rounds all weights to floats with `bits` bits of mantissa, to nearest; bfloat16 has 7, float16 has 10."""
-    for parameter in network.parameters():
-        parameter.copy_(_rounded(parameter, bits))
+    """Rounds all weights to floats with `bits` bits of mantissa, to nearest; bfloat16 has 7, float16 has 10.
+
+    The tables that `fold_second_time` adds a constant to stay as they are: beside it, their own numbers are small.
+    """
+    for name, parameter in network.named_parameters():
+        if not name.endswith(TABLE):
+            parameter.copy_(_rounded(parameter, bits))
 
 
 def _rounded(values: Tensor, bits: int) -> Tensor:

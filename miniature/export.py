@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from diffusers import AceStepPipeline
 
-from miniature import codes, vae
+from miniature import aligning, codes, vae
 from miniature.autoencoder import Networks as Autoencoder
 from miniature.compact import fold_second_time, round_weights
 from miniature.conditioning import Networks
 from miniature.lyric_heads import HEADS
-from miniature.transformer import averaged, has_aligned, state_file
+from miniature.transformer import averaged, state_file
 from serve_app.weights.layout import ENCODER_FILE, LYRIC_HEADS
 
 CHECKED_SECONDS = 10.0
@@ -26,14 +26,15 @@ AUTOENCODER_BITS = 9
 def export(work: Path, output: Path, checkpoint: Path, variant: str) -> Path:
     """Saves one variant's pipeline with the averaged weights of its training; returns its folder.
 
-    Parts that no stage has trained are those of `checkpoint`. If heads have learnt where lyrics are sung, the transformer's config
-    names them. Raises FileNotFoundError if the variant has no state.
+    Parts that no stage has trained are those of `checkpoint`. If turbo's heads have learnt where lyrics are sung, the transformer's
+    config names them. Raises FileNotFoundError if the variant has no state.
     """
-    networks = averaged(Networks.load(checkpoint), state_file(work, variant)).eval()
+    aligned = aligning.trained(work, checkpoint) if variant == "turbo" else None
+    networks = (aligned or averaged(Networks.load(checkpoint), state_file(work, variant))).eval()
     _round(networks, variant)
     fold_second_time(networks.transformer)  # after the rounding: it adds a large constant to small numbers
     networks.transformer.register_to_config(is_turbo=variant == "turbo", model_version=variant)
-    if has_aligned(state_file(work, variant)):
+    if aligned is not None:
         networks.transformer.register_to_config(**{LYRIC_HEADS: HEADS})
     pipeline = AceStepPipeline.from_pretrained(checkpoint, dtype=torch.float32)
     pipeline.register_modules(
@@ -59,6 +60,11 @@ def _round(networks: Networks, variant: str) -> None:
     if variant == "turbo":
         first_layer.load_state_dict(kept)
         round_weights(first_layer, FIRST_LAYER_BITS)
+
+
+def is_trained(work: Path, variant: str) -> bool:
+    """Whether a variant has a state to export."""
+    return state_file(work, variant).exists() or (variant == "turbo" and aligning.state_file(work).exists())
 
 
 def _other_parts(work: Path) -> dict[str, Any]:

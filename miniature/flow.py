@@ -17,7 +17,6 @@ from miniature.conditioning import Networks
 SHIFT = 3.0  # turbo's schedule spends its steps at high noise, where key, tempo and structure are decided
 UNIFORM_SHARE = 0.3
 TURBO_STEPS = 8
-HIGHEST_SUNG = 0.25  # noise level; turbo's songs are aligned at 1/8, base's at 1/50
 DROPPED_SHARE = 0.12  # conditions replaced by the null embedding, which guidance needs
 
 
@@ -43,21 +42,14 @@ class Inputs(NamedTuple):
     def drawn(cls, batch: Batch, step: int, *, scheduled: bool = False) -> "Inputs":
         """The inputs with a batch's noise, always the same for a step on the same kind of device.
 
-        `scheduled`: most noise levels are those of turbo's schedule. Batches that are to be aligned have low levels, at which
-        the voice is heard, and all of their conditions.
+        `scheduled`: most noise levels are those of turbo's schedule.
         """
         device = batch.music.device
         generator = torch.Generator(device).manual_seed(step)
         size = len(batch.music)
         noise = torch.randn(batch.music.shape, generator=generator, device=device)
-        if batch.aligned:
-            times = HIGHEST_SUNG * torch.rand(size, generator=generator, device=device)
-        elif scheduled:
-            times = draw_scheduled_times(size, generator)
-        else:
-            times = draw_times(size, generator)
-        dropped_share = 0.0 if batch.aligned else DROPPED_SHARE
-        dropped = torch.rand(size, generator=generator, device=device) < dropped_share
+        times = draw_scheduled_times(size, generator) if scheduled else draw_times(size, generator)
+        dropped = torch.rand(size, generator=generator, device=device) < DROPPED_SHARE
         return cls.of(batch, noise=noise, times=times, dropped=dropped)
 
     @classmethod
@@ -75,11 +67,6 @@ class Inputs(NamedTuple):
             times=times,
             dropped=dropped,
         )
-
-    @property
-    def aligned(self) -> bool:
-        """Whether the batch tells where its lyrics are sung."""
-        return self.sung.shape[-1] > 0
 
     @property
     def noisy(self) -> Tensor:
@@ -115,7 +102,7 @@ def draw_scheduled_times(batch: int, generator: torch.Generator) -> Tensor:
 
 def matching_losses(networks: Networks, inputs: Inputs) -> Tensor:
     """The squared error of each example's velocity: (batch,)."""
-    with _fast(inputs.music.device):
+    with fast(inputs.music.device):
         states, mask = inputs.conditions(networks)
         null = networks.condition_encoder.null_condition_emb
         states = torch.where(inputs.dropped[:, None, None], null, states)
@@ -130,7 +117,7 @@ def distillation_losses(networks: Networks, teacher: Networks, inputs: Inputs, g
     Diffusion Models" (2023), with one fixed scale.
     """
     noisy = inputs.noisy
-    with _fast(inputs.music.device):
+    with fast(inputs.music.device):
         with torch.no_grad():
             conditions = inputs.conditions(teacher)
             conditional = teacher.velocity(noisy, inputs.times, conditions, inputs.context)
@@ -160,7 +147,7 @@ def _squared_error(predicted: Tensor, target: Tensor) -> Tensor:
 
 
 @contextmanager
-def _fast(device: torch.device) -> Iterator[None]:
+def fast(device: torch.device) -> Iterator[None]:
     """bfloat16 where it is safe, and plain attention: at these sizes it takes less time than the fused kernel."""
     with torch.autocast(device.type, torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
         yield

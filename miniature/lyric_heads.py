@@ -24,10 +24,8 @@ from serve_app.engine.ace_step.lyric_attention import AttentionSum, queries_and_
 Heads = Mapping[int, Sequence[int]]
 """Numbers of heads by the number of their layer."""
 
-HEADS: Heads = {1: (0, 1), 2: (0, 1), 3: (0, 1)}
-"""Those that learn. Each pair shares its keys. Layers after the fourth need not learn words: the fourth finds syllables best."""
-WEIGHT = 0.3
-"""Of this loss beside that of flow matching."""
+HEADS: Heads = {2: (0, 1), 3: (0, 1)}
+"""Those that learn. Each pair shares its keys. The layers before have to hear the syllables first."""
 CLOSE_S = 0.15
 """The error that counts as finding a syllable: less than two patches."""
 _NOTHING = -1e4

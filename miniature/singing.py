@@ -1,7 +1,7 @@
 """Where the lyrics of a clip are sung: each syllable's place in the text, its time, and the tokens that it is made of."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -40,6 +40,14 @@ def sung_syllables(facts: Facts, text: str) -> tuple[Syllable, ...]:
         after = first + len(syllable)
         found.append(Syllable((first, after), start_s, end_s))
     return tuple(found)
+
+
+def sung_between(syllables: Sequence[Syllable], start_s: float, seconds: float) -> tuple[Syllable, ...]:
+    """The syllables that are sung in a part of a clip, with their times in that part."""
+    moved = (replace(each, start_s=each.start_s - start_s, end_s=each.end_s - start_s) for each in syllables)
+    return tuple(
+        replace(each, start_s=max(0.0, each.start_s)) for each in moved if each.end_s > 0 and each.start_s < seconds
+    )
 
 
 def tokens_of(syllable: Syllable, offsets: Sequence[Span]) -> list[int]:

@@ -13,7 +13,7 @@ from diffusers import AceStepPipeline
 from diffusers.pipelines.ace_step.pipeline_ace_step import DEFAULT_DIT_INSTRUCTION
 
 from miniature.mixing import Latents, mixed, silence
-from miniature.singing import LATENTS_A_SECOND, Syllable, sung_syllables
+from miniature.singing import LATENTS_A_SECOND, Syllable, sung_between, sung_syllables
 
 HELD_OUT = 100  # the last clips of a data set: never trained on
 
@@ -100,21 +100,28 @@ class Examples:
         task = str(random.choice(self._tasks, p=self._weights))
         return self.of(clip, task, random, frames)
 
-    def draw_sung(self, random: np.random.Generator) -> Example:
-        """An example of a random clip with a voice, with its syllables. Raises ValueError if no clip has one."""
+    def draw_sung(self, random: np.random.Generator, frames: int | None = None, task: str = "text2music") -> Example:
+        """An example of a random clip with a voice, as `sung` gives it. Raises ValueError if no clip has one."""
         if not self._sung:
             raise ValueError("no clip has a voice: alignment is learnt from sung clips")
-        return self.sung(self._sung[int(random.integers(len(self._sung)))], random)
+        return self.sung(self._sung[int(random.integers(len(self._sung)))], random, frames, task)
 
-    def sung(self, clip: int, random: np.random.Generator) -> Example:
-        """The example of text to music of a whole clip with a voice, with its syllables."""
-        example = self.of(clip, "text2music", random, self._clips.mix.shape[1])
-        return replace(example, syllables=sung_syllables(self._clips.facts[clip], example.lyrics))
+    def sung(
+        self, clip: int, random: np.random.Generator, frames: int | None = None, task: str = "text2music"
+    ) -> Example:
+        """The example of `frames` frames, or all, of a clip with a voice, with the syllables that are sung there."""
+        facts = self._clips.facts[clip]
+        length = self._clips.mix.shape[1] if frames is None else frames
+        start = self._start(facts, random, length)
+        example = self._cut(clip, task, random, start, length)
+        syllables = sung_syllables(facts, example.lyrics)
+        return replace(example, syllables=sung_between(syllables, start / LATENTS_A_SECOND, length / LATENTS_A_SECOND))
 
     def of(self, clip: int, task: str, random: np.random.Generator, frames: int) -> Example:
         """An example of one clip and task."""
-        facts = self._clips.facts[clip]
-        start = self._start(facts, random, frames)
+        return self._cut(clip, task, random, self._start(self._clips.facts[clip], random, frames), frames)
+
+    def _cut(self, clip: int, task: str, random: np.random.Generator, start: int, frames: int) -> Example:
         part = slice(start, start + frames)
         mix = self._clips.mix[clip, part].astype(np.float32)
         mask = np.ones(frames, np.float32)

@@ -20,11 +20,9 @@ from miniature.batches import CLIP_FRAMES, Batches, Coder, Texts, batch_of
 from miniature.conditioning import Networks, load_tokenizer
 from miniature.flow import Inputs, distillation_losses, matching_losses, validation_losses
 from miniature.graphs import GraphedStep
-from miniature.lyric_heads import HEADS, WEIGHT, TimingCheck, alignment_loss, attention_read
 from miniature.optimizers import Optimizers, rate_at
 from miniature.tasks import BASE_SHARES, HELD_OUT, TURBO_SHARES, Clips, Examples
 from miniature.tasks import Texts as Words
-from serve_app.music import VARIANT_DEFAULTS
 
 VARIANTS: Mapping[str, Mapping[str, float]] = {"base": BASE_SHARES, "turbo": TURBO_SHARES}
 RATES: Mapping[str, float] = {"base": 1.0, "turbo": 0.15}
@@ -36,10 +34,6 @@ REPORT_EVERY = 50
 VALIDATE_EVERY = 500
 VALIDATION_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9, 0.98)
 VALIDATION_CLIPS = 8
-SUNG_SHARE = 0.5
-"""Of the batches, if heads are to learn where lyrics are sung."""
-ALIGNED_AT: Mapping[str, float] = {variant: 1 / defaults.steps for variant, defaults in VARIANT_DEFAULTS.items()}
-"""The noise level at which Sophia looks for the lyrics of a variant's songs."""
 TOKENS_MULTIPLE = 128
 """What texts are padded to on a GPU: a CUDA graph is for one shape, and nearly all texts are shorter than this."""
 
@@ -61,13 +55,12 @@ def state_file(work: Path, variant: str) -> Path:
 class Training:
     """One variant's training: `step` until the time is over, `save` to go on later from the same step.
 
-    With a teacher, only the transformer learns. `aligned`: whether heads have learnt where lyrics are sung.
+    With a teacher, only the transformer learns.
     """
 
     def __init__(self, networks: Networks, file: Path, teacher: Networks | None = None) -> None:
         self.networks = networks
         self.steps = 0
-        self.aligned = False
         self._file = file
         self._teacher = teacher
         if teacher is not None:
@@ -87,7 +80,6 @@ class Training:
         with self._optimizers.paced(rate, self.steps):
             losses = self._step(inputs)
         self.steps += 1
-        self.aligned = self.aligned or inputs.aligned
         return losses.clone()
 
     def _updated(self, inputs: Sequence[Tensor]) -> Tensor:
@@ -95,20 +87,15 @@ class Training:
 
     def _update(self, *tensors: Tensor) -> Tensor:
         inputs = Inputs(*tensors)
-        with attention_read(self.networks.transformer, HEADS if inputs.aligned else {}) as read:
-            if self._teacher is None:
-                losses = matching_losses(self.networks, inputs)
-            else:
-                losses = distillation_losses(self.networks, self._teacher, inputs, GUIDANCE)
-        loss = losses.mean()
-        if inputs.aligned:
-            loss = loss + WEIGHT * alignment_loss(read, inputs.sung)
-        self._optimizers.step(loss)
+        if self._teacher is None:
+            losses = matching_losses(self.networks, inputs)
+        else:
+            losses = distillation_losses(self.networks, self._teacher, inputs, GUIDANCE)
+        self._optimizers.step(losses.mean())
         return losses.detach()
 
     def save(self) -> None:
-        progress = {"steps": self.steps, "aligned": self.aligned}
-        state = {**progress, "networks": self.networks.state_dict(), **self._optimizers.state()}
+        state = {"steps": self.steps, "networks": self.networks.state_dict(), **self._optimizers.state()}
         stage.save_state(state, self._file)
 
     def resume(self) -> bool:
@@ -117,7 +104,6 @@ class Training:
         if state is None:
             return False
         self.steps = state["steps"]
-        self.aligned = _is_aligned(state)
         self.networks.load_state_dict(state["networks"])
         self._optimizers.restore(state)
         return True
@@ -157,7 +143,7 @@ class Validation:
     If the plan aligns lyrics, also how well the heads find the syllables of the held-out clips that are sung.
     """
 
-    def __init__(self, material: Material, networks: Networks, texts: Texts, plan: "Plan") -> None:
+    def __init__(self, material: Material, networks: Networks, texts: Texts) -> None:
         frames = networks.heard_frames
         examples = Examples(material.clips, material.texts, shares={"text2music": 1.0}, reference_frames=frames)
         random = np.random.default_rng(0)
@@ -165,18 +151,11 @@ class Validation:
         clips = range(first, first + VALIDATION_CLIPS)
         drawn = [examples.of(clip, "text2music", random, CLIP_FRAMES) for clip in clips]
         self._batch = batch_of(drawn, networks.silence.numpy(), frames, texts)
-        self._level = ALIGNED_AT[plan.variant]
-        self._timing: TimingCheck | None = None
-        if plan.align:
-            sung = [clip for clip in range(first, len(material.clips.facts)) if material.clips.facts[clip].voice]
-            self._timing = TimingCheck([examples.sung(clip, random) for clip in sung], networks, texts)
 
     def line(self, networks: Networks) -> None:
         losses = validation_losses(networks, self._batch.to(networks.silence.device), VALIDATION_TIMES)
         levels = " ".join(f"{level:g}" for level in VALIDATION_TIMES)
         print(f"    held-out loss at t {levels}: {_numbers(losses)}", flush=True)
-        if self._timing is not None:
-            print(f"    held-out syllables: {self._timing.timing(networks, self._level, HEADS)}", flush=True)
 
 
 def _numbers(values: list[float]) -> str:
@@ -188,15 +167,13 @@ class Plan:
     """What to train, from what and how.
 
     `checkpoint`: the saved pipeline that gives the tokenizer, the shapes and, unless `from_scratch`, the first weights.
-    `align`: heads also learn where lyrics are sung. `batch`: the crops in a batch. `processes`: how many prepare the batches;
-    with none, the training's own does it.
+    `batch`: the crops in a batch. `processes`: how many prepare the batches; with none, the training's own does it.
     """
 
     variant: str
     work: Path
     checkpoint: Path
     from_scratch: bool = False
-    align: bool = False
     batch: int = 16
     device: str = "cpu"
     processes: int = 0
@@ -239,16 +216,6 @@ def averaged(networks: Networks, file: Path) -> Networks:
     return networks
 
 
-def has_aligned(file: Path) -> bool:
-    """Whether the heads of a training's saved state have learnt where lyrics are sung."""
-    state = stage.load_state(file)
-    return state is not None and _is_aligned(state)
-
-
-def _is_aligned(state: Mapping[str, Any]) -> bool:
-    return bool(state.get("aligned", False))  # earlier states do not say
-
-
 def train(plan: Plan, material: Material, session: stage.Session) -> int:
     """Trains for the session's time and saves the state; returns the step that it reached."""
     device = torch.device(plan.device)
@@ -263,11 +230,10 @@ def train(plan: Plan, material: Material, session: stage.Session) -> int:
         reference_frames=shapes.heard_frames,
         covers=material.code is not None,
     )
-    validation = Validation(material, shapes, texts, plan)
+    validation = Validation(material, shapes, texts)
     # The processes start before CUDA does: a forked process cannot use it, and need not.
     first = saved_step(plan)
-    sung = SUNG_SHARE if plan.align else 0.0
-    batches = Batches(examples, shapes, texts, plan.batch, sung=sung).endless(first, plan.processes, device)
+    batches = Batches(examples, shapes, texts, plan.batch).endless(first, plan.processes, device)
     training = prepare(plan)
     validation.line(training.average)
     report = Report(session)

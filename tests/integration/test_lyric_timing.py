@@ -28,31 +28,13 @@ from serve_app.music import MusicRequest
 from serve_app.music.lyric_times import LineTime, WordTime
 from serve_app.weights.layout import LYRIC_HEADS
 from tests.support.checkpoints import edit
-from tests.support.engines import generate
+from tests.support.engines import AligningToy, generate
 from tests.support.retention import KEPT, always, keys
 from tests.support.running import running, simulated
 
 LYRICS = "[verse]\nla da bo, mi\n\n[chorus]\nhello hello moon"
 WORDS = [["la", "da", "bo,", "mi"], ["hello", "hello", "moon"]]
-HEADS = dict.fromkeys(range(6), (0, 1, 2, 3))
-"""All of the toy model's heads."""
 FRAME_S = 0.08
-
-
-class AligningToy(AceStepEngine):
-    """The toy model with heads named in its config and with sharp cross-attention.
-
-    The packaged toy model names none, because none of its heads follows the lyrics: the times that are found here mean nothing.
-    """
-
-    def load(self, report: Callable[[str, float | None, str], None]) -> EngineFacts:
-        facts = super().load(report)
-        transformer = self._pipe.transformer
-        transformer.register_to_config(**{LYRIC_HEADS: HEADS})
-        with torch.no_grad():
-            for layer in transformer.layers:
-                layer.cross_attn.norm_q.weight.mul_(8)
-        return replace(facts, aligns_lyrics=True)
 
 
 @pytest.fixture(scope="module")

@@ -8,16 +8,20 @@ import pytest
 import torch
 from diffusers import AceStepTransformer1DModel
 
-from miniature.batches import Batches, Texts, batch_of
-from miniature.captions import full_request
+from miniature import aligning
+from miniature.batches import CROP_FRAMES, Texts, batch_of
+from miniature.captions import full_request, text_pair
 from miniature.conditioning import Networks, Tokens, load_tokenizer
 from miniature.export import export
-from miniature.flow import HIGHEST_SUNG, Inputs
-from miniature.lyric_heads import HEADS, TimingCheck, alignment_loss, attention_read, syllable_errors
+from miniature.flow import Inputs
+from miniature.lyric_heads import HEADS, alignment_loss, attention_read, syllable_errors
+from miniature.lyrics import CONSONANTS, VOWELS
 from miniature.pieces import Facts, compose
-from miniature.singing import lyrics_tokens, sung_frames, sung_syllables, tokens_of
-from miniature.tasks import HELD_OUT, Example, Examples
-from miniature.transformer import Material, Plan, prepare, train
+from miniature.singing import Syllable, lyrics_tokens, sung_between, sung_frames, sung_syllables, tokens_of
+from miniature.sounds import UNASKED, SoundProbe, frame_sounds, token_sounds
+from miniature.spelling import teach
+from miniature.tasks import Example, Examples
+from miniature.transformer import Material, Plan, train
 from serve_app.engine.ace_step.alignment_heads import alignment_heads
 from serve_app.engine.ace_step.lyric_attention import head_weights
 from tests.support.miniature_clips import FRAMES, NoiseClips, Steps, noise_clips, noise_texts
@@ -66,7 +70,12 @@ def sung_examples(clips: NoiseClips, networks: Networks) -> Examples:
 
 @pytest.fixture
 def plan(checkpoint: Path, tmp_path: Path) -> Plan:
-    return Plan("base", tmp_path / "work", checkpoint, batch=2, align=True)
+    return Plan("base", tmp_path / "work", checkpoint, batch=2)
+
+
+@pytest.fixture
+def material() -> aligning.Material:
+    return aligning.Material(sung_clips(), noise_texts, None)
 
 
 @pytest.fixture
@@ -146,24 +155,77 @@ def test_the_loss_is_that_of_the_attention_on_the_syllable() -> None:
     assert float(loss) == pytest.approx(-np.log(0.5))
 
 
-def test_aligned_batches_hear_the_voice(plan: Plan, networks: Networks, texts: Texts) -> None:
-    """They are whole sung clips at low noise with all of their conditions, and say which tokens each frame sings."""
-    batches = Batches(sung_examples(sung_clips(), networks), networks, texts, 4, sung=1.0)
+def test_lessons_hear_the_voice(material: aligning.Material, plan: Plan) -> None:
+    """Their first examples are sung, with little noise; the others have none to find. The same step has the same lesson."""
+    lessons = aligning.Lessons.of(plan.checkpoint, material)
 
-    inputs = Inputs.drawn(batches[3], 3)
+    lesson = lessons.lesson(3)
 
-    assert inputs.aligned
-    assert inputs.sung.shape == (2, 256, inputs.lyrics.shape[1])
-    assert float(inputs.times.max()) <= HIGHEST_SUNG
-    assert not inputs.dropped.any()
+    sung = lesson.inputs.sung.any(2).any(1)
+    assert sung[: aligning.SUNG].all()
+    assert not sung[aligning.SUNG :].any()
+    assert float(lesson.inputs.times[: aligning.SUNG].max()) <= aligning.HIGHEST_SUNG
+    assert lesson.frames.shape == (aligning.SUNG, CROP_FRAMES, 6)
+    assert lesson.tokens.shape == (aligning.SUNG, lesson.inputs.lyrics.shape[1], 6)
+    assert torch.equal(lessons.lesson(3).inputs.noisy, lesson.inputs.noisy)
 
 
-def test_without_sung_clips_there_is_nothing_to_align(networks: Networks, texts: Texts) -> None:
+def test_a_part_of_a_clip_has_the_syllables_that_are_sung_there() -> None:
+    """Their times count from the part's start; those before and after it are left out."""
+    syllables = [Syllable((0, 2), 0.0, 1.0), Syllable((2, 4), 1.0, 2.0), Syllable((4, 6), 2.0, 3.0)]
+
+    part = sung_between(syllables, 1.5, 0.5)
+
+    assert part == (Syllable((2, 4), 0.0, 0.5),)
+
+
+def test_without_sung_clips_there_is_nothing_to_align(networks: Networks) -> None:
     """A data set without a voice is an error that says what is missing."""
-    batches = Batches(sung_examples(noise_clips(), networks), networks, texts, 4, sung=1.0)
-
     with pytest.raises(ValueError, match="no clip has a voice"):
-        batches[0]
+        sung_examples(noise_clips(), networks).draw_sung(np.random.default_rng(0))
+
+
+def test_sounds_are_those_of_the_syllables_around(texts: Texts) -> None:
+    """A frame and a token of a syllable have its consonant and vowel, between those of the one before and the one after."""
+    facts = replace(sung_piece(), lyrics="[verse]\nla bo", syllables=(("la", 0.0), ("bo", 1.0)), bpm=60)
+    _, text = full_request(facts).texts()
+    offsets = Tokens(texts.tokenizer, [text], 2048).offsets[0]
+    syllables = sung_syllables(facts, text)
+    la = (CONSONANTS.index("l"), VOWELS.index("a"))
+    bo = (CONSONANTS.index("b"), VOWELS.index("o"))
+    none = (UNASKED, UNASKED)
+
+    frames = frame_sounds(text, syllables, 50)
+    tokens = token_sounds(text, syllables, offsets)
+
+    assert tuple(frames[0]) == (*none, *la, *bo)
+    assert tuple(frames[30]) == (*la, *bo, *none)
+    assert set(frames[45]) == {UNASKED}
+    for syllable, expected in zip(syllables, ((*none, *la, *bo), (*la, *bo, *none)), strict=True):
+        assert all(tuple(tokens[token]) == expected for token in tokens_of(syllable, offsets))
+    assert set(tokens[0]) == {UNASKED}
+
+
+@pytest.mark.long
+def test_the_lyric_encoder_learns_its_syllables(plan: Plan, networks: Networks) -> None:
+    """Afterwards a probe tells the syllables of lyrics that were not learnt from, much better than by chance."""
+    probe = SoundProbe(networks.condition_encoder.config.hidden_size)
+    tokenizer = load_tokenizer(plan.checkpoint)
+    facts = [known for seed in range(400) if (known := compose(seed).facts).voice]
+    teach(networks, probe, facts[10:], text_pair, tokenizer)
+    words = [text_pair(known, np.random.default_rng(0))[1] for known in facts[:10]]
+    tokens = Tokens(tokenizer, words, 2048)
+    sounds = [
+        token_sounds(text, sung_syllables(known, text), offsets)
+        for known, text, offsets in zip(facts, words, tokens.offsets, strict=False)
+    ]
+
+    with torch.no_grad():
+        embedded = networks.text_encoder.get_input_embeddings()(tokens.ids)
+        states = networks.condition_encoder.lyric_encoder(inputs_embeds=embedded, attention_mask=tokens.mask)
+        loss = float(probe.loss(states, torch.from_numpy(np.stack(sounds))))
+
+    assert loss < 0.5 * np.log(16 * 5) / 2
 
 
 def test_planted_attention_finds_the_syllables(networks: Networks, texts: Texts) -> None:
@@ -182,42 +244,71 @@ def test_planted_attention_finds_the_syllables(networks: Networks, texts: Texts)
 
 
 @pytest.mark.long
-def test_steps_move_attention_to_the_syllables(plan: Plan, networks: Networks, texts: Texts) -> None:
-    """After some steps on aligned batches, the heads pay a held-out clip's syllables several times the attention."""
-    clips = sung_clips()
-    examples = sung_examples(clips, networks)
-    check = TimingCheck([examples.sung(len(clips.facts) - HELD_OUT, np.random.default_rng(0))], networks, texts)
-    batches = Batches(examples, networks, texts, plan.batch, sung=1.0)
-    training = prepare(plan)
-    before = check.timing(training.networks, 0.125, HEADS)
+def test_steps_move_attention_to_the_syllables(plan: Plan, material: aligning.Material) -> None:
+    """After some steps, the heads pay a held-out clip's syllables several times the attention, and the loss has fallen."""
+    lessons = aligning.Lessons.of(plan.checkpoint, material)
+    check = lessons.check(material.clips)
+    training = aligning.prepare(plan.work, plan.checkpoint, material)
+    before = check.timing(training.pupil.networks, 0.125, HEADS)
 
-    for number in range(20):
-        training.step(Inputs.drawn(batches[number], number), 1.0)
-    after = check.timing(training.networks, 0.125, HEADS)
+    losses = [training.step(lessons.lesson(number), 0.5) for number in range(20)]
+    after = check.timing(training.pupil.networks, 0.125, HEADS)
 
     assert after.attention > 3 * before.attention
+    assert losses[-1]["attention"] < losses[0]["attention"]
+
+
+def test_a_resumed_training_goes_on(plan: Plan, material: aligning.Material) -> None:
+    """A step after a save and a resumption gives, bit by bit, the weights that it gives without."""
+    lessons = aligning.Lessons.of(plan.checkpoint, material)
+    training = untaught(plan)
+    training.step(lessons.lesson(0), 1.0)
+    training.save()
+    resumed = aligning.prepare(plan.work, plan.checkpoint, material)
+
+    for each in (training, resumed):
+        each.step(lessons.lesson(1), 1.0)
+
+    assert resumed.steps == 2
+    for name, value in training.pupil.state_dict().items():
+        assert torch.equal(value, resumed.pupil.state_dict()[name]), name
+
+
+def test_only_the_transformer_and_the_lyric_encoder_learn(plan: Plan, material: aligning.Material) -> None:
+    """The other parts are base's, too."""
+    training = untaught(plan)
+    before = {name: value.clone() for name, value in training.pupil.networks.state_dict().items()}
+
+    training.step(aligning.Lessons.of(plan.checkpoint, material).lesson(0), 1.0)
+
+    after = training.pupil.networks.state_dict()
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    learns = ("transformer.", "condition_encoder.lyric_encoder.")
+    assert changed
+    assert all(name.startswith(learns) for name in changed)
 
 
 @pytest.mark.long
 def test_the_stage_shows_its_errors_and_its_export_names_the_heads(
-    plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    plan: Plan, material: aligning.Material, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With alignment, the stage prints how far syllables are off, and the export's config names the heads; else neither."""
-    material = Material(sung_clips(), noise_texts, None)
-    plain_plan = replace(plan, work=tmp_path / "plain", align=False)
-
-    train(plan, material, Steps(4))
-    aligned_lines = capsys.readouterr().out
-    train(plain_plan, material, Steps(1))
-    plain_lines = capsys.readouterr().out
-    aligned = export(plan.work, tmp_path / "exported", plan.checkpoint, "base")
-    plain = export(plain_plan.work, tmp_path / "exported-plain", plan.checkpoint, "base")
+    """The stage prints how far syllables are off, and the config of the turbo that is exported names the heads; base's does not."""
+    train(plan, Material(material.clips, noise_texts, None), Steps(1))
+    aligning.train(plan.work, plan.checkpoint, material, Steps(2))
+    lines = capsys.readouterr().out
+    turbo = export(plan.work, tmp_path / "exported", plan.checkpoint, "turbo")
+    base = export(plan.work, tmp_path / "exported", plan.checkpoint, "base")
 
     heads = {layer: tuple(numbers) for layer, numbers in HEADS.items()}
-    assert "s off in the median" in aligned_lines
-    assert alignment_heads(AceStepTransformer1DModel.from_pretrained(aligned / "transformer")) == heads
-    assert "s off in the median" not in plain_lines
-    assert alignment_heads(AceStepTransformer1DModel.from_pretrained(plain / "transformer")) is None
+    assert "s off in the median" in lines
+    assert alignment_heads(AceStepTransformer1DModel.from_pretrained(turbo / "transformer")) == heads
+    assert alignment_heads(AceStepTransformer1DModel.from_pretrained(base / "transformer")) is None
+
+
+def untaught(plan: Plan) -> aligning.Training:
+    """A training whose lyric encoder has not learnt alone."""
+    file = aligning.state_file(plan.work)
+    return aligning.Training(aligning.Pupil(Networks.load(plan.checkpoint)), Networks.load(plan.checkpoint), file)
 
 
 def inputs_of(examples: list[Example], networks: Networks, texts: Texts) -> Inputs:

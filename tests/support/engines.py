@@ -1,7 +1,8 @@
-"""Engines that fail as real ones do, and a short song from the real one."""
+"""Engines that fail as real ones do or lack nothing that a test needs, and a short song from the real one."""
 
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from serve_app.engine.ace_step.engine import AceStepEngine
 from serve_app.engine.protocol import NO_INPUTS, EngineFacts, SongInputs
 from serve_app.engine.simulated import SimulatedEngine
 from serve_app.music import MusicRequest
+from serve_app.weights.layout import LYRIC_HEADS
 from tests.support.checkpoints import edit
 
 
@@ -43,6 +45,22 @@ class EncodingEngine(AceStepEngine):
             torch.manual_seed(0)
             encoder.conv2 = torch.nn.Conv1d(encoder.conv2.in_channels, 2 * 64, kernel_size=3, padding=1)
         return facts
+
+
+class AligningToy(AceStepEngine):
+    """The toy model with all of its heads named in its config and with sharp cross-attention.
+
+    The packaged toy model names none, because none of its heads follows the lyrics: the times that are found here mean nothing.
+    """
+
+    def load(self, report: Callable[[str, float | None, str], None]) -> EngineFacts:
+        facts = super().load(report)
+        transformer = self._pipe.transformer
+        transformer.register_to_config(**{LYRIC_HEADS: dict.fromkeys(range(6), (0, 1, 2, 3))})
+        with torch.no_grad():
+            for layer in transformer.layers:
+                layer.cross_attn.norm_q.weight.mul_(8)
+        return replace(facts, aligns_lyrics=True)
 
 
 def base_engine(checkpoint: Path, folder: Path) -> EncodingEngine:
