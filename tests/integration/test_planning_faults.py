@@ -17,7 +17,7 @@ from serve_app.errors import CorruptFile, LoadError, OutOfDeviceMemory, WrongTen
 from serve_app.jobs import Job, Status, WorkerPhase
 from serve_app.music import MusicRequest
 from serve_app.music.plan import Plan
-from serve_app.store import NewPlan, Store
+from serve_app.store import NewPlan, PlanState, Store
 from serve_app.store.jobs import Admission
 from serve_app.weights import Report
 from serve_app.worker.planner_in_worker import PlannerInWorker
@@ -103,6 +103,7 @@ def test_a_device_that_fails_while_planning_ends_its_worker(sqlite_store: Store,
         job = planned_job(sqlite_store)
         eventually(lambda: not broken.alive)
         row = eventually(lambda: next((row for row in sqlite_store.workers.seen() if row.error), None))
+        eventually(lambda: sqlite_store.plans.of_job(job.id).state is PlanState.WAITING)
         waiting = sqlite_store.plans.of_job(job.id)
         with working(sqlite_store, tmp_path, Planner()):
             done = ended(sqlite_store, job)

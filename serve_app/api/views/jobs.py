@@ -177,9 +177,13 @@ class SignedLinks(BaseModel):
         description="The finished files, one per variation; empty until the job has succeeded.",
         examples=[["/v1/jobs/0190d8a4-7b5e-7c3a-9f00-3c5e8b1f2a4d/audio/0?expires=1795518000&signature=…"]],
     )
-    songs: str = Field(description="All its files in one zip file.")
+    songs: str = Field(
+        description="All its files in one zip file.",
+        examples=["/v1/jobs/0190d8a4-7b5e-7c3a-9f00-3c5e8b1f2a4d/songs.zip?expires=1795518000&signature=…"],
+    )
     events: str = Field(
         description="Its progress as server-sent events, until the link expires or the job has ended.",
+        examples=["/v1/jobs/0190d8a4-7b5e-7c3a-9f00-3c5e8b1f2a4d/events?expires=1795518000&signature=…"],
     )
 
 
