@@ -111,7 +111,7 @@ class TooManyRequests(ApiError):
 
 
 class Unavailable(ApiError):
-    """The service cannot answer now (408, 502, 503, 504)."""
+    """The service cannot answer now (408, 502, 503, 504), or a proxy before it cannot reach it."""
 
 
 _BY_STATUS: Mapping[int, type[ApiError]] = {
@@ -129,8 +129,9 @@ def error_of(response: httpx.Response) -> ApiError:
     """The error of an answer whose body has been read."""
     status = response.status_code
     kind = _BY_STATUS.get(status, ApiError)
-    if status == 404 and response.headers.get("content-type", "").startswith("text/plain"):
-        kind = Unavailable  # a proxy of the service that has just started and knows no routes yet
+    if status in (404, 500) and response.headers.get("content-type", "").startswith("text/plain"):
+        # Not Sophia's answer but Ray Serve's proxy's: it has just started and knows no routes yet, or its API process died.
+        kind = Unavailable
     return kind(status, _problem(response), _retry_after_s(response))
 
 

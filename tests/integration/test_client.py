@@ -5,10 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import soundfile
 
 from sophia_client import (
+    ApiError,
     Client,
     Conflict,
     ConnectionLost,
@@ -21,11 +23,13 @@ from sophia_client import (
     SophiaError,
     TooManyRequests,
     Unauthorized,
+    Unavailable,
     UnexpectedAnswer,
     WaitTimeout,
     WebhookRefused,
     read_webhook,
 )
+from sophia_client.errors import error_of
 from tests.support.answering import answering
 from tests.support.certificates import self_signed
 from tests.support.helpers import eventually, free_port
@@ -319,6 +323,22 @@ def test_limits_are_waited_for(tmp_path: Path) -> None:
 
     assert {getattr(error, "code", "") for error in retries} == {"too_many_requests"}
     assert (full.value.code, full.value.retry_after_s) == ("quota_exceeded", 30.0)
+
+
+@pytest.mark.parametrize(
+    ("status", "content_type", "kind"),
+    [
+        (404, "text/plain", Unavailable),
+        (500, "text/plain; charset=utf-8", Unavailable),
+        (404, "application/problem+json", NotFound),
+        (500, "application/problem+json", ApiError),
+    ],
+)
+def test_errors_of_a_proxy_are_told_from_those_of_the_service(status: int, content_type: str, kind: type) -> None:
+    """Ray Serve's proxy answers in plain text while it knows no routes yet or an API process has died; such calls are repeated."""
+    answer = httpx.Response(status, headers={"Content-Type": content_type}, text="Internal Server Error")
+
+    assert type(error_of(answer)) is kind
 
 
 def test_another_service_is_recognised() -> None:

@@ -1,15 +1,15 @@
 """Break everything while songs are made, and count what was lost. `make chaos` runs the long form on both databases.
 
-A real Ray cluster, a real HTTP client. While jobs are submitted, workers, API processes, Serve's controller and proxy, and the
-database server are killed with SIGKILL, at random from a printed seed; a bad host comes, the disk fills, the whole machine stands
-still, and workers are ended while they load (`tests/support/chaos_events.py`). Then all is asserted from outside.
+A real Ray cluster, and Sophia's own client, which goes on as its users' programs would. While jobs are submitted, workers, API
+processes, Serve's controller and proxy, and the database server are killed with SIGKILL, at random from a printed seed; a bad host
+comes, the disk fills, the whole machine stands still, and workers are ended while they load (`tests/support/chaos_events.py`). Then
+all is asserted from outside.
 
 Usage: python -m tests.support.chaos [--jobs 200] [--events 40] [--seed N]
     [--engine simulated|embedded] [--database sqlite|postgresql]
 """
 
 import argparse
-import io
 import os
 import random
 import tempfile
@@ -19,14 +19,13 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import httpx
 import soundfile
 
-from tests.support.chaos_client import submit, until_answered
+from sophia_client import Client, Retries
+from sophia_client.answers import Job
 from tests.support.chaos_events import LEASE_S, LOADING_MODEL, Events, disk
 from tests.support.databases import private_postgresql
 from tests.support.helpers import eventually
@@ -117,7 +116,7 @@ def run(plan: Plan, folder: Path, weights: Path | None = None) -> Outcome:
 
 
 @contextmanager
-def _sophia(plan: Plan, folder: Path, database_url: str | None, weights: Path | None) -> Iterator[httpx.Client]:
+def _sophia(plan: Plan, folder: Path, database_url: str | None, weights: Path | None) -> Iterator[Client]:
     import ray
     from ray import serve
 
@@ -147,7 +146,7 @@ def _sophia(plan: Plan, folder: Path, database_url: str | None, weights: Path | 
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         args = AppArgs.model_validate(settings | ({"database_url": database_url} if database_url else {}))
         serve.run(build(args), name="sophia", route_prefix="/")
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=15) as client:
+        with Client(f"http://127.0.0.1:{port}", timeout_s=15, retries=Retries(for_s=120)) as client:
             yield client
     finally:
         serve.shutdown()
@@ -160,18 +159,17 @@ def _store(folder: Path, url: str | None) -> Any:
     return Store(url or f"sqlite:///{folder / 'sophia.db'}")
 
 
-def _submit_all(plan: Plan, client: httpx.Client, outcome: Outcome) -> None:
-    """Submits each job until it is accepted, with one Idempotency-Key for all tries, as a careful client does."""
+def _submit_all(plan: Plan, client: Client, outcome: Outcome) -> None:
     for seed in range(plan.jobs):
-        body = {
-            "prompt": "x",
-            "duration": SECONDS,
-            "seed": seed,
-            "steps": 1 if plan.engine == "embedded" else 8,
-            "format": "flac",
-            "thinking": "codes" if _is_planned(seed) else "none",
-        }
-        outcome.accepted.append(submit(client, body))
+        job = client.submit(
+            "x",
+            duration=SECONDS,
+            seed=seed,
+            steps=1 if plan.engine == "embedded" else 8,
+            format="flac",
+            thinking="codes" if _is_planned(seed) else "none",
+        )
+        outcome.accepted.append(job.id)
 
 
 def _is_planned(seed: int) -> bool:
@@ -181,45 +179,42 @@ def _is_planned(seed: int) -> bool:
 # --- The examination --------------------------------------------------------------------------------------------------
 
 
-def _settle(client: httpx.Client, outcome: Outcome) -> None:
+def _settle(client: Client, outcome: Outcome) -> None:
     for job in outcome.accepted:
-        eventually(partial(_has_ended, client, job), 300)
+        for _ in client.follow(job, timeout_s=300):
+            pass
 
 
-def _has_ended(client: httpx.Client, job: str) -> bool:
-    return until_answered(lambda: client.get(f"/v1/jobs/{job}"), (200,)).json()["state"] not in ("queued", "running")
-
-
-def _examine(client: httpx.Client, folder: Path, store: Any, outcome: Outcome, events: Events) -> None:
+def _examine(client: Client, folder: Path, store: Any, outcome: Outcome, events: Events) -> None:
     outcome.events = events.counts
     outcome.recoveries_s = events.recoveries_s
     outcome.lost_attempts = events.lost_attempts
     outcome.opened = _opened(client, store)
-    listed = Counter(job["id"] for job in _all_jobs(client))
+    listed = Counter(job.id for job in client.jobs())
     known = {*outcome.accepted, *events.cancelled}
     outcome.duplicates += [job for job, count in listed.items() if count > 1 or job not in known]
     outcome.lost += [job for job in outcome.accepted if job not in listed]
     for job_id in outcome.accepted:
-        job = until_answered(partial(client.get, f"/v1/jobs/{job_id}"), (200,)).json()
-        outcome.states[job["state"]] += 1
-        outcome.attempts += job["attempt"]
-        if job["state"] == "succeeded" and not _is_playable(client, job):
+        job = client.job(job_id)
+        outcome.states[job.state] += 1
+        outcome.attempts += job.attempt
+        if job.state == "succeeded" and not _is_playable(client, job, folder):
             outcome.broken.append(job_id)
-        if _is_planned(job["request"]["seed"]):
+        if _is_planned(job.request["seed"]):
             _examine_plan(client, store, job, outcome)
     outcome.orphans += _files_without_a_job(folder, store)
 
 
-def _examine_plan(client: httpx.Client, store: Any, job: dict[str, Any], outcome: Outcome) -> None:
-    plan = until_answered(partial(client.get, f"/v1/jobs/{job['id']}/plan"), (200,)).json()
-    seed = job["request"]["seed"]
-    if plan["codes"] != [[seed + 7 * number for number in range(round(SECONDS * 5))]]:  # those of SimulatedPlanner
-        outcome.unplanned.append(job["id"])
+def _examine_plan(client: Client, store: Any, job: Job, outcome: Outcome) -> None:
+    seed = job.request["seed"]
+    expected = [seed + 7 * number for number in range(round(SECONDS * 5))]  # those of SimulatedPlanner
+    if client.plan_of(job).codes != [expected]:
+        outcome.unplanned.append(job.id)
     outcome.planned += 1
-    outcome.plan_attempts += store.plans.of_job(job["id"]).attempt
+    outcome.plan_attempts += store.plans.of_job(job.id).attempt
 
 
-def _opened(client: httpx.Client, store: Any) -> list[str]:
+def _opened(client: Client, store: Any) -> list[str]:
     from serve_app.store.tables import loads
 
     def booked() -> list[Any]:
@@ -227,25 +222,14 @@ def _opened(client: httpx.Client, store: Any) -> list[str]:
             return list(connection.execute(loads.select().where(loads.c.model == LOADING_MODEL)))
 
     eventually(lambda: all(row.ended_at is not None for row in booked()), 120)
-    breakers = until_answered(lambda: client.get("/v1/health"), (200,)).json()["breakers"]
-    return [name for name, breaker in breakers.items() if breaker["open"]] + [row.code for row in booked() if row.code]
+    breakers = client.health().breakers
+    return [name for name, breaker in breakers.items() if breaker.open] + [row.code for row in booked() if row.code]
 
 
-def _all_jobs(client: httpx.Client) -> Iterator[dict[str, Any]]:
-    cursor = ""
-    while True:
-        page = until_answered(lambda cursor=cursor: client.get(f"/v1/jobs?limit=100{cursor}"), (200,)).json()  # type: ignore[misc]
-        yield from page["jobs"]
-        if page["next_cursor"] is None:
-            return
-        cursor = f"&cursor={page['next_cursor']}"
-
-
-def _is_playable(client: httpx.Client, job: dict[str, Any]) -> bool:
-    if len(job["audio"]) != 1:
+def _is_playable(client: Client, job: Job, folder: Path) -> bool:
+    if len(job.audio) != 1:
         return False
-    body = until_answered(lambda: client.get(job["audio"][0]["url"]), (200,)).content
-    samples, rate = soundfile.read(io.BytesIO(body))
+    samples, rate = soundfile.read(client.download(job, folder / "downloaded.flac"))
     return bool(rate == 48_000 and len(samples) == SECONDS * rate and abs(samples).max() > 0)
 
 

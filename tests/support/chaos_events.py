@@ -13,10 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import httpx
 import psutil
 
-from tests.support.chaos_client import submit, until_answered
+from sophia_client import Client, Conflict
 from tests.support.disks import fill
 from tests.support.helpers import eventually
 
@@ -36,7 +35,7 @@ DISK_MB = 256
 class Events:
     """The kinds of events by name, and their results."""
 
-    def __init__(self, dice: random.Random, folder: Path, client: httpx.Client, store: Any, server: Any) -> None:
+    def __init__(self, dice: random.Random, folder: Path, client: Client, store: Any, server: Any) -> None:
         """`store` reads the service's database; `server` is its PostgreSQL server, or None."""
         self._dice = dice
         self._folder = folder
@@ -160,10 +159,11 @@ class Events:
 
     def _end_while_loading(self) -> None:
         """Cancels a job during the minute-long load of the model that it started, so that Serve ends the worker."""
-        job = submit(self._client, {"model": LOADING_MODEL, "prompt": "x", "duration": 1})
+        job = self._client.submit("x", model=LOADING_MODEL, duration=1).id
         self.cancelled.append(job)
         eventually(self._is_loading, 120, every=0.1)
-        until_answered(lambda: self._client.post(f"/v1/jobs/{job}/cancel"), (200, 409))
+        with suppress(Conflict):  # it has ended
+            self._client.cancel(job)
 
     def _is_loading(self) -> bool:
         return any(

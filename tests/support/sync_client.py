@@ -13,7 +13,7 @@ _BY_HAND: Final = ("__init__.py", "runtime.py")
 _HEADER: Final = "# `python -m tests.support.sync_client` writes this file from {path}.\n"
 _REPLACED: Final = (
     (r"\bawait ", ""),
-    (r"\basync (def|with|for) ", r"\1 "),
+    (r"\basync (def|with|for)\b", r"\1"),
     (r"\bAsync(Client|Transport|Follower|Iterator)\b", r"\1"),
     (r"\bAsyncGenerator\[(\w+)\]", r"Generator[\1, None, None]"),
     (r"\bAsyncGenerator\b", "Generator"),

@@ -42,7 +42,7 @@ OnChange = Callable[[Job], None]
 
 
 class Client:
-    """A client of one service, that blocks. Use it in `async with`, or call `close`.
+    """A client of one service, that blocks. Use it in `with`, or call `close`.
 
     `url` is the service's address, such as https://music.example.com. `key` is an API key, if the service asks for one. `timeout_s`
     is the longest time without any byte from the service. `tls` trusts other certificates than the usual ones.
