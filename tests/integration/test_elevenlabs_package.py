@@ -3,7 +3,9 @@
 import base64
 import io
 import re
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from tests.support.running import Service, running, simulated
 
 pytestmark = pytest.mark.skipif(not ARE_HERE, reason="the packages are not here: make clients")
 
+KINDS = ["sync", "asyncio", "javascript"]
 PROMPT = {"prompt": "warm piano", "music_length_ms": 3000}
 PLAN = {
     "positive_global_styles": ["folk"],
@@ -80,20 +83,46 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 @pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service whose songs take 16 s."""
+    with running(
+        tmp_path_factory.mktemp("slow"), {"ace-step": simulated(step_s=2)}, api={"leave_grace_s": 0.2}
+    ) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
 def key(service: Service) -> str:
-    made = service.store.keys.create("studio")
+    return new_key(service)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def package(service: Service, key: str, request: pytest.FixtureRequest) -> Iterator[Package]:
+    """Each kind of client."""
+    with package_of(request.param, service, key) as package:
+        yield package
+
+
+@contextmanager
+def package_of(kind: str, service: Service, key: str) -> Iterator[Package]:
+    python = ROOT / "tests" / "support" / "elevenlabs_client.py"
+    script = JAVASCRIPT / "elevenlabs.mjs" if kind == "javascript" else python
+    with client_process(script, {"SOPHIA_URL": service.url}) as process:
+        yield Package(kind, process, service, key)
+
+
+def new_key(service: Service) -> str:
+    made = service.store.keys.create(f"studio-{time.monotonic_ns()}")
     service.client.headers["Authorization"] = f"Bearer {made}"
     eventually(lambda: service.client.get("/v1/jobs").status_code == 200)
     return made
 
 
-@pytest.fixture(scope="module", params=["sync", "asyncio", "javascript"])
-def package(service: Service, key: str, request: pytest.FixtureRequest) -> Iterator[Package]:
-    """Each kind of client."""
-    python = ROOT / "tests" / "support" / "elevenlabs_client.py"
-    script = JAVASCRIPT / "elevenlabs.mjs" if request.param == "javascript" else python
-    with client_process(script, {"SOPHIA_URL": service.url}) as process:
-        yield Package(request.param, process, service, key)
+def only_job(service: Service, prompt: str) -> dict[str, Any]:
+    """The job with this prompt, which nothing else has."""
+    jobs: list[dict[str, Any]] = service.client.get("/v1/jobs").json()["jobs"]
+    [job] = [job for job in jobs if job["request"]["prompt"] == prompt]
+    return job
 
 
 def is_heard(audio: str, seconds: float) -> bool:
@@ -166,8 +195,19 @@ def test_a_song_is_cancelled_by_leaving(package: Package) -> None:
     gone = package.tell("compose", {"prompt": prompt, "model_id": "music_v2"}, seconds=1)
 
     assert "error" in gone
-    [job] = [job for job in package.service.client.get("/v1/jobs").json()["jobs"] if job["request"]["prompt"] == prompt]
-    eventually(lambda: package.service.job(job["id"])["state"] == "cancelled")
+    eventually(lambda: only_job(package.service, prompt)["state"] == "cancelled")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_running_song_is_cancelled_by_leaving(slow: Service, kind: str) -> None:
+    """The same for a song that a worker had begun."""
+    prompt = f"left by {kind}"
+    with package_of(kind, slow, new_key(slow)) as package:
+        gone = package.tell("compose", {"prompt": prompt}, seconds=3)
+
+    assert "error" in gone
+    eventually(lambda: only_job(slow, prompt)["state"] == "cancelled")
+    assert only_job(slow, prompt)["started_at"] is not None
 
 
 @pytest.mark.parametrize("language", ["python", "javascript"])

@@ -145,8 +145,9 @@ def test_a_job_with_an_idempotency_key_outlives_its_caller(tmp_path: Path) -> No
         assert kept["state"] == "queued"
 
 
-def test_callers_who_keep_repeating_get_one_job_each(tmp_path: Path) -> None:
-    """Twenty callers with time-outs of 2 s and a caption each, three times over, without a worker: twenty jobs."""
+@pytest.mark.parametrize("count", [10, pytest.param(50, marks=pytest.mark.long)])
+def test_callers_who_keep_repeating_get_one_job_each(tmp_path: Path, count: int) -> None:
+    """Callers with time-outs of 2 s and a caption each, three times over, without a worker: as many jobs as captions."""
     with running(tmp_path, workers=0, api={"leave_grace_s": GRACE_S}) as service:
 
         def ask(number: int) -> None:
@@ -156,11 +157,11 @@ def test_callers_who_keep_repeating_get_one_job_each(tmp_path: Path) -> None:
         def captions() -> list[str]:
             return sorted(job.request.prompt for job in service.store.jobs.page(limit=200))
 
-        wanted = sorted(f"caption {number}" for number in range(20))
-        with ThreadPoolExecutor(20) as callers:
+        wanted = sorted(f"caption {number}" for number in range(count))
+        with ThreadPoolExecutor(count) as callers:
             for _ in range(3):
-                list(callers.map(ask, range(20)))
+                list(callers.map(ask, range(count)))
             while set(captions()) != set(wanted):  # on a busy machine some leave before there is a job
-                list(callers.map(ask, range(20)))
+                list(callers.map(ask, range(count)))
 
         assert captions() == wanted
