@@ -3,7 +3,8 @@
 Tests of Ray, leases and time limits mostly wait, so one process leaves two cores mostly idle. The tests in tests/ray take less time
 than a half of the others, so they get those of ADDED, too. The first half prints as it runs; the output of the other two processes
 follows at the end, and then the coverage of the two halves. Plain `pytest` runs everything in one process. So does this while
-SOPHIA_WRITE_DOCS=1 is set, because three processes would overwrite each other's docs/FAILURES.md.
+SOPHIA_WRITE_DOCS=1 is set, because three processes would overwrite each other's docs/FAILURES.md. The tests of other services'
+client packages, test_*_package.py, belong to `make clients`.
 """
 
 import subprocess
@@ -27,7 +28,7 @@ def parts() -> dict[str, list[str]]:
     folder = ROOT / "tests"
     files = sorted(str(file) for kind in ("integration", "unit") for file in (folder / kind).glob("test_*.py"))
     added = [str(folder / "integration" / name) for name in ADDED]
-    others = [file for file in files if file not in added]
+    others = [file for file in files if file not in added and not file.endswith("_package.py")]
     return {FIRST: others[::2], "second half": others[1::2], RAY: [str(folder / "ray"), *added]}
 
 
