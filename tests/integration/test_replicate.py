@@ -66,6 +66,14 @@ def test_an_unfinished_prediction_is_starting(idle: Service) -> None:
     assert idle.client.get("/replicate/v1/predictions").json()["results"][0]["id"] == made["id"]
 
 
+def test_fields_without_effect_are_told(idle: Service) -> None:
+    """What Sophia does not know beside `input` is named in the job's warnings and in the prediction's logs."""
+    made = predict(idle, stream=True, webhok="https://example.com")
+
+    assert idle.job(made["id"])["warnings"] == ["These fields have no effect: stream, webhok."]
+    assert "stream, webhok" in made["logs"]
+
+
 def test_a_prediction_is_cancelled(idle: Service) -> None:
     """Cancel answers `canceled`, also a second time."""
     made = predict(idle, headers={"Cancel-After": "1m30s"})

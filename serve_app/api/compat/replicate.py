@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Header, Query, Request
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from serve_app import errors
 from serve_app.api.auth import Owner
@@ -17,6 +17,7 @@ from serve_app.api.compat.translation import Translated, translated
 from serve_app.api.context import Context, ContextDep
 from serve_app.api.explanations import why_no_songs
 from serve_app.api.fetching import wrong_field
+from serve_app.api.field_errors import shortened
 from serve_app.api.parameters import IdempotencyKey
 from serve_app.api.signed_links import link_signer
 from serve_app.api.submission import Origin, submit
@@ -26,7 +27,6 @@ from serve_app.config import AppArgs
 from serve_app.jobs import Job, Status
 from serve_app.plurals import alternatives
 
-_ORIGIN: Final = Origin("replicate")
 _ALIASES: Final = ("ace-step", "ace-step-1.5")
 """Names of models there that stand for the default model. Every other name is that of a model here."""
 
@@ -53,12 +53,20 @@ Address = Callable[[str], str]
 class PredictionRequest(BaseModel):
     """The body of the routes that make a prediction. `version` is the name of a model, also after an owner."""
 
+    model_config = ConfigDict(extra="allow")
+
     input: dict[str, Any]
     version: str | None = None
     webhook: str | None = None
     webhook_events_filter: list[Literal["start", "output", "logs", "completed"]] | None = None
-    stream: bool | None = None
-    """Has no effect: a song has no parts to stream."""
+
+    @property
+    def origin(self) -> Origin:
+        """The origin of the job. Other fields, such as `stream`, become a warning: they have no effect."""
+        ignored = [name for name, value in (self.model_extra or {}).items() if value]
+        if not ignored:
+            return Origin("replicate")
+        return Origin("replicate", (f"These fields have no effect: {shortened(', '.join(sorted(ignored)))}.",))
 
     def translated(self, model: str | None, cancel_after_s: float | None) -> Translated:
         """The song that is asked for. Raises InvalidRequest."""
@@ -129,7 +137,7 @@ class _Call:
         asked = body.translated(_model(context.args, name), self.cancel_after_s)
         with self._slot():
             with asked.errors_named_as_given():
-                job, _ = await submit(context, asked.song, self.owner, self.idempotency_key, origin=_ORIGIN)
+                job, _ = await submit(context, asked.song, self.owner, self.idempotency_key, origin=body.origin)
             if self.wait_s:
                 job = await context.watcher.finished(job, self.wait_s) or job
         view = await _view(self.request, context, self.owner, job)
