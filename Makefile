@@ -52,6 +52,7 @@ bench: .venv/installed
 	$(BIN)/python -m benchmarks.burst
 	$(BIN)/python -m benchmarks.store
 	$(BIN)/python -m benchmarks.long_queue
+	$(BIN)/python -m benchmarks.runpod_backlog
 	$(BIN)/python -m benchmarks.followers
 	$(BIN)/python -m benchmarks.codecs
 
