@@ -70,7 +70,7 @@ def upload_and_use(service: Service, number: int) -> str:
 
 
 @pytest.mark.parametrize(
-    "count", [12, pytest.param(200, marks=[pytest.mark.long, pytest.mark.timeout(1200)])], ids=["12", "200"]
+    "count", [4, pytest.param(200, marks=[pytest.mark.long, pytest.mark.timeout(1200)])], ids=["4", "200"]
 )
 def test_damaged_files_break_nothing(tmp_path: Path, count: int) -> None:
     """Each is refused with a code or can be used; no 5xx, no dead worker, and no process, descriptor or file is left."""

@@ -15,9 +15,9 @@ from tests.support.paths import ROOT
 from tests.support.running import running, simulated
 
 
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("examples", [3, pytest.param(12, marks=pytest.mark.long)])
-def test_nothing_that_schemathesis_sends_breaks_the_api(tmp_path: Path, examples: int) -> None:
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_nothing_that_schemathesis_sends_breaks_the_api(tmp_path: Path) -> None:
     """No 5xx, every answer as the OpenAPI page says, valid requests accepted, invalid ones refused, keys asked for."""
     models = {"ace-step": simulated(planner={"source": "simulated"}, simulated={"step_s": 0, "plan_s": 0})}
     inputs = {"voices_per_key": 1000}
@@ -25,7 +25,7 @@ def test_nothing_that_schemathesis_sends_breaks_the_api(tmp_path: Path, examples
         key = service.store.keys.create("fuzz")
         command = [
             str(Path(sys.executable).with_name("schemathesis")), "run", f"{service.url}/openapi.json",
-            "--checks", "all", "--exclude-checks", "ensure_resource_availability", "--max-examples", str(examples), "--seed", "7",
+            "--checks", "all", "--exclude-checks", "ensure_resource_availability", "--max-examples", "6", "--seed", "7",
             "--request-timeout", "60", "--max-response-time", "60",
             "--header", f"Authorization: Bearer {key}",
         ]  # fmt: skip

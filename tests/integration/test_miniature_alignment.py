@@ -258,6 +258,7 @@ def test_steps_move_attention_to_the_syllables(plan: Plan, material: aligning.Ma
     assert losses[-1]["attention"] < losses[0]["attention"]
 
 
+@pytest.mark.long
 def test_a_resumed_training_goes_on(plan: Plan, material: aligning.Material) -> None:
     """A step after a save and a resumption gives, bit by bit, the weights that it gives without."""
     lessons = aligning.Lessons.of(plan.checkpoint, material)

@@ -60,6 +60,7 @@ def test_a_service_that_gives_no_song_is_reported(tmp_path: Path) -> None:
         evaluate(client, held_out_clips()[:2])
 
 
+@pytest.mark.long
 def test_a_service_that_does_not_answer_is_one_line() -> None:
     """Without an answer, the command fails with a line that names the song, its prompt and the address."""
     address = f"http://127.0.0.1:{free_port()}"

@@ -83,6 +83,7 @@ def test_a_song_is_planned_and_rendered(service: Service, song: dict[str, Any]) 
     assert len(set(plan["codes"][0])) > 3
 
 
+@pytest.mark.long
 def test_tempo_and_key_of_the_caption_are_planned(service: Service) -> None:
     """Of ten captions of songs that the planner has not seen, which name tempo and key, at least nine get both."""
     asked = naming(10)
@@ -104,6 +105,7 @@ def test_the_same_request_and_seeds_give_the_same_bytes(service: Service, song: 
     assert sums(service.ended(other)) != sums(song)
 
 
+@pytest.mark.long
 def test_a_plan_of_a_job_gives_its_song(service: Service, song: dict[str, Any]) -> None:
     """`plan: job:ID` renders the same codes to the same file, and nothing is planned again."""
     reused = service.ended(service.submit(prompt=CAPTION, plan=f"job:{song['id']}", seed=7)["id"])
@@ -112,6 +114,7 @@ def test_a_plan_of_a_job_gives_its_song(service: Service, song: dict[str, Any]) 
     assert reused["timing"]["plan_s"] is None
 
 
+@pytest.mark.long
 def test_a_plan_before_its_song_is_the_songs_plan(service: Service, song: dict[str, Any]) -> None:
     """POST /v1/plan gives, code for code, the plan that the job with the same request has."""
     body = {name: song["request"][name] for name in ("prompt", "duration", "seed", "plan_seed")}
@@ -129,6 +132,7 @@ def test_a_request_is_formatted(service: Service) -> None:
     assert formatted["codes"] == []
 
 
+@pytest.mark.long
 def test_a_description_becomes_a_song(service: Service) -> None:
     """Sample makes up caption and metadata, and without lyrics the song is instrumental."""
     sampled = posted(service, "sample", prompt="a calm piano song", lyrics="[Instrumental]", seed=1)
@@ -150,6 +154,7 @@ def test_codes_are_understood(service: Service, song: dict[str, Any]) -> None:
     assert (unknown.status_code, unknown.json()["code"]) == (422, "invalid_request")
 
 
+@pytest.mark.long
 def test_an_upload_is_heard(service: Service, song: dict[str, Any]) -> None:
     """The engine finds the codes of an upload. The toy planner knows 1,024 of the 64,000 codes, and names one that it does not."""
     file = service.client.get(song["audio"][0]["url"]).content
@@ -160,6 +165,7 @@ def test_an_upload_is_heard(service: Service, song: dict[str, Any]) -> None:
     assert "is not an audio code of this planner, which has 1024 codes" in answer.json()["detail"]
 
 
+@pytest.mark.long
 def test_the_engine_hears_five_codes_a_second(cache: Path) -> None:
     """The same samples have the same codes, in the range of the codebook; other samples have others."""
     engine = AceStepEngine("toy", TOY, cache)
@@ -173,6 +179,7 @@ def test_the_engine_hears_five_codes_a_second(cache: Path) -> None:
     assert all(0 <= code < CODES for code in first)
 
 
+@pytest.mark.long
 def test_the_readmes_request_is_planned(service: Service) -> None:
     """The README's planned song gets a length, a tempo and a key."""
     (body,) = re.findall(r"-d '(.*\"thinking\".*)'", (ROOT / "README.md").read_text())

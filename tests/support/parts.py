@@ -19,7 +19,7 @@ from tests.support.paths import ROOT
 
 FIRST: Final = "first half"
 RAY: Final = "Ray"
-ADDED: Final = ("test_fuzz.py", "test_inputs.py", "test_decoding.py")
+ADDED: Final = ("test_client.py", "test_client_documents.py", "test_decoding.py", "test_inputs.py", "test_wires.py")
 """Files of tests/integration that wait much for other processes, whose coverage is not measured, either."""
 
 
