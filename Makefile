@@ -60,9 +60,11 @@ bench: .venv/installed
 fleet: .venv/installed
 	$(BIN)/python -m benchmarks.fleet
 
-# Asks for 100 songs of the packaged model, and prints how often they are in the key, at the tempo … that was asked for.
+# Asks for 100 songs of the packaged model, and prints how often they are in the key, at the tempo … that was asked for; then for 40 songs
+# without planned codes and on them.
 miniature-check: .venv/installed
 	$(BIN)/python -m miniature evaluate
+	$(BIN)/python -m miniature evaluate --codes --songs 40
 
 # Plays every task of MODEL (a model of serve_config.yaml, `embedded`, a hub repository or a folder) and writes a report to attach to
 # an issue. ARGS has further options: `make acceptance MODEL=owner/name ARGS='--dit acestep-v15-sft'`.

@@ -14,6 +14,7 @@ from miniature.clips import render_clip
 from miniature.codes import Codes, coder
 from miniature.codes import train as train_codes
 from miniature.codes import trained as trained_codes
+from miniature.evaluate import compare as compare_songs
 from miniature.evaluate import evaluate as evaluate_songs
 from miniature.evaluate import own_service
 from miniature.export import export as save_variant
@@ -22,7 +23,7 @@ from miniature.planner import is_trained as is_planner_trained
 from miniature.planner import save as save_planner
 from miniature.planner import train as train_planner
 from miniature.songs import build as build_songs
-from miniature.start import start_folder
+from miniature.start import start_folder, start_planner
 from miniature.tasks import HELD_OUT
 from miniature.timing import measure as measure_timing
 from miniature.transformer import VARIANTS, Material, Plan, on_gpu
@@ -188,13 +189,15 @@ def planner(
     *,
     work: Work = stage.WORK_FOLDER,
     checkpoint: Checkpoint = None,
+    from_scratch: FromScratch = False,
     hours: Hours = 0.5,
     threads: Threads = 1,
 ) -> None:
-    """Trains the planner on the songs."""
+    """Trains the planner on the songs. It starts from the packaged planner."""
+    start = None if from_scratch else start_planner(work)
     stage.be_idle(threads)
     with stage.Session(hours) as session:
-        train_planner(work, start_folder(checkpoint, work), session)
+        train_planner(work, start_folder(checkpoint, work), session, start)
 
 
 @app.command()
@@ -228,12 +231,18 @@ def evaluate(
     ] = None,
     source: Annotated[str, typer.Option(help="The model of a service started here.")] = "embedded",
     songs: Annotated[int, typer.Option(min=2, max=HELD_OUT, help="How many of the held-out captions.")] = HELD_OUT,
+    codes: Annotated[
+        bool, typer.Option("--codes", help="Compare songs without planned codes with songs on them instead.")
+    ] = False,
+    planner: Annotated[str, typer.Option(help="The planner of a service started here, for --codes.")] = "embedded",
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Asks a service for songs of held-out captions, and shows how often they are as asked for."""
-    with nullcontext(url) if url else own_service(source) as address, httpx.Client(base_url=address) as client:
+    facts = dataset.held_out_clips()[:songs]
+    service = nullcontext(url) if url else own_service(source, planner if codes else "none")
+    with service as address, httpx.Client(base_url=address) as client:
         try:
-            evaluation = evaluate_songs(client, dataset.held_out_clips()[:songs])
+            evaluation = compare_songs(client, facts) if codes else evaluate_songs(client, facts)
         except RuntimeError as error:
             typer.echo(error, err=True)
             raise typer.Exit(1) from error
@@ -251,7 +260,7 @@ def timing(
 ) -> None:
     """Asks a service when the words of held-out clips are sung, and shows, as JSON, how well it knows."""
     sung = [facts for facts in dataset.held_out_clips() if facts.voice]
-    with nullcontext(url) if url else own_service(source) as address, httpx.Client(base_url=address) as client:
+    with nullcontext(url) if url else own_service(source, "none") as address, httpx.Client(base_url=address) as client:
         try:
             figures = measure_timing(client, sung[:clips])
         except RuntimeError as error:

@@ -16,7 +16,7 @@ import soundfile
 
 from miniature.captions import full_request
 from miniature.clips import render_clip
-from miniature.listening import agreements
+from miniature.listening import agreements, song_agreements
 from miniature.measures import ends
 from miniature.pieces import Facts
 
@@ -57,6 +57,36 @@ class Evaluation:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Difference:
+    """How often songs are as asked for without planned codes and on them.
+
+    `error` is the standard error of the difference between both, from the differences of the single songs.
+    """
+
+    name: str
+    without: float
+    on_codes: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What planned codes change in `songs` songs."""
+
+    differences: Sequence[Difference]
+    songs: int
+
+    def table(self) -> str:
+        lines = [f"{'':18}{'without':>9}{'codes':>9}{'error':>9}"]
+        lines += [f"{one.name:18}{one.without:9.3f}{one.on_codes:9.3f}{one.error:9.3f}" for one in self.differences]
+        return "\n".join([*lines, f"{self.songs} songs each; error: of the difference between both columns"])
+
+    def fields(self) -> dict[str, Any]:
+        """All figures, to be written as JSON."""
+        return asdict(self)
+
+
 def evaluate(client: httpx.Client, facts: Sequence[Facts]) -> Evaluation:
     """Asks for a song for each clip's facts (at least two), and compares what is heard.
 
@@ -64,7 +94,7 @@ def evaluate(client: httpx.Client, facts: Sequence[Facts]) -> Evaluation:
     """
     asked = [as_whole_piece(clip) for clip in facts]
     began = time.monotonic()
-    songs = [_song(client, clip, number, len(asked)) for number, clip in enumerate(asked, 1)]
+    songs = _songs(client, asked)
     seconds = (time.monotonic() - began) / len(songs)
     print("listening", file=sys.stderr, flush=True)
     clips = [render_clip(clip) for clip in facts]
@@ -77,12 +107,32 @@ def evaluate(client: httpx.Client, facts: Sequence[Facts]) -> Evaluation:
     return Evaluation(figures, len(songs), seconds)
 
 
+def compare(client: httpx.Client, facts: Sequence[Facts]) -> Comparison:
+    """Asks for two songs for each clip's facts (at least two clips), without planned codes and on them, with the same seeds.
+
+    Raises RuntimeError, with the request's number and the answer, if the service gives no song.
+    """
+    asked = [as_whole_piece(clip) for clip in facts]
+    without = song_agreements(_songs(client, asked), asked)
+    on_codes = song_agreements(_songs(client, asked, thinking="codes"), asked)
+    return Comparison([_difference(name, without[name], on_codes[name]) for name in without], len(asked))
+
+
+def _difference(name: str, without: np.ndarray, on_codes: np.ndarray) -> Difference:
+    error = (on_codes - without).std(ddof=1) / np.sqrt(len(without))
+    return Difference(name, float(without.mean()), float(on_codes.mean()), float(error))
+
+
 def as_whole_piece(facts: Facts) -> Facts:
     """The facts of the song that is asked for: a whole piece, of ten seconds at the most, with its ending."""
     return replace(facts, piece_s=min(facts.piece_s, LONGEST_S), starts_at_s=0.0, ending=True)
 
 
-def _song(client: httpx.Client, facts: Facts, number: int, of: int) -> np.ndarray:
+def _songs(client: httpx.Client, asked: Sequence[Facts], thinking: str = "none") -> list[np.ndarray]:
+    return [_song(client, facts, number, len(asked), thinking) for number, facts in enumerate(asked, 1)]
+
+
+def _song(client: httpx.Client, facts: Facts, number: int, of: int, thinking: str) -> np.ndarray:
     request = full_request(facts)
     fields = {
         "prompt": request.prompt,
@@ -94,6 +144,7 @@ def _song(client: httpx.Client, facts: Facts, number: int, of: int) -> np.ndarra
         "vocal_language": request.language,
         "seed": number,
         "format": "wav",
+        "thinking": thinking,
     }
     try:
         answer = client.post("/v1/music", json=fields, timeout=SONG_TIMEOUT_S)
@@ -115,8 +166,8 @@ def _cut_clips_that_end(clips: Sequence[np.ndarray], facts: Sequence[Facts]) -> 
 
 
 @contextmanager
-def own_service(source: str) -> Iterator[str]:
-    """Starts Sophia on a Ray cluster of its own, with one worker for the model from `source`; gives its URL."""
+def own_service(source: str, planner: str) -> Iterator[str]:
+    """Starts Sophia on a Ray cluster of its own, with one worker for the model and planner of these sources; gives its URL."""
     # Ray takes seconds to import, which the other commands and an evaluation of a running service need not wait for.
     import ray
     from ray import serve
@@ -131,7 +182,12 @@ def own_service(source: str) -> Iterator[str]:
     with redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as folder:
         ray.init("local", include_dashboard=False, log_to_driver=False)
         try:
-            model = {"source": source, "device": "cpu", "scaling": {"min_workers": 1, "max_workers": 1}}
+            model = {
+                "source": source,
+                "device": "cpu",
+                "planner": {"source": planner},
+                "scaling": {"min_workers": 1, "max_workers": 1},
+            }
             args = AppArgs.model_validate({"data_dir": Path(folder), "models": {"toy": model}})
             serve.start(http_options={"host": "127.0.0.1", "port": port})
             serve.run(build(args), name="sophia", route_prefix="/")

@@ -120,13 +120,12 @@ def agreements(songs: Sequence[np.ndarray], facts: Sequence[Facts]) -> dict[str,
     Each figure is a share of the songs, or for "energy in scale" of their energy. Chance is the agreement with what was
     asked of the other songs; `songs` and `facts` need at least two.
     """
-    all_heard = [listen(song) for song in songs]
-    energies = [[in_scale(heard.pitch_classes, _key(asked)) for asked in facts] for heard in all_heard]
-    table = {"energy in scale": _with_chance(np.array(energies))}
-    for name, agrees in AGREEMENTS.items():
-        pairs = [[float(agrees(heard, asked)) for asked in facts] for heard in all_heard]
-        table[name] = _with_chance(np.array(pairs))
-    return table
+    return {name: _with_chance(pairs) for name, pairs in _pairs(songs, facts).items()}
+
+
+def song_agreements(songs: Sequence[np.ndarray], facts: Sequence[Facts]) -> dict[str, np.ndarray]:
+    """Whether each song is as asked for, 1 or 0, and for "energy in scale" its share: (songs,) for each name."""
+    return {name: pairs.diagonal() for name, pairs in _pairs(songs, facts).items()}
 
 
 def fit(data: Dataset) -> Probes:
@@ -159,6 +158,16 @@ def _outputs(latents: Latents) -> np.ndarray:
 
 def _key(facts: Facts) -> Key:
     return Key(facts.key, facts.mode)
+
+
+def _pairs(songs: Sequence[np.ndarray], facts: Sequence[Facts]) -> dict[str, np.ndarray]:
+    """How each song agrees with what was asked of each: (songs, facts) for each name."""
+    all_heard = [listen(song) for song in songs]
+    energies = [[in_scale(heard.pitch_classes, _key(asked)) for asked in facts] for heard in all_heard]
+    pairs = {"energy in scale": np.array(energies)}
+    for name, agrees in AGREEMENTS.items():
+        pairs[name] = np.array([[float(agrees(heard, asked)) for asked in facts] for heard in all_heard])
+    return pairs
 
 
 def _with_chance(pairs: np.ndarray) -> tuple[float, float]:

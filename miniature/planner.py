@@ -14,7 +14,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from miniature import loop, songs, stage
 from miniature.compact import round_weights
 from miniature.optimizers import Optimizers
-from miniature.planner_codes import substitutes
+from miniature.planner_codes import nearest, substitutes
 from miniature.planner_texts import Example, any_song, formatted, planned, sampled, understood
 from miniature.planner_vocabulary import tokenizer
 from miniature.songs import HELD_OUT_SONGS, Song
@@ -34,7 +34,7 @@ UNDERSTOOD_SHARE = 0.06  # of the songs
 FORMATTED_SHARE = 0.2  # of the examples without codes; the same for a query in plain words
 IGNORED = -100
 STATE = "planner.pt"
-MANTISSA_BITS = 5
+MANTISSA_BITS = 4
 """Of the weights: more make the package larger."""
 _TOKENIZER_EXAMPLES = 3000
 
@@ -167,12 +167,16 @@ def padded(rows: Sequence[Row]) -> Sequences:
 class Training:
     """The network, its optimizers and average; the step says what data comes next."""
 
-    def __init__(self, file: Path, vocabulary: Vocabulary) -> None:
+    def __init__(self, file: Path, vocabulary: Vocabulary, start: Path | None = None) -> None:
+        """The first weights are those of the saved planner with this vocabulary in the folder `start`; without it, random ones."""
         self._file = file
         self._first_code = min(vocabulary.code_ids)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             self.network = network(vocabulary)
+        if start is not None:
+            saved = Qwen3ForCausalLM.from_pretrained(start, dtype=torch.float32)
+            self.network.load_state_dict(saved.state_dict())
         self._optimizers = Optimizers(self.network)
         self.steps = 0
 
@@ -227,27 +231,37 @@ def folder(work: Path) -> Path:
     return work / "planner"
 
 
-def vocabulary_of(work: Path, checkpoint: Path, known: Sequence[Song]) -> tuple[Vocabulary, np.ndarray]:
-    """The vocabulary, and the code that stands for each of the 64,000. They are made once for a work folder."""
+def vocabulary_of(
+    work: Path, checkpoint: Path, known: Sequence[Song], start: Path | None
+) -> tuple[Vocabulary, np.ndarray]:
+    """The vocabulary, and the code that stands for each of the 64,000. They are made once for a work folder.
+
+    They are those of the saved planner in `start`; without it, they are learnt from the songs.
+    """
     place = folder(work)
     stand_ins = place / "codes.npy"
     if not stand_ins.exists():
         place.mkdir(parents=True, exist_ok=True)
-        chosen = substitutes(checkpoint, [song.codes for song in known])
-        tokenizer(_texts(), np.unique(chosen).tolist()).save(str(place / FILE))
+        if start is None:
+            chosen = substitutes(checkpoint, [song.codes for song in known])
+            tokenizer(_texts(), np.unique(chosen).tolist()).save(str(place / FILE))
+        else:
+            shutil.copyfile(start / FILE, place / FILE)
+            chosen = nearest(checkpoint, Vocabulary(place).codes)
         np.save(stand_ins, chosen)
     return Vocabulary(place), np.load(stand_ins)
 
 
-def train(work: Path, checkpoint: Path, session: stage.Session) -> int:
-    """Trains for the session's time; saves the state and returns the step reached. It goes on from a saved state, if there is one.
+def train(work: Path, checkpoint: Path, session: stage.Session, start: Path | None = None) -> int:
+    """Trains for the session's time; saves the state and returns the step reached.
 
-    The codes are those of the pipeline in `checkpoint`. Raises FileNotFoundError if `work` has no songs.
+    It goes on from a saved state; else from the planner in the folder `start`; else anew. The codes are those of the pipeline in
+    `checkpoint`. Raises FileNotFoundError if `work` has no songs.
     """
     known = songs.load(work / "songs")
-    vocabulary, stand_ins = vocabulary_of(work, checkpoint, known)
+    vocabulary, stand_ins = vocabulary_of(work, checkpoint, known, start)
     spelled = [Song(song.facts, tuple(stand_ins[list(song.codes)].tolist())) for song in known]
-    training = Training(folder(work) / STATE, vocabulary)
+    training = Training(folder(work) / STATE, vocabulary, start)
     if training.resume():
         print(f"going on from step {training.steps}", flush=True)
     examples = Examples(vocabulary, spelled)

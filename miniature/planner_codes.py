@@ -30,7 +30,15 @@ def substitutes(checkpoint: Path, songs: Sequence[Sequence[int]], groups: int = 
     sounds = sounds_of(checkpoint)
     used, counts = np.unique(np.concatenate([np.asarray(song) for song in songs]), return_counts=True)
     centres = _centres(sounds[used], counts.astype(np.float64), min(groups, len(used)))
-    chosen = np.unique(np.append(used[_nearest(centres, sounds[used])], 0))
+    return _nearest_of(sounds, np.unique(np.append(used[_nearest(centres, sounds[used])], 0)))
+
+
+def nearest(checkpoint: Path, chosen: Sequence[int]) -> np.ndarray:
+    """For each of the 64,000 codes, that of the `chosen` ones which sounds most like it: (64,000,). Code 0, a chosen one, stays."""
+    return _nearest_of(sounds_of(checkpoint), np.asarray(chosen))
+
+
+def _nearest_of(sounds: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     result: np.ndarray = chosen[_nearest(sounds, sounds[chosen])]
     result[0] = 0
     return result

@@ -25,6 +25,8 @@ FIRST_UNPLAYED = 10_000_000
 _SENTENCE_SHARE = 0.3
 _OTHER_WORDS_SHARE = 0.3
 _UNCONDITIONAL_SHARE = 0.1
+_DECIDED_SHARE = 0.4
+_DECIDED = ("bpm", "duration", "keyscale", "timesignature")
 _OTHER_WORDS = (
     "lofi", "ambient", "rock", "jazz", "folk", "pop", "classical", "cinematic", "electronic", "blues", "country", "dance",
     "dreamy", "dark", "happy", "sad", "energetic", "relaxing", "romantic", "epic", "rain", "summer", "night", "background music",
@@ -78,13 +80,17 @@ def planned(
 ) -> Example:
     """A request and its whole plan: metadata, then codes, if there are any. `ended` says whether they are the song's last.
 
-    Both phases are learnt from one sequence, since the prompt of the second begins with the answer of the first.
+    Both phases are learnt from one sequence, since the prompt of the second begins with the answer of the first. Some requests
+    decide tempo, key, time signature and length themselves: then there is no first phase, and the codes follow these alone.
     """
     request = told(facts, random, keyscale)
     wishes = Wishes(caption=request.caption, lyrics=request.lyrics)
     metadata = metadata_of(facts, request.keyscale)
     if codes and random.random() < _UNCONDITIONAL_SHARE:
         return Example(prompts.codes_prompt_without(wishes), _answered(codes, ended))
+    if codes and random.random() < _DECIDED_SHARE:
+        decided = {name: metadata[name] for name in _DECIDED}
+        return Example(prompts.codes_prompt(wishes, decided), _answered(codes, ended))
     without_words = random.random() < _UNCONDITIONAL_SHARE
     prompt = prompts.metadata_prompt_without(wishes) if without_words else prompts.metadata_prompt(wishes)
     thoughts = prompts.thoughts(metadata)
