@@ -9,7 +9,7 @@ NO_PROXY := 127.0.0.1,localhost$(addprefix $(comma),$(or $(NO_PROXY),$(no_proxy)
 no_proxy := $(NO_PROXY)
 export NO_PROXY no_proxy
 
-.PHONY: serve deploy status test unit faults long startup chaos autoscale bench fleet miniature-check acceptance manifests clients check format lock clean
+.PHONY: serve deploy status test unit faults long plans startup chaos autoscale bench fleet miniature-check acceptance manifests clients check format lock clean
 
 # Runs `serve run` with its output in a log file, on a port that no other program uses: Serve would share it.
 serve: .venv/installed
@@ -35,7 +35,11 @@ faults: .venv/installed
 	$(BIN)/python -m tests.support.faults
 
 long: .venv/installed
-	$(BIN)/pytest -m long -s
+	$(BIN)/pytest -m 'long and not plans' -s
+
+# A thousand plans of a random language model, and a thousand of the toy model's: up to ten minutes. `make long` makes a hundred of each.
+plans: .venv/installed
+	$(BIN)/pytest -m plans -s tests/integration/test_planner.py tests/integration/test_miniature_planner.py
 
 startup: .venv/installed
 	$(BIN)/pytest -m startup -s

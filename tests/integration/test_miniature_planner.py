@@ -22,7 +22,7 @@ from serve_app.engine.planner.protocol import Wishes
 from serve_app.engine.planner.vocabulary import Vocabulary
 from serve_app.music.plan import Plan
 from serve_app.weights import planner_files
-from tests.support.planners import check_a_thousand, loaded
+from tests.support.planners import check_many, loaded
 
 EMBEDDED = ModelArgs(source="embedded", device="cpu")
 SHORT_SONGS_SEED = 5_000_218
@@ -112,9 +112,10 @@ def test_longer_lyrics_get_longer_songs(packaged: QwenPlanner) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-def test_a_thousand_plans_are_valid(cache: Path) -> None:
+@pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.plans)])
+def test_many_plans_are_valid(cache: Path, count: int) -> None:
     """Every plan parses, every value is in range, what is decided stays, and there are five codes a second. Prints the time."""
-    check_a_thousand(loaded(cache, source="embedded", rows=64, context=2048))
+    check_many(loaded(cache, source="embedded", rows=64, context=2048), count)
 
 
 def test_a_whole_song_begins_and_ends(vocabulary: Vocabulary) -> None:

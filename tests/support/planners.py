@@ -67,9 +67,9 @@ def check(wishes: Wishes, plan: Plan) -> None:
     assert all(0 <= code < CODES for codes in plan.codes for code in codes)
 
 
-def check_a_thousand(planner: QwenPlanner) -> None:
-    """Plan a thousand jobs of many kinds, 48 at a time, check every plan, and print the time. Closes the planner."""
-    wishes = [replace(mixed(number % 16), seed=number) for number in range(1000)]
+def check_many(planner: QwenPlanner, count: int) -> None:
+    """Plan `count` jobs of many kinds, 48 at a time, check every plan, and print the time. Closes the planner."""
+    wishes = [replace(mixed(number % 16), seed=number) for number in range(count)]
     began = time.monotonic()
     with ThreadPoolExecutor(48) as pool:
         plans = list(pool.map(lambda one: planned(planner, one), wishes))
