@@ -12,7 +12,7 @@ from fastapi_offline import FastAPIOffline
 
 from serve_app import __version__
 from serve_app.api import codes, files, health, inputs, jobs, lyrics, models, music, plans, problems, usage, voices
-from serve_app.api.body_limits import SUBMISSIONS
+from serve_app.api.body_limits import RecordingPaths
 from serve_app.api.compat.families import served_families
 from serve_app.api.context import Context
 from serve_app.api.job_presenter import JobPresenter
@@ -85,10 +85,11 @@ def create_api(
         static_url=PAGES_FILES,
     )
     families = served_families(args.api)
-    submissions = {*SUBMISSIONS, *(path for family in families.values() for path in family.submissions)}
-    app.add_middleware(
-        RequestMiddleware, api=args.api, inputs=args.inputs, submissions=submissions, slots=open_requests
+    recordings = RecordingPaths(
+        multipart=(path for family in families.values() for path in family.multipart_paths),
+        in_json=(path for family in families.values() for path in family.base64_paths),
     )
+    app.add_middleware(RequestMiddleware, api=args.api, inputs=args.inputs, recordings=recordings, slots=open_requests)
     if args.api.cors_origins:
         app.add_middleware(CORSMiddleware, **cors_options(args.api.cors_origins))
     problems.install(app, {prefix: family.error_shape for family in families.values() for prefix in family.prefixes})

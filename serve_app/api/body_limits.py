@@ -1,6 +1,6 @@
 """How large a request's body may be and how long it may take: more for recordings than for JSON."""
 
-from collections.abc import Collection
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from starlette.types import Scope
@@ -10,7 +10,7 @@ from serve_app.errors import BodyTooLarge, BodyTooSlow
 
 UPLOADS: Final = "/v1/inputs"
 VOICES: Final = "/v1/voices"
-SUBMISSIONS: Final = ("/v1/jobs", "/v1/music")
+_SUBMISSIONS: Final = ("/v1/jobs", "/v1/music")
 """The native routes whose multipart bodies may have recordings."""
 
 _RECORDINGS: Final = 2
@@ -19,13 +19,19 @@ _RECORDINGS: Final = 2
 _MULTIPART_BYTES: Final = 65_536
 """Room for the boundaries and headers of a multipart body."""
 
-_WITH_RECORDINGS: Final = ("/v1/chat/completions",)
-"""The beginnings of paths whose JSON may contain recordings as base64."""
-
 _RECORDINGS_IN_JSON: Final = 32_000_000
 """Room for them, in base64. JSON lies in memory as a whole, so it is less than a recording may have elsewhere."""
 
 MULTIPART: Final = b"multipart/form-data"
+
+
+class RecordingPaths:
+    """The paths, native ones and those of families, whose bodies may have recordings, and so may be larger than others."""
+
+    def __init__(self, multipart: Iterable[str], in_json: Iterable[str]) -> None:
+        """`multipart` are the families' paths that take recordings as parts, `in_json` those that take them as base64."""
+        self.multipart = frozenset({*_SUBMISSIONS, *multipart})
+        self.in_json = frozenset(in_json)
 
 
 class BodyLimit(NamedTuple):
@@ -46,18 +52,23 @@ class BodyLimit(NamedTuple):
 
 
 def body_limit(
-    scope: Scope, headers: dict[bytes, bytes], api: ApiArgs, inputs: InputArgs, submissions: Collection[str]
+    scope: Scope, headers: dict[bytes, bytes], api: ApiArgs, inputs: InputArgs, paths: RecordingPaths
 ) -> BodyLimit:
-    """The limits for a request. `submissions` are the paths whose multipart bodies may have recordings."""
+    """The limits for a request."""
     is_multipart = headers.get(b"content-type", b"").strip().lower().startswith(MULTIPART)
     takes_one = scope["path"] == UPLOADS or (scope["path"] == VOICES and is_multipart)
     if scope["method"] == "POST" and takes_one:
         return _for_recordings(inputs, inputs.max_bytes + _MULTIPART_BYTES * is_multipart)
-    if scope["method"] == "POST" and scope["path"] in submissions and is_multipart:
+    if scope["method"] == "POST" and scope["path"] in paths.multipart and is_multipart:
         return _for_recordings(inputs, _RECORDINGS * inputs.max_bytes + _MULTIPART_BYTES + api.max_body_bytes)
-    if scope["method"] == "POST" and scope["path"].startswith(_WITH_RECORDINGS):
-        return _for_recordings(inputs, min(_RECORDINGS_IN_JSON, 2 * inputs.max_bytes) + api.max_body_bytes)
+    if scope["method"] == "POST" and scope["path"] in paths.in_json:
+        return _for_recordings_in_json(inputs, api)
     return BodyLimit(api.max_body_bytes, "api.max_body_bytes", api.body_timeout_s, "api.body_timeout_s")
+
+
+def _for_recordings_in_json(inputs: InputArgs, api: ApiArgs) -> BodyLimit:
+    limit = _for_recordings(inputs, min(_RECORDINGS_IN_JSON, _RECORDINGS * inputs.max_bytes) + api.max_body_bytes)
+    return limit._replace(bytes_setting=f"for recordings in JSON; POST {UPLOADS} takes larger ones")
 
 
 def _for_recordings(inputs: InputArgs, size: int) -> BodyLimit:

@@ -6,13 +6,12 @@ It is plain ASGI, because Starlette's middleware class would slow /ping down. Se
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Collection
 from contextlib import suppress
 from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.api.body_limits import BodyLimit, body_limit
+from serve_app.api.body_limits import BodyLimit, RecordingPaths, body_limit
 from serve_app.api.file_answer import wait_until_read
 from serve_app.api.limits import SharedSlots
 from serve_app.api.problems import problem
@@ -44,13 +43,13 @@ class RequestMiddleware:
     """Sets the request id that Serve's log and `X-Request-ID` show, and refuses excess requests and unreadable bodies."""
 
     def __init__(
-        self, app: ASGIApp, api: ApiArgs, inputs: InputArgs, submissions: Collection[str], slots: SharedSlots
+        self, app: ASGIApp, api: ApiArgs, inputs: InputArgs, recordings: RecordingPaths, slots: SharedSlots
     ) -> None:
-        """`slots` are those of all requests but probes. See `body_limit` for `submissions`."""
+        """`slots` are those of all requests but probes."""
         self._app = app
         self._api = api
         self._inputs = inputs
-        self._submissions = submissions
+        self._recordings = recordings
         self._slots = slots
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,7 +72,7 @@ class RequestMiddleware:
             await _refuse(error, scope, receive, send)
 
     async def _handle(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send) -> None:
-        limit = body_limit(scope, headers, self._api, self._inputs, self._submissions)
+        limit = body_limit(scope, headers, self._api, self._inputs, self._recordings)
         refusal = _repeated(scope) or _refusal(headers, limit)
         if refusal is not None:
             await _refuse(refusal, scope, receive, send)

@@ -91,7 +91,11 @@ def wrong_planner(args: AppArgs, model: object) -> Iterator[WrongField]:
 
 def _advice(args: AppArgs) -> str:
     able = [name for name, served in args.models.items() if has_planner(served)]
-    return f"the models that have one: {alternatives(able)}" if able else "no model of this service has one"
+    return (
+        f"the models that have one: {alternatives(able)}"
+        if able
+        else "no model of this service has one (the operator gives a model one with models.NAME.planner)"
+    )
 
 
 def has_planner(model: ModelArgs) -> bool:

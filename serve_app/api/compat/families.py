@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from typing import Final
 
-from serve_app.api.compat import acestep, elevenlabs, fal, local_servers, mcp, openai, replicate, runpod
+from serve_app.api.compat import fal, local_servers, mcp, openai, replicate, runpod
+from serve_app.api.compat.acestep import routes as acestep
 from serve_app.api.compat.chat import routes as chat
+from serve_app.api.compat.elevenlabs import routes as elevenlabs
 from serve_app.api.compat.family import Family
 from serve_app.config import ApiArgs
 from serve_app.errors import ConfigurationError

@@ -25,8 +25,10 @@ class Family:
     error_shape: ErrorShape
     webhook: Callable[[Context], WebhookForm] | None = None
     """How its jobs' webhooks are sent; None: as native ones."""
-    submissions: tuple[str, ...] = ()
+    multipart_paths: tuple[str, ...] = ()
     """The paths whose multipart bodies may have recordings, and so may be larger than other bodies."""
+    base64_paths: tuple[str, ...] = ()
+    """The same for JSON that has recordings as base64."""
 
 
 def leave_out_none(fields: dict[str, Any]) -> dict[str, Any]:

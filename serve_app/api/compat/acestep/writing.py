@@ -1,21 +1,22 @@
 """The routes that write words: what a planner makes of a caption and lyrics or of a description, and ready-made examples."""
 
 import random
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter
 
 from serve_app.api.compat.acestep import samples
-from serve_app.api.compat.acestep.bodies import CallDep
+from serve_app.api.compat.acestep.bodies import Call, CallDep
 from serve_app.api.compat.acestep.envelope import enveloped, without_planner
 from serve_app.api.compat.acestep.fields import Given, fields_of, is_blank
 from serve_app.api.compat.acestep.served import served_model
-from serve_app.api.compat.acestep.songs import ignore_the_rest, wish_of
-from serve_app.api.context import ContextDep
+from serve_app.api.compat.acestep.songs import Wish, ignore_the_rest, wish_of
+from serve_app.api.context import Context, ContextDep
 from serve_app.api.fetching import wrong_field
 from serve_app.api.field_errors import shortened
 from serve_app.api.plan_calls import written_song
 from serve_app.api.planning import has_planner
+from serve_app.music.plan import Plan
 
 router = APIRouter(include_in_schema=False)
 
@@ -29,12 +30,7 @@ async def format_input(call: CallDep, context: ContextDep) -> Any:
     model = served_model(context, wish.decided.get("model"))
     if not has_planner(context.args.models[model]):
         return without_planner(model)
-    if temperature is not None:
-        wish.set("plan_temperature", temperature)
-    ignore_the_rest(wish)
-    asked = wish.translated
-    with asked.errors_named_as_given():
-        plan = await written_song(call.request, context, call.owner, "format", asked.song)
+    plan = await _written(call, context, "format", wish, temperature)
     written = {
         "caption": plan.caption,
         "lyrics": plan.lyrics,
@@ -61,12 +57,7 @@ async def create_sample(call: CallDep, context: ContextDep) -> Any:
     wish.set("prompt", query if query and not is_blank(query.value) else Given("query", samples.any_description()))
     if is_instrumental:
         wish.decided["lyrics"] = ("instrumental", "[Instrumental]")
-    if temperature is not None:
-        wish.set("plan_temperature", temperature)
-    ignore_the_rest(wish)
-    asked = wish.translated
-    with asked.errors_named_as_given():
-        plan = await written_song(call.request, context, call.owner, "sample", asked.song)
+    plan = await _written(call, context, "sample", wish, temperature)
     written = {
         "caption": plan.caption,
         "lyrics": plan.lyrics,
@@ -88,3 +79,15 @@ async def create_random_sample(call: CallDep) -> dict[str, Any]:
     if kind not in kinds:
         raise wrong_field("sample_type", shortened(kind), "must be 'simple_mode' or 'custom_mode'")
     return enveloped(random.choice(kinds[kind]))
+
+
+async def _written(
+    call: Call, context: Context, kind: Literal["format", "sample"], wish: Wish, temperature: Given | None
+) -> Plan:
+    """What the planner makes of a wish. Raises what `written_song` raises."""
+    if temperature is not None:
+        wish.set("plan_temperature", temperature)
+    ignore_the_rest(wish)
+    asked = wish.translated
+    with asked.errors_named_as_given():
+        return await written_song(call.request, context, call.owner, kind, asked.song)

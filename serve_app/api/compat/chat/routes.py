@@ -23,10 +23,12 @@ from serve_app.api.views.problem import Problem
 from serve_app.jobs import new_id
 
 _NAME: Final = "chat"
+_COMPLETIONS: Final = "/v1/chat/completions"
+
 router = APIRouter(include_in_schema=False)
 
 
-@router.post("/v1/chat/completions")
+@router.post(_COMPLETIONS)
 async def complete(
     request: Request, context: ContextDep, owner: Owner, idempotency_key: IdempotencyKey = None
 ) -> Response:
@@ -60,4 +62,4 @@ def _error_shape(problem: Problem) -> tuple[int, dict[str, Any]]:
     return status, {**body, "detail": problem.detail}
 
 
-FAMILY: Final = Family(router, ("/v1/chat/",), _error_shape)
+FAMILY: Final = Family(router, ("/v1/chat/",), _error_shape, base64_paths=(_COMPLETIONS,))

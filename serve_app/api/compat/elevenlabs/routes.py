@@ -4,16 +4,20 @@ It lies under /elevenlabs, because `POST /v1/music` is also a path of Sophia's o
 """
 
 import json
-import re
-from collections.abc import AsyncIterator, Sequence
-from itertools import accumulate, pairwise
-from math import ceil
+from collections.abc import AsyncIterator
 from typing import Annotated, Any, Final, NamedTuple, Self, get_args
 
 from fastapi import APIRouter, Depends, Query, Request, Response
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import model_validator
 
 from serve_app.api.auth import Owner
+from serve_app.api.compat.elevenlabs.composition_plans import (
+    Body,
+    CompositionPlan,
+    Milliseconds,
+    not_offered,
+    plan_view,
+)
 from serve_app.api.compat.family import Family, leave_out_none
 from serve_app.api.compat.translation import Translated, translated
 from serve_app.api.context import Context, ContextDep
@@ -32,7 +36,7 @@ from serve_app.music import MEDIA_TYPES, Format
 from serve_app.music.lyric_text import has_words
 from serve_app.music.lyric_times import from_file
 from serve_app.music.plan import Plan
-from serve_app.music.song_length import INSTRUMENTAL_S, timed_sections
+from serve_app.music.song_length import INSTRUMENTAL_S
 from serve_app.plurals import alternatives
 
 _MODELS: Final = ("music_v1", "music_v2", "music_v2_5")
@@ -48,135 +52,17 @@ _CODEC_OUTPUTS: Final[dict[str, Format]] = {
 
 _OUTPUTS: Final[dict[str, Format]] = {"auto": "mp3", **_CODEC_OUTPUTS, **{name: name for name in get_args(Format)}}
 
-_LONGEST_MS: Final = 600_000
-_SHORTEST_SECTION_MS: Final = 3000
-_LONGEST_SECTION_MS: Final = 120_000
-"""The longest section of an instrumental that Sophia plans: ElevenLabs takes no longer one."""
-
 _INSTRUMENTAL: Final = "[Instrumental]"
 _STATUSES: Final = {"unauthorized": "invalid_api_key"}
 """ElevenLabs' names of errors, where clients know them."""
 
-_DIRECTION: Final = re.compile(r"\{([^{}\n]*)\}")
-_LEADING_TAG: Final = re.compile(r"\s*\[([^\[\]\n]*)\]")
 
-
-def _not_offered(why: str) -> AfterValidator:
-    """Refuses every value that asks for something that Sophia does not have."""
-
-    def refuse(value: Any) -> Any:
-        if value:
-            raise ValueError(f"must be left out: {why}")
-        return value
-
-    return AfterValidator(refuse)
-
-
-_Words = Annotated[str, StringConstraints(pattern=r"^[^\[\]\r\n\x00]*$")]
-"""A text that can stand inside a section tag."""
-_Duration = Annotated[int, Field(ge=_SHORTEST_SECTION_MS, le=_LONGEST_MS)]
-_NoParts = Annotated[Any, _not_offered("Sophia cannot make a song from parts of another one here; POST /v1/jobs can")]
-
-
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class _Section(_Body):
-    """A section of a plan for music_v1."""
-
-    section_name: _Words = Field(min_length=1, max_length=100)
-    positive_local_styles: list[_Words] = []
-    negative_local_styles: list[_Words] = []
-    duration_ms: _Duration
-    lines: list[str] = []
-    source_from: _NoParts = None
-
-    def as_lyrics(self) -> str:
-        """The section's tag, with its styles, and its lines."""
-        return "\n".join([_tag(self.section_name, self.positive_local_styles), *self.lines])
-
-
-class _Chunk(_Body):
-    """A section of a plan for music_v2."""
-
-    text: str
-    duration_ms: _Duration
-    positive_styles: list[_Words] = []
-    negative_styles: list[_Words] | None = None
-    context_adherence: str | None = None
-    conditioning_ref: _NoParts = None
-    condition_strength: Any = None
-
-    def as_lyrics(self, known_styles: Sequence[str]) -> str:
-        """The text with its directions as tags, and with the styles that are not those of the whole song in its first tag."""
-        styles = [style for style in self.positive_styles if style not in known_styles]
-        text = _DIRECTION.sub(r"[\1]", self.text)
-        tag = _LEADING_TAG.match(text)
-        if not styles:
-            return text
-        if tag is None:
-            return f"{_tag('', styles)}\n{text}"
-        return _tag(tag[1], styles) + text[tag.end() :]
-
-
-class _CompositionPlan(_Body):
-    """What a song consists of: sections as of music_v1, or chunks as of music_v2."""
-
-    positive_global_styles: list[str] = []
-    negative_global_styles: list[str] = []
-    sections: list[_Section] = []
-    chunks: list[_Chunk] = []
-
-    @model_validator(mode="after")
-    def _is_one_song(self) -> Self:
-        if bool(self.sections) == bool(self.chunks):
-            raise ValueError("must have either sections or chunks")
-        if not any(style.strip() for style in self.styles):
-            field = "positive_global_styles" if self.sections else "positive_styles in its first chunk"
-            raise ValueError(f"must have {field}, which say what the music is like")
-        if self.duration_ms > _LONGEST_MS:
-            raise ValueError(f"must be {_LONGEST_MS} ms long at most, but is {self.duration_ms} ms long")
-        return self
-
-    @property
-    def styles(self) -> list[str]:
-        """The styles of the whole song."""
-        return self.positive_global_styles or (self.chunks[0].positive_styles if self.chunks else [])
-
-    @property
-    def duration_ms(self) -> int:
-        """The length of the song."""
-        return sum(section.duration_ms for section in self.sections) + sum(chunk.duration_ms for chunk in self.chunks)
-
-    def as_lyrics(self) -> str:
-        """The lyrics of the whole song, with section tags."""
-        chunks = [chunk.as_lyrics(self.styles) for chunk in self.chunks]
-        return "\n\n".join([*(section.as_lyrics() for section in self.sections), *chunks])
-
-    def warnings(self) -> list[str]:
-        """What of the plan has no effect."""
-        negative = [
-            *self.negative_global_styles,
-            *(style for section in self.sections for style in section.negative_local_styles),
-            *(style for chunk in self.chunks for style in chunk.negative_styles or ()),
-        ]
-        found = []
-        if len(self.sections) + len(self.chunks) > 1:
-            found.append("duration_ms of a section is ignored: the song is as long as all of them together.")
-        if negative:
-            found.append("negative styles are ignored: the model knows no styles to avoid.")
-        if any(chunk.context_adherence or chunk.condition_strength for chunk in self.chunks):
-            found.append("context_adherence and condition_strength are ignored: the song is made as a whole.")
-        return found
-
-
-class ComposeRequest(_Body):
+class ComposeRequest(Body):
     """The body of the routes that answer with a song."""
 
     prompt: str | None = None
-    composition_plan: _CompositionPlan | None = None
-    music_length_ms: Annotated[int, Field(ge=_SHORTEST_SECTION_MS, le=_LONGEST_MS)] | None = None
+    composition_plan: CompositionPlan | None = None
+    music_length_ms: Milliseconds | None = None
     model_id: str | None = None
     seed: int | None = None
     force_instrumental: bool | None = None
@@ -185,9 +71,9 @@ class ComposeRequest(_Body):
     """Has no effect: a plan's sections are as long as the model makes them."""
     store_for_inpainting: bool | None = None
     """Has no effect: songs are kept anyway."""
-    sign_with_c2pa: Annotated[bool | None, _not_offered("Sophia does not sign songs")] = None
+    sign_with_c2pa: Annotated[bool | None, not_offered("Sophia does not sign songs")] = None
     with_timestamps: bool | None = None
-    with_waveform_visual: Annotated[bool | None, _not_offered("Sophia draws no waveforms")] = None
+    with_waveform_visual: Annotated[bool | None, not_offered("Sophia draws no waveforms")] = None
 
     @model_validator(mode="after")
     def _is_from_prompt_or_plan(self) -> Self:
@@ -230,12 +116,12 @@ class ComposeRequest(_Body):
         return tuple(found)
 
 
-class PlanRequest(_Body):
+class PlanRequest(Body):
     """The body of the route that answers with a composition plan."""
 
     prompt: str
-    music_length_ms: Annotated[int, Field(ge=_SHORTEST_SECTION_MS, le=_LONGEST_MS)] | None = None
-    source_composition_plan: Annotated[Any, _not_offered("Sophia plans from a prompt alone")] = None
+    music_length_ms: Milliseconds | None = None
+    source_composition_plan: Annotated[Any, not_offered("Sophia plans from a prompt alone")] = None
     model_id: str | None = None
 
     def translated(self, args: AppArgs) -> Translated:
@@ -337,7 +223,7 @@ async def plan(body: PlanRequest, request: Request, context: ContextDep, owner: 
             planned = await written_song(request, context, owner, "sample", song)
     details = [f"{planned.bpm} bpm" if planned.bpm else "", planned.keyscale or ""]
     styles = [planned.caption, *filter(None, details)]
-    return _plan_view(body.model_id, styles, planned.lyrics, planned.duration or INSTRUMENTAL_S)
+    return plan_view(body.model_id, styles, planned.lyrics, planned.duration or INSTRUMENTAL_S)
 
 
 def _headers(job: Job) -> dict[str, str]:
@@ -354,7 +240,7 @@ def _details(context: Context, body: ComposeRequest, job: Job) -> dict[str, Any]
     details: dict[str, Any] = {
         "composition_plan": plan.model_dump(exclude_none=True, exclude_unset=True)
         if plan
-        else _plan_view(body.model_id, [song.prompt], song.lyrics, file.seconds),
+        else plan_view(body.model_id, [song.prompt], song.lyrics, file.seconds),
         "song_metadata": {
             "title": song.title,
             "description": song.prompt,
@@ -374,56 +260,6 @@ def _words(lyrics: bytes) -> list[dict[str, Any]]:
         for line in from_file(lyrics)
         for word in line.words
     ]
-
-
-def _plan_view(model_id: str | None, styles: Sequence[str], lyrics: str, duration_s: float) -> dict[str, Any]:
-    """The composition plan of a song, in the form of ElevenLabs' model."""
-    parts = _parts(lyrics, round(1000 * duration_s))
-    if model_id is None or not model_id.startswith("music_v2"):
-        sections = [
-            {
-                "section_name": name,
-                "positive_local_styles": [],
-                "negative_local_styles": [],
-                "duration_ms": duration_ms,
-                "lines": list(lines),
-            }
-            for name, lines, duration_ms in parts
-        ]
-        return {"positive_global_styles": list(styles), "negative_global_styles": [], "sections": sections}
-    chunks = [
-        {"text": "\n".join([f"[{name}]", *lines]), "duration_ms": duration_ms, "positive_styles": list(styles)}
-        for name, lines, duration_ms in parts
-    ]
-    return {"chunks": chunks}
-
-
-def _parts(lyrics: str, duration_ms: int) -> list[tuple[str, Sequence[str], int]]:
-    """The name, the lines and the length in ms of each section. Together they are as long as the song."""
-    sections = timed_sections(lyrics, duration_ms / 1000)
-    if len(sections) * _SHORTEST_SECTION_MS > duration_ms:  # too many for ElevenLabs' shortest section
-        lines = [line for section in sections for line in section.lines]
-        return [(sections[0].tag.capitalize() or "Verse", lines, duration_ms)]
-    if not sections:
-        count = ceil(duration_ms / _LONGEST_SECTION_MS)
-        return [("Instrumental", (), length) for length in _whole([1.0] * count, duration_ms)]
-    lengths = _whole([section.seconds for section in sections], duration_ms)
-    return [
-        (section.tag.capitalize() or "Verse", section.lines, length)
-        for section, length in zip(sections, lengths, strict=True)
-    ]
-
-
-def _whole(weights: Sequence[float], total_ms: int) -> list[int]:
-    """Share `total_ms` by weight, in whole numbers of at least `_SHORTEST_SECTION_MS` that add up to it."""
-    free_ms = total_ms - _SHORTEST_SECTION_MS * len(weights)
-    ends = [round(free_ms * end / sum(weights)) for end in accumulate(weights, initial=0.0)]
-    return [_SHORTEST_SECTION_MS + end - start for start, end in pairwise(ends)]
-
-
-def _tag(name: str, styles: Sequence[str]) -> str:
-    """A section tag, with the styles of the section as ACE-Step takes them: `[Verse - soft, whispered]`."""
-    return f"[{' - '.join(filter(None, (name, ', '.join(styles))))}]"
 
 
 def _boundary(job: Job) -> str:

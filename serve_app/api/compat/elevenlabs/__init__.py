@@ -1,0 +1,1 @@
+"""ElevenLabs' music API, for its SDKs."""
