@@ -3,7 +3,6 @@
 import base64
 import io
 import re
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,7 +92,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 @pytest.fixture(scope="module")
 def key(service: Service) -> str:
-    return new_key(service)
+    return service.use_key()
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -109,13 +108,6 @@ def package_of(kind: str, service: Service, key: str) -> Iterator[Package]:
     script = JAVASCRIPT / "elevenlabs.mjs" if kind == "javascript" else python
     with client_process(script, {"SOPHIA_URL": service.url}) as process:
         yield Package(kind, process, service, key)
-
-
-def new_key(service: Service) -> str:
-    made = service.store.keys.create(f"studio-{time.monotonic_ns()}")
-    service.client.headers["Authorization"] = f"Bearer {made}"
-    eventually(lambda: service.client.get("/v1/jobs").status_code == 200)
-    return made
 
 
 def only_job(service: Service, prompt: str) -> dict[str, Any]:
@@ -202,7 +194,7 @@ def test_a_song_is_cancelled_by_leaving(package: Package) -> None:
 def test_a_running_song_is_cancelled_by_leaving(slow: Service, kind: str) -> None:
     """The same for a song that a worker had begun."""
     prompt = f"left by {kind}"
-    with package_of(kind, slow, new_key(slow)) as package:
+    with package_of(kind, slow, slow.use_key(f"studio-{kind}")) as package:
         gone = package.tell("compose", {"prompt": prompt}, seconds=3)
 
     assert "error" in gone

@@ -2,20 +2,17 @@
 
 import ssl
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from serve_app.api.application import create_api
-from serve_app.store import Store
 from tests.support.certificates import self_signed
 from tests.support.client_process import ARE_HERE, JAVASCRIPT, ClientProcess, client_process, run_example
 from tests.support.helpers import eventually
 from tests.support.paths import ROOT
-from tests.support.running import Service, http_server, running, simulated
+from tests.support.running import Service, running_with_https, simulated
 from tests.support.songs import heard
 
 pytestmark = pytest.mark.skipif(not ARE_HERE, reason="the packages are not here: make clients")
@@ -55,19 +52,14 @@ def service(tmp_path_factory: pytest.TempPathFactory, certificate: Path) -> Iter
     """A service with one model that has a worker and one that has none. Its `url` is that of an API process with https."""
     models = {"ace-step": simulated(step_s=0.1), "asleep": simulated(workers=0)}
     settings: dict[str, Any] = {"queue": {"max_owner_jobs": 3}, "api": {"leave_grace_s": 1}}
-    with ExitStack() as stack:
-        service = stack.enter_context(running(tmp_path_factory.mktemp("fal"), models, **settings))
-        app = create_api(service.args, Store(service.args.resolved_database_url), service.artifacts, "test")
-        service.url = stack.enter_context(http_server(app, certificate))
+    folder = tmp_path_factory.mktemp("fal")
+    with running_with_https(folder, models, certificate, **settings) as service:
         yield service
 
 
 @pytest.fixture(scope="module")
 def key(service: Service) -> str:
-    made = service.store.keys.create("studio")
-    service.client.headers["Authorization"] = f"Bearer {made}"
-    eventually(lambda: service.client.get("/v1/jobs").status_code == 200)
-    return made
+    return service.use_key()
 
 
 @pytest.fixture(scope="module")

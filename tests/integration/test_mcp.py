@@ -31,8 +31,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service with a model that has a worker and one that has none, whose caller has a key."""
     models = {"ace-step": simulated(), "asleep": simulated(workers=0)}
     with running(tmp_path_factory.mktemp("mcp"), models, api={"leave_grace_s": 0.3}) as service:
-        service.client.headers["Authorization"] = f"Bearer {service.store.keys.create('studio')}"
-        eventually(lambda: service.client.get("/v1/jobs").status_code == 200)
+        service.use_key()
         yield service
 
 

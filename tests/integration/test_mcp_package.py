@@ -2,36 +2,31 @@
 
 import base64
 import io
-import json
-import os
-import subprocess
 from collections.abc import Iterator
-from functools import partial
-from typing import IO, Any
+from typing import Any
 
 import httpx
 import pytest
 import soundfile
 
+from tests.support.client_process import ARE_HERE, ClientProcess, client_process
 from tests.support.helpers import eventually
 from tests.support.paths import ROOT
 from tests.support.running import Service, running, simulated
 from tests.support.wires import http_wire
 
-PYTHON = ROOT / ".venv-clients" / "bin" / "python"
 SCRIPT = ROOT / "tests" / "support" / "mcp_client.py"
-"""Run with `-P`: beside it lie modules with names of the standard library."""
 SONG = {"prompt": "warm piano", "duration": 2, "format": "flac"}
 LONG = {**SONG, "steps": 200}
 """A song that takes 20 s."""
 
-pytestmark = pytest.mark.skipif(not PYTHON.exists(), reason="the package is not here: make clients")
+pytestmark = pytest.mark.skipif(not ARE_HERE, reason="the packages are not here: make clients")
 
 
 class Package:
     """The package in its own process, with the newest protocol (`auto`) or one with sessions (`legacy`)."""
 
-    def __init__(self, process: "subprocess.Popen[str]", service: Service, key: str) -> None:
+    def __init__(self, process: ClientProcess, service: Service, key: str) -> None:
         self.service = service
         self.key = key
         self.mode = "auto"
@@ -39,13 +34,7 @@ class Package:
 
     def tell(self, call: str, *arguments: Any, key: str | None = None) -> dict[str, Any]:
         """What the call returned or raised."""
-        into: IO[str] | None = self._process.stdin
-        out_of: IO[str] | None = self._process.stdout
-        assert into is not None
-        assert out_of is not None
-        into.write(json.dumps([self.mode, key or self.key, call, *arguments]) + "\n")
-        into.flush()
-        return dict(json.loads(out_of.readline()))
+        return self._process.tell(self.mode, key or self.key, call, *arguments)
 
     def call(self, call: str, *arguments: Any) -> Any:
         """What the call returned."""
@@ -65,19 +54,11 @@ def process_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Package]:
         running(folder, models, workers=0, **settings) as other,
         http_wire(service.url, other.url) as (_, url),
     ):
-        key = service.store.keys.create("studio")
-        for each in (service, other):
-            each.client.headers["Authorization"] = f"Bearer {key}"
-            eventually(partial(_is_open, each.client))
-        environment = {**os.environ, "NO_PROXY": "*", "no_proxy": "*"}
-        with subprocess.Popen(
-            [PYTHON, "-P", SCRIPT, url], env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        ) as process:
+        key = service.use_key()
+        other.client.headers["Authorization"] = f"Bearer {key}"
+        eventually(lambda: other.client.get("/v1/jobs").status_code == 200)
+        with client_process(SCRIPT, {"SOPHIA_URL": url}) as process:
             yield Package(process, service, key)
-
-
-def _is_open(client: httpx.Client) -> bool:
-    return client.get("/v1/jobs").status_code == 200
 
 
 @pytest.fixture(params=["auto", "legacy"])

@@ -66,10 +66,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 @pytest.fixture(scope="module")
 def key(service: Service) -> str:
-    made = service.store.keys.create("studio")
-    service.client.headers["Authorization"] = f"Bearer {made}"
-    eventually(lambda: service.client.get("/v1/jobs").status_code == 200)
-    return made
+    return service.use_key()
 
 
 @pytest.fixture(scope="module")

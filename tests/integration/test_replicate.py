@@ -134,8 +134,7 @@ def test_what_is_not_there_is_not_found(idle: Service) -> None:
 def test_songs_open_without_a_key(tmp_path: Path) -> None:
     """A wrong key gets 401, over a limit 429, and the addresses in an output need no key."""
     with running(tmp_path, queue={"max_owner_jobs": 1}) as service:
-        service.client.headers["Authorization"] = f"Bearer {service.store.keys.create('studio')}"
-        eventually(lambda: service.client.get("/v1/jobs").status_code == 200)
+        service.use_key()
 
         made = predict(service, headers={"Prefer": "wait"})
         wrong = httpx.post(f"{service.url}{MODEL}", json={"input": INPUT}, headers={"Authorization": "Bearer wrong"})

@@ -2,21 +2,18 @@
 
 import base64
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from serve_app.api.application import create_api
 from serve_app.errors import BadAdapter
-from serve_app.store import Store
 from tests.support.certificates import self_signed
 from tests.support.client_process import ARE_HERE, JAVASCRIPT, ClientProcess, client_process, run_example
 from tests.support.helpers import eventually
 from tests.support.paths import ROOT
 from tests.support.queue import claim
-from tests.support.running import Service, http_server, running, simulated
+from tests.support.running import Service, running_with_https, simulated
 from tests.support.songs import heard
 
 pytestmark = pytest.mark.skipif(not ARE_HERE, reason="the packages are not here: make clients")
@@ -55,20 +52,14 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def service(tmp_path_factory: pytest.TempPathFactory, certificate: Path) -> Iterator[Service]:
     """A service with one model that has a worker and one that has none. Its `url` is that of an API process with https."""
     models = {"ace-step": simulated(step_s=0.05), "asleep": simulated(workers=0)}
-    with ExitStack() as stack:
-        folder = tmp_path_factory.mktemp("replicate")
-        service = stack.enter_context(running(folder, models, queue={"max_owner_jobs": 3}))
-        app = create_api(service.args, Store(service.args.resolved_database_url), service.artifacts, "test")
-        service.url = stack.enter_context(http_server(app, certificate))
+    folder = tmp_path_factory.mktemp("replicate")
+    with running_with_https(folder, models, certificate, queue={"max_owner_jobs": 3}) as service:
         yield service
 
 
 @pytest.fixture(scope="module")
 def key(service: Service) -> str:
-    made = service.store.keys.create("studio")
-    service.client.headers["Authorization"] = f"Bearer {made}"
-    eventually(lambda: service.client.get("/v1/jobs").status_code == 200)
-    return made
+    return service.use_key()
 
 
 @pytest.fixture(scope="module")

@@ -2,34 +2,30 @@
 
 import base64
 import io
-import json
-import os
-import subprocess
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import Any
 
 import pytest
 import soundfile
 
 from serve_app.errors import BadAdapter
 from serve_app.store.tables import jobs
+from tests.support.client_process import ARE_HERE, ClientProcess, client_process
 from tests.support.helpers import eventually
 from tests.support.paths import ROOT
 from tests.support.queue import claim
 from tests.support.running import Service, running, simulated
 
-PYTHON = ROOT / ".venv-clients" / "bin" / "python"
 SCRIPT = ROOT / "tests" / "support" / "runpod_client.py"
-"""Run with `-P`: beside it lie modules with names of the standard library."""
 INPUT = {"caption": "warm piano", "audio_duration": 2, "audio_format": "flac"}
 
-pytestmark = pytest.mark.skipif(not PYTHON.exists(), reason="the package is not here: make clients")
+pytestmark = pytest.mark.skipif(not ARE_HERE, reason="the packages are not here: make clients")
 
 
 class Package:
     """The package in its own process. `kind` is `sync` or `asyncio`."""
 
-    def __init__(self, process: "subprocess.Popen[str]", service: Service, key: str) -> None:
+    def __init__(self, process: ClientProcess, service: Service, key: str) -> None:
         self.service = service
         self.kind = "sync"
         self.key = key
@@ -37,13 +33,7 @@ class Package:
 
     def tell(self, call: str, *arguments: Any, key: str | None = None) -> dict[str, Any]:
         """What the call returned or raised."""
-        into: IO[str] | None = self._process.stdin
-        out_of: IO[str] | None = self._process.stdout
-        assert into is not None
-        assert out_of is not None
-        into.write(json.dumps([self.kind, key or self.key, call, *arguments]) + "\n")
-        into.flush()
-        return dict(json.loads(out_of.readline()))
+        return self._process.tell(self.kind, key or self.key, call, *arguments)
 
     def call(self, call: str, *arguments: Any) -> Any:
         """What the call returned, with the model with a worker as the endpoint."""
@@ -58,13 +48,8 @@ def process_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Package]:
     models = {"ace-step": simulated(step_s=0.1), "asleep": simulated(workers=0)}
     limits = {"max_owner_jobs": 40}
     with running(tmp_path_factory.mktemp("runpod"), models, queue=limits) as service:
-        key = service.store.keys.create("studio")
-        service.client.headers["Authorization"] = f"Bearer {key}"
-        eventually(lambda: service.client.get("/v1/jobs").status_code == 200)
-        environment = {**os.environ, "RUNPOD_ENDPOINT_BASE_URL": f"{service.url}/v2", "NO_PROXY": "*", "no_proxy": "*"}
-        with subprocess.Popen(
-            [PYTHON, "-P", SCRIPT], env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        ) as process:
+        key = service.use_key()
+        with client_process(SCRIPT, {"RUNPOD_ENDPOINT_BASE_URL": f"{service.url}/v2"}) as process:
             yield Package(process, service, key)
 
 

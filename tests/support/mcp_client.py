@@ -1,12 +1,13 @@
 """The real `mcp` package, in an environment of its own: does what the lines on its input ask for, and prints a line for each.
 
 A line is a JSON list: the mode of the client (`auto`: the newest protocol, `legacy`: one with sessions), the API key, the call, and
-its arguments. The answer is `{"result": …}` or, after an exception, `{"error": class, "text": …}`. The address is the program's
-only argument. Connections are not kept, so that behind a relay each call reaches another API process; nothing else is changed.
+its arguments. The answer is `{"result": …}` or, after an exception, `{"error": class, "text": …}`. The address is in SOPHIA_URL.
+Connections are not kept, so that behind a relay each call reaches another API process; nothing else is changed.
 """
 
 import asyncio
 import json
+import os
 import sys
 from typing import Any
 
@@ -85,7 +86,7 @@ def main() -> None:
     """Answer line by line until the input ends."""
     for line in sys.stdin:
         mode, key, call, *arguments = json.loads(line)
-        print(json.dumps(asyncio.run(_answer(sys.argv[1], mode, key, call, arguments))), flush=True)
+        print(json.dumps(asyncio.run(_answer(os.environ["SOPHIA_URL"], mode, key, call, arguments))), flush=True)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,13 @@ class Service:
     store: Store
     artifacts: Artifacts
 
+    def use_key(self, name: str = "studio") -> str:
+        """Create an API key, with which the client calls from now on. Returns it once it is known, so that keys are needed."""
+        key = self.store.keys.create(name)
+        self.client.headers["Authorization"] = f"Bearer {key}"
+        eventually(lambda: self.client.get("/v1/jobs").status_code == 200)
+        return key
+
     def submit(self, **fields: Any) -> dict[str, Any]:
         answer = self.client.post("/v1/jobs", json={"prompt": "piano", "duration": 2, "format": "flac", **fields})
         assert answer.status_code == 202, answer.text
@@ -120,6 +127,17 @@ def running(
         url = stack.enter_context(http_server(app))
         client = stack.enter_context(httpx.Client(base_url=url, timeout=60))
         yield Service(client, url, args, store, artifacts)
+
+
+@contextmanager
+def running_with_https(
+    folder: Path, models: dict[str, ModelArgs], certificate: Path, **settings: Any
+) -> Iterator[Service]:
+    """Runs a service whose `url` is that of a second API process, with https. See `http_server` for the certificate."""
+    with running(folder, models, **settings) as service:
+        app = create_api(service.args, Store(service.args.resolved_database_url), service.artifacts, "test")
+        with http_server(app, certificate) as service.url:
+            yield service
 
 
 def _has_started(store: Store, worker: str) -> bool:
