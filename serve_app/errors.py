@@ -59,7 +59,10 @@ class InvalidRequest(SophiaError):
     title = "The request is invalid"
 
     wrong_fields: tuple[WrongField, ...] = ()
-    """The invalid fields, for the response's `errors` list. An instance may override it."""
+    """The first invalid fields, for the response's `errors` list. An instance may override it."""
+
+    wrong_count: int = 0
+    """How many invalid fields there are."""
 
 
 class MalformedBody(SophiaError):

@@ -6,7 +6,7 @@ from typing import Final
 
 from serve_app.api.context import Context
 from serve_app.api.explanations import why_no_songs
-from serve_app.api.fetching import wrong_field
+from serve_app.api.field_errors import wrong_field
 from serve_app.api.recording import Recording
 from serve_app.api.uploads import keep, new_recording
 from serve_app.errors import InvalidRequest, NotFound, UnusableAudio, WrongField

@@ -61,7 +61,8 @@ def body_limit(
         return _for_recordings(inputs, inputs.max_bytes + _MULTIPART_BYTES * is_multipart)
     if scope["method"] == "POST" and scope["path"] in paths.multipart and is_multipart:
         return _for_recordings(inputs, _RECORDINGS * inputs.max_bytes + _MULTIPART_BYTES + api.max_body_bytes)
-    if scope["method"] == "POST" and scope["path"] in paths.in_json:
+    is_short = headers.get(b"content-length", b"").isdigit() and int(headers[b"content-length"]) <= api.max_body_bytes
+    if scope["method"] == "POST" and scope["path"] in paths.in_json and not is_short:
         return _for_recordings_in_json(inputs, api)
     return BodyLimit(api.max_body_bytes, "api.max_body_bytes", api.body_timeout_s, "api.body_timeout_s")
 

@@ -7,11 +7,12 @@ import httpcore
 import httpx
 
 from serve_app import __version__
+from serve_app.api.field_errors import wrong_field
 from serve_app.api.recording import Recording
 from serve_app.background.webhook_sender.addresses import Resolve, check_url
 from serve_app.background.webhook_sender.network import CheckedNetwork
 from serve_app.config import InputArgs
-from serve_app.errors import BodyTooLarge, InvalidRequest, WrongField
+from serve_app.errors import BodyTooLarge, InvalidRequest
 
 _MAX_REDIRECTS: Final = 5
 _REDIRECTS: Final = (301, 302, 303, 307, 308)
@@ -93,15 +94,3 @@ class Fetcher:
             for chunk in answer.iter_stream():
                 recording.write(chunk)
         return None
-
-
-def wrong_field(field: str, value: str, message: str) -> InvalidRequest:
-    """The error for one wrong field."""
-    return wrong_fields_error((WrongField(field, value, message),))
-
-
-def wrong_fields_error(wrong: tuple[WrongField, ...]) -> InvalidRequest:
-    """The error for several wrong fields."""
-    error = InvalidRequest("; ".join(f"{one.field}: {one.message}" for one in wrong))
-    error.wrong_fields = wrong
-    return error

@@ -1,15 +1,22 @@
-"""Turns pydantic's validation errors into texts for users, bounded in length."""
+"""The errors for wrong fields: pydantic's entries as texts for users, bounded in length and number."""
 
 import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 from serve_app.api.views.problem import FieldError
+from serve_app.errors import InvalidRequest, WrongField
 from serve_app.music import LoraUse
 from serve_app.music.plan_fields import GivenPlan
 from serve_app.music.spellings import our_name
 from serve_app.validation_texts import validation_text
+
+MAX_LISTED: Final = 20
+"""Invalid fields that one answer lists: a body of a megabyte may have fifty thousand."""
+
+_MOST_FIELDS: Final = 1000
+"""The most fields of an object of a foreign client. A song has about a hundred, under all of their names."""
 
 _MAX_SHOWN: Final = 100  # characters of a given value
 _MAX_MESSAGE: Final = 1000
@@ -41,6 +48,34 @@ _PATTERN_MESSAGES: Final = {
 """By field, what its regular expression asks for."""
 _FIELDS_INSIDE: Final = {"lora": list(LoraUse.model_fields), "plan": list(GivenPlan.model_fields)}
 """The fields of objects inside a request, by the field that has them."""
+
+
+def wrong_field(field: str, value: str, message: str) -> InvalidRequest:
+    """The error for one wrong field."""
+    return wrong_fields_error((WrongField(field, value, message),))
+
+
+def wrong_fields_error(wrong: Sequence[WrongField], count: int | None = None) -> InvalidRequest:
+    """The error for several wrong fields. `count` is how many there are, if `wrong` has only the first of them."""
+    listed = tuple(wrong[:MAX_LISTED])
+    texts = "; ".join(f"{one.field}: {one.message}" for one in listed)
+    error = InvalidRequest(with_count(texts, len(listed), count or len(wrong)))
+    error.wrong_fields = listed
+    error.wrong_count = count or len(wrong)
+    return error
+
+
+def with_count(texts: str, listed: int, count: int) -> str:
+    """The text of an error, which says how many errors there are if not all of them are listed."""
+    if count <= listed:
+        return texts
+    return f"{texts}; there are {count} errors in all, of which the first {listed} are listed"
+
+
+def check_field_count(given: Collection[object]) -> None:
+    """Raise InvalidRequest for more fields than anything needs, before each of them costs time."""
+    if len(given) > _MOST_FIELDS:
+        raise InvalidRequest(f"The request has {len(given)} fields in one object; it may have at most {_MOST_FIELDS}")
 
 
 def field_error(entry: dict[str, Any], fields: Sequence[str]) -> FieldError:

@@ -62,7 +62,7 @@ async def answer_file(
     chunks = context.artifacts.stream(file.key, start, end)
     first = await anext(chunks)  # so that a missing file gets an error answer instead of a truncated body
     room = context.limits.downloads.hold(job.owner, end - start, headers["Content-Location"])
-    return FileStream(_joined(first, chunks), room, status, headers, media_type)
+    return FileStream(joined(first, chunks), room, status, headers, media_type)
 
 
 def check_is_kept(job: Job) -> None:
@@ -121,7 +121,8 @@ async def wait_until_read(receive: Receive) -> None:
         pass
 
 
-async def _joined(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def joined(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The first chunk, which was read to see whether the file is there, and those after it."""
     yield first
     async for chunk in rest:
         yield chunk

@@ -14,7 +14,7 @@ from serve_app.api.audio_names import keep_as
 from serve_app.api.auth import identify_request
 from serve_app.api.body_limits import MULTIPART
 from serve_app.api.context import Context
-from serve_app.api.fetching import wrong_field
+from serve_app.api.field_errors import wrong_field
 from serve_app.api.uploads import chunks_of, new_recording, receive
 from serve_app.errors import InvalidRequest, MalformedBody, UnsupportedMediaType
 from serve_app.music import AUDIO_FIELDS

@@ -9,7 +9,7 @@ from starlette.requests import ClientDisconnect
 from serve_app import errors
 from serve_app.api.audio_names import named_audio, with_known_audio
 from serve_app.api.context import Context
-from serve_app.api.fetching import wrong_field, wrong_fields_error
+from serve_app.api.field_errors import wrong_field, wrong_fields_error
 from serve_app.api.planning import kept_language, plan_seed, wrong_planner
 from serve_app.api.submission import random_seed, wrong_fields
 from serve_app.api.waiting_calls import disconnected

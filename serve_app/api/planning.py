@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 from serve_app.api.context import Context
-from serve_app.api.fetching import wrong_field
+from serve_app.api.field_errors import wrong_field
 from serve_app.config import AppArgs, ModelArgs
 from serve_app.engine.planner.orders import order
 from serve_app.engine.planner.requests import wishes_of

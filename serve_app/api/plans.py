@@ -10,7 +10,7 @@ from serve_app.api.audio_names import check_sound, find_input, find_song
 from serve_app.api.auth import Owner
 from serve_app.api.context import Context, ContextDep
 from serve_app.api.error_responses import SUBMISSION, WITH_PARAMETERS, error_responses
-from serve_app.api.fetching import wrong_field, wrong_fields_error
+from serve_app.api.field_errors import wrong_field, wrong_fields_error
 from serve_app.api.fleet import has_planners_alone, living_workers
 from serve_app.api.parameters import OwnJob
 from serve_app.api.plan_calls import PlanCall, check_for_planner, plan_of_call, plan_of_song, written_song

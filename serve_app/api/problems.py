@@ -13,14 +13,11 @@ from starlette.routing import Match
 from starlette.types import Scope
 
 from serve_app import errors
-from serve_app.api.field_errors import field_error, shortened
+from serve_app.api.field_errors import MAX_LISTED, field_error, shortened, with_count
 from serve_app.api.views.problem import FieldError, Problem
 from serve_app.errors import SophiaError
 
 logger = logging.getLogger("ray.serve.sophia")
-
-_MAX_LISTED: Final = 20
-"""Invalid fields that one answer lists: a body of a megabyte may have fifty thousand."""
 
 _MAX_IN_DETAIL: Final = 5
 """Invalid fields that `detail` names."""
@@ -153,11 +150,9 @@ async def _answer_invalid(request: Request, error: Exception) -> JSONResponse:
 
 def _answer_wrong_fields(request: Request, found: Sequence[dict[str, Any]]) -> JSONResponse:
     fields = _body_fields(request)
-    wrong = [field_error(entry, fields) for entry in found[:_MAX_LISTED]]
+    wrong = [field_error(entry, fields) for entry in found[:MAX_LISTED]]
     detail = "; ".join(f"{entry.field}: {entry.message}" for entry in wrong[:_MAX_IN_DETAIL])
-    if len(found) > len(wrong):
-        detail = f"{detail}; there are {len(found)} errors in all, of which the first {len(wrong)} are listed"
-    return problem(request.scope, errors.InvalidRequest(detail), wrong)
+    return problem(request.scope, errors.InvalidRequest(with_count(detail, len(wrong), len(found))), wrong)
 
 
 def _body_fields(request: Request) -> list[str]:

@@ -9,7 +9,7 @@ from starlette.requests import ClientDisconnect
 from serve_app.api.adapters import known_adapters, with_scales, wrong_adapters
 from serve_app.api.audio_names import named_audio, with_known_audio
 from serve_app.api.context import Context
-from serve_app.api.fetching import wrong_fields_error
+from serve_app.api.field_errors import wrong_fields_error
 from serve_app.api.fleet import aligns_lyrics, living_workers, variant_of
 from serve_app.api.planning import new_plan, plan_seed, with_estimated_length, with_plan, wrong_thinking
 from serve_app.api.repeated_calls import WaitingCall

@@ -13,7 +13,7 @@ from serve_app.api.auth import Owner, identify_request
 from serve_app.api.body_limits import MULTIPART
 from serve_app.api.context import Context, ContextDep
 from serve_app.api.error_responses import UPLOAD, WITH_PARAMETERS, error_responses
-from serve_app.api.fetching import wrong_field
+from serve_app.api.field_errors import wrong_field
 from serve_app.api.job_presenter import utc
 from serve_app.api.multipart import form_of, is_multipart, with_json
 from serve_app.api.uploads import chunks_of, new_recording, receive

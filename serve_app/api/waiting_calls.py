@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
 from fastapi import Request
@@ -58,7 +58,7 @@ async def job_of_call(
 
     Without `request`, cancelling the coroutine means that the caller has left. `on_change` gets the job and its later versions.
     """
-    with context.limits.waits.hold(owner):
+    with context.limits.waits.hold(owner) if timeout_s != 0 else nullcontext():
         call = WaitingCall()
         submitting = asyncio.ensure_future(submission(call))
         finishing = asyncio.create_task(_finished(context, submitting, timeout_s, on_change))

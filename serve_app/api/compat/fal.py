@@ -17,8 +17,7 @@ from serve_app.api.compat.family import Family, leave_out_none
 from serve_app.api.compat.translation import Translated, translated
 from serve_app.api.context import Context, ContextDep
 from serve_app.api.events import KEEPALIVE_S, EventStream
-from serve_app.api.fetching import wrong_field
-from serve_app.api.field_errors import shortened
+from serve_app.api.field_errors import shortened, wrong_field
 from serve_app.api.file_answer import check_is_kept
 from serve_app.api.file_names import file_name
 from serve_app.api.signed_links import link_signer

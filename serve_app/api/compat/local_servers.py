@@ -19,8 +19,7 @@ from serve_app.api.compat.openai_shape import FinishedAnswer, not_to_repeat, ope
 from serve_app.api.compat.song_call import IGNORED_HEADER, SongCall, answer_with_song, made_song, without_singing
 from serve_app.api.compat.translation import translated
 from serve_app.api.context import Context, ContextDep
-from serve_app.api.fetching import wrong_field
-from serve_app.api.field_errors import shortened
+from serve_app.api.field_errors import shortened, wrong_field
 from serve_app.api.parameters import IdempotencyKey
 
 _NAME: Final = "local-servers"
@@ -111,11 +110,7 @@ async def music_generations(
 ) -> Response:
     """OmniRoute's route: JSON with the songs as base64. `tags` are more words for the prompt."""
     given = dict(body)
-    tags = given.pop("tags", None)
-    if tags and given.get("prompt"):
-        given["prompt"] = f"{given['prompt']}, {tags if isinstance(tags, str) else ', '.join(map(str, tags))}"
-    elif tags:
-        given["tags"] = tags
+    _add_tags(given)
     call = _OMNIROUTE.call(context, given)._replace(idempotency_key=idempotency_key)
     job = await made_song(request, context, owner, call)
     audio = AudioInText(context, job)
@@ -125,6 +120,20 @@ async def music_generations(
     if call.ignored:
         answer.headers[IGNORED_HEADER] = ", ".join(call.ignored)
     return FinishedAnswer(answer)
+
+
+def _add_tags(given: dict[str, Any]) -> None:
+    """Put `tags`, a text or a list of texts, behind the prompt. Without a prompt, they are it. Raises InvalidRequest."""
+    tags = given.pop("tags", None)
+    if isinstance(tags, list) and all(isinstance(tag, str) for tag in tags):
+        tags = ", ".join(tags)
+    if tags is not None and not isinstance(tags, str):
+        raise wrong_field("tags", shortened(tags), "must be a text, or a list of texts")
+    prompt = given.get("prompt")
+    if tags and not prompt:
+        given["prompt"] = tags
+    elif tags and isinstance(prompt, str):
+        given["prompt"] = f"{prompt}, {tags}"
 
 
 _PATHS: Final = (

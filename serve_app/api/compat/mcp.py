@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable
 from contextlib import suppress
+from hashlib import sha256
 from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
@@ -56,7 +57,7 @@ def call_key(session: str | None, request_id: object) -> str | None:
     """The idempotency key of a call of a session. None for a call without a session."""
     if session is None or not _SESSION_ID.fullmatch(session) or not isinstance(request_id, str | int):
         return None
-    return f"mcp:{session}:{json.dumps(request_id)[:150]}"
+    return f"mcp:{session}:{sha256(json.dumps(request_id).encode()).hexdigest()}"
 
 
 def _message(body: bytes) -> dict[str, Any]:

@@ -17,8 +17,7 @@ from serve_app.api.compat.openai_shape import openai_error, served_name
 from serve_app.api.compat.song_call import SongCall, answer_with_song
 from serve_app.api.compat.translation import translated
 from serve_app.api.context import Context, ContextDep
-from serve_app.api.fetching import wrong_field
-from serve_app.api.field_errors import shortened
+from serve_app.api.field_errors import shortened, wrong_field
 from serve_app.api.parameters import IdempotencyKey
 from serve_app.errors import NotFound
 
@@ -27,6 +26,9 @@ _NAME: Final = "openai"
 _STYLES: Final = ("instructions", "instruct")
 _CODEC_TOKENS_PER_S: Final = 25
 """vLLM-Omni's `max_new_tokens` for one second of music."""
+
+_MOST_TOKENS: Final = 10**9
+"""A larger number is no length, and is refused as it is given."""
 
 _NO_VOICES: Final = ("", "default")
 _VOICES: Final = (
@@ -59,7 +61,8 @@ async def speech_call(
     _check(given)
     ignored = await without_foreign_voice(context, owner, given)
     given["model"] = served_name(context.args, given.get("model"))
-    if isinstance(tokens := given.get("max_new_tokens"), int):
+    tokens = given.get("max_new_tokens")
+    if isinstance(tokens, int) and not isinstance(tokens, bool) and abs(tokens) <= _MOST_TOKENS:
         given["max_new_tokens"] = tokens / _CODEC_TOKENS_PER_S
     styles = [name for name in _STYLES if given.get(name)]
     own_names = {

@@ -16,8 +16,7 @@ from serve_app.api.compat.family import Family
 from serve_app.api.compat.translation import Translated, translated
 from serve_app.api.context import Context, ContextDep
 from serve_app.api.explanations import why_no_songs
-from serve_app.api.fetching import wrong_field
-from serve_app.api.field_errors import shortened
+from serve_app.api.field_errors import shortened, wrong_field
 from serve_app.api.parameters import IdempotencyKey
 from serve_app.api.signed_links import link_signer
 from serve_app.api.submission import Origin, submit

@@ -8,8 +8,7 @@ from fastapi import Request, Response
 from serve_app.api.compat.openai_shape import FinishedAnswer, do_not_repeat, not_to_repeat
 from serve_app.api.compat.translation import Translated
 from serve_app.api.context import Context
-from serve_app.api.fetching import wrong_field
-from serve_app.api.field_errors import shortened
+from serve_app.api.field_errors import shortened, wrong_field
 from serve_app.api.file_answer import answer_file
 from serve_app.api.repeated_calls import WaitingCall
 from serve_app.api.submission import Origin, submit
@@ -18,6 +17,9 @@ from serve_app.errors import SophiaError
 from serve_app.jobs import Job
 from serve_app.music import spellings
 from serve_app.music.lyric_text import has_words
+
+_MOST_IGNORED: Final = 30
+"""The most ignored fields that a warning names."""
 
 IGNORED_HEADER: Final = "X-Ignored-Fields"
 """Names the fields of the request that Sophia cannot honour, and that the song does without."""
@@ -35,12 +37,11 @@ class SongCall(NamedTuple):
     @property
     def origin(self) -> Origin:
         """The origin of the job. Fields that are ignored become a warning."""
-        warnings = (
-            (f"Some fields are ignored, because they cannot be honoured: {', '.join(self.ignored)}.",)
-            if self.ignored
-            else ()
-        )
-        return Origin(self.family, warnings)
+        if not self.ignored:
+            return Origin(self.family)
+        names = ", ".join(map(shortened, self.ignored[:_MOST_IGNORED]))
+        more = f" and {len(self.ignored) - _MOST_IGNORED} more" if len(self.ignored) > _MOST_IGNORED else ""
+        return Origin(self.family, (f"Some fields are ignored, because they cannot be honoured: {names}{more}.",))
 
 
 def without_singing(given: dict[str, Any]) -> tuple[str, ...]:

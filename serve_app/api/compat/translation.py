@@ -7,8 +7,14 @@ from typing import Any, Final, NamedTuple
 
 from pydantic import ValidationError
 
-from serve_app.api.fetching import wrong_field, wrong_fields_error
-from serve_app.api.field_errors import field_error, shortened
+from serve_app.api.field_errors import (
+    MAX_LISTED,
+    check_field_count,
+    field_error,
+    shortened,
+    wrong_field,
+    wrong_fields_error,
+)
 from serve_app.errors import InvalidRequest, WrongField
 from serve_app.music import MusicRequest
 from serve_app.music.spellings import our_name
@@ -47,6 +53,7 @@ def translated(
     family only; they count before all others. `defaults` has, by Sophia's name, values for fields that are left out. Raises
     InvalidRequest, which names fields as the client does.
     """
+    check_field_count(given)
     prefix = f"{inside}." if inside else ""
     fields: dict[str, Any] = {}
     names: dict[str, str] = {}
@@ -72,17 +79,17 @@ def translated(
 def invalid(error: ValidationError, prefix: str = "", fields: Sequence[str] = _FIELDS) -> InvalidRequest:
     """The error for a body with these `fields`. Missing ones are named with `prefix` before them."""
     wrong = []
-    for entry in error.errors():
+    for entry in error.errors(include_url=False, include_context=True)[:MAX_LISTED]:
         found = field_error({**entry, "loc": ("body", *entry["loc"])}, fields)
         name = found.field if entry["type"] != "missing" else f"{prefix}{found.field}"
         wrong.append(WrongField(name, found.value or "", found.message))
-    return wrong_fields_error(tuple(wrong))
+    return wrong_fields_error(wrong, error.error_count())
 
 
 def _renamed(error: InvalidRequest, names: Mapping[str, str]) -> InvalidRequest:
     """The error with the client's names of the fields, in its entries and its text."""
     renamed = [WrongField(_client_name(one.field, names), one.value, one.message) for one in error.wrong_fields]
-    return wrong_fields_error(tuple(renamed))
+    return wrong_fields_error(renamed, error.wrong_count)
 
 
 def _client_name(field: str, names: Mapping[str, str]) -> str:

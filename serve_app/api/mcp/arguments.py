@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from serve_app.api.compat.family import leave_out_none
 from serve_app.api.compat.translation import invalid
-from serve_app.api.fetching import wrong_field
+from serve_app.api.field_errors import check_field_count, wrong_field
 from serve_app.jobs import Status
 from serve_app.music import MusicRequest
 from serve_app.music.audio_fields import SongName, song_of
@@ -97,6 +97,7 @@ class Listing(Arguments):
 
 def read(kind: type[ArgumentsT], given: Mapping[str, Any]) -> ArgumentsT:
     """The arguments of a tool. Raises InvalidRequest."""
+    check_field_count(given)
     try:
         return kind.model_validate(given)
     except ValidationError as error:
@@ -105,6 +106,7 @@ def read(kind: type[ArgumentsT], given: Mapping[str, Any]) -> ArgumentsT:
 
 def split(kind: type[ArgumentsT], given: Mapping[str, Any]) -> tuple[ArgumentsT, dict[str, Any]]:
     """The arguments of a tool, and the fields of a song that are beside them. Raises InvalidRequest."""
+    check_field_count(given)
     own = {name: value for name, value in given.items() if name in kind.model_fields}
     return read(kind, own), {name: value for name, value in given.items() if name not in own}
 

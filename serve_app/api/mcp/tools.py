@@ -11,7 +11,7 @@ from mcp.server.context import ServerRequestContext
 from mcp.shared.exceptions import MCPError
 
 from serve_app.api.compat.translation import translated
-from serve_app.api.fetching import wrong_field
+from serve_app.api.field_errors import wrong_field
 from serve_app.api.file_answer import check_has_songs
 from serve_app.api.mcp.arguments import (
     BLIND_WAIT_S,

@@ -43,15 +43,17 @@ async def _call(request: Request, context: ContextDep) -> AsyncIterator[Call]:
         body = _body(_media_type(request), await request.body())
         yield Call(request, await _owner(request, context, body), body, {})
         return
-    if not _is_short(request, context):
-        await identify_request(request, context)
+    is_short = _is_short(request, context)
     async with AsyncExitStack() as stack:
+        if not is_short:
+            stack.enter_context(context.limits.uploads.hold(await identify_request(request, context)))
         limits = {"max_files": _MOST_FILES, "max_fields": _MOST_FIELDS, "max_part_size": _PART_BYTES}
         form = await stack.enter_async_context(form_of(request, **limits))
         parts = form.multi_items()
         body = _joined((name, part) for name, part in parts if isinstance(part, str))
         owner = await _owner(request, context, body)
-        stack.enter_context(context.limits.uploads.hold(owner))
+        if is_short:
+            stack.enter_context(context.limits.uploads.hold(owner))
         yield Call(request, owner, body, {name: part for name, part in parts if isinstance(part, UploadFile)})
 
 

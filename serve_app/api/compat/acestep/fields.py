@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from serve_app.api.field_errors import shortened
+from serve_app.api.field_errors import check_field_count, shortened
 from serve_app.music.spellings import snake_case
 
 _OBJECTS: Final = ("param_obj", "metas", "meta", "metadata", "user_metadata")
@@ -86,7 +86,8 @@ class Fields:
 
 
 def fields_of(body: Mapping[str, Any]) -> Fields:
-    """The fields of a body, without those that are null."""
+    """The fields of a body, without those that are null. Raises InvalidRequest for more fields than anything needs."""
+    check_field_count(body)
     left: dict[str, list[Given]] = {}
     inside = []
     for name, value in body.items():
@@ -97,6 +98,7 @@ def fields_of(body: Mapping[str, Any]) -> Fields:
         elif value is not None:
             left.setdefault(place, []).append(Given(name, value))
     for _, name, fields in sorted(inside, key=lambda one: one[0]):
+        check_field_count(fields)
         for given in _inside(name, fields):
             left.setdefault(snake_case(given.name.rpartition(".")[2]), []).append(given)
     return Fields(left, [])

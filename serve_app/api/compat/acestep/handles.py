@@ -4,8 +4,7 @@ import re
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qs, quote, urlsplit
 
-from serve_app.api.fetching import wrong_field
-from serve_app.api.field_errors import shortened
+from serve_app.api.field_errors import shortened, wrong_field
 from serve_app.api.file_names import extension_of
 from serve_app.api.signed_links import LinkSigner
 from serve_app.jobs import Job

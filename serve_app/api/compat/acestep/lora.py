@@ -18,8 +18,7 @@ from serve_app.api.compat.acestep.fields import Given, fields_of, is_blank
 from serve_app.api.compat.acestep.names import FAMILY_NAME
 from serve_app.api.compat.acestep.songs import Wish
 from serve_app.api.context import Context, ContextDep
-from serve_app.api.fetching import wrong_field
-from serve_app.api.field_errors import shortened
+from serve_app.api.field_errors import shortened, wrong_field
 from serve_app.errors import Conflict
 from serve_app.music.adapter_fields import MAX_ADAPTERS
 from serve_app.plurals import alternatives

@@ -24,17 +24,31 @@ _DONE: Final = 1
 _FAILED: Final = 2
 _NOT_KNOWN: Final = "N/A"
 
+_MOST_TEXT: Final = 4_000_000
+"""The characters of results after which an answer has no more of them. A song's lyrics are in each of its results twice."""
+
 
 def results(context: Context, ids: Sequence[str], owner: str, signer: LinkSigner) -> list[dict[str, Any]]:
-    """The results of the owner's jobs, in the order of `ids`. Blocks.
+    """The results of the owner's jobs, each once, in the order of `ids`. Blocks.
 
+    Those that would make the answer too long look as if they had not ended: clients ask again for them, without the others.
     The original says for ever that an unknown job is queued; here it has failed, so that nobody waits for it.
     """
     known = [name for name in ids if JOB_ID.fullmatch(name)]
     found = {name: job for name, job in context.store.jobs.get_many(known).items() if job.owner == owner}
     views = JobPresenter(context).views(list(found.values()))
     of_ids = {view.id: view for view in views}
-    return [_result(found[name], of_ids[name], signer) if name in found else _unknown(name) for name in ids]
+    rows = []
+    left = _MOST_TEXT
+    for name in dict.fromkeys(ids):
+        if name not in found:
+            rows.append(_unknown(name))
+        elif left > 0:
+            rows.append(_result(found[name], of_ids[name], signer))
+            left -= len(rows[-1]["result"])
+        else:
+            rows.append(_later(name))
+    return rows
 
 
 def _result(job: Job, view: JobView, signer: LinkSigner) -> dict[str, Any]:
@@ -54,6 +68,10 @@ def _unknown(task: str) -> dict[str, Any]:
     return _row(
         task, _FAILED, [{"file": "", "wave": "", "status": _FAILED, "progress": 0.0, "stage": "", "error": message}]
     )
+
+
+def _later(task: str) -> dict[str, Any]:
+    return _row(task, _RUNNING, [], "this answer is full: ask again, without the tasks that are done")
 
 
 def _facts(job: Job, view: JobView, status: int) -> dict[str, Any]:

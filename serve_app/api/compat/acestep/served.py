@@ -3,8 +3,7 @@
 from typing import Any
 
 from serve_app.api.context import Context
-from serve_app.api.fetching import wrong_field
-from serve_app.api.field_errors import shortened
+from serve_app.api.field_errors import shortened, wrong_field
 from serve_app.plurals import alternatives
 
 

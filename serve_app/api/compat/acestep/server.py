@@ -45,7 +45,7 @@ async def health(request: Request, context: ContextDep) -> dict[str, Any]:
             "models_initialized": is_ready,
             "llm_initialized": _planner_of(context, model) is not None,
             "loaded_model": model,
-            "loaded_lm_model": _planner_of(context, model),
+            "loaded_lm_model": None if _planner_of(context, model) is None else "planner",
         }
     )
 

@@ -7,8 +7,7 @@ from typing import Any, Final, Literal, NamedTuple
 from serve_app.api.compat.acestep import samples
 from serve_app.api.compat.acestep.fields import Fields, Given, is_blank, is_one_of, number, switch
 from serve_app.api.compat.translation import Translated, translated
-from serve_app.api.fetching import wrong_field
-from serve_app.api.field_errors import shortened
+from serve_app.api.field_errors import shortened, wrong_field
 from serve_app.music import MAX_SEED, MEDIA_TYPES, SOURCE_TASKS
 from serve_app.music.plan import Plan
 from serve_app.music.task_fields import is_field_of
@@ -341,7 +340,8 @@ def _take_caption(wish: Wish) -> None:
     if whole is not None and not is_blank(whole.value):
         wish.set("prompt", whole)
         return
-    tracks = [wish.value("track"), *(wish.value("tracks") or ())]
+    several = wish.value("tracks")
+    tracks = [wish.value("track"), *(several if isinstance(several, list) else ())]
     named = ", ".join(one.replace("_", " ") for one in tracks if isinstance(one, str))
     if named:
         wish.decided["prompt"] = ("prompt", named)

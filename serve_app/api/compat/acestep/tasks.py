@@ -16,8 +16,7 @@ from serve_app.api.compat.acestep.results import JOB_ID, ids_of, results
 from serve_app.api.compat.acestep.served import served_model
 from serve_app.api.compat.acestep.songs import Wish, ignore_the_rest, planned, wish_of
 from serve_app.api.context import Context, ContextDep
-from serve_app.api.fetching import wrong_field
-from serve_app.api.field_errors import shortened
+from serve_app.api.field_errors import shortened, wrong_field
 from serve_app.api.file_answer import answer_file, check_has_songs
 from serve_app.api.files import ByteRange
 from serve_app.api.multipart import keep_part

@@ -12,8 +12,7 @@ from serve_app.api.compat.acestep.fields import Given, fields_of, is_blank
 from serve_app.api.compat.acestep.served import served_model
 from serve_app.api.compat.acestep.songs import Wish, ignore_the_rest, wish_of
 from serve_app.api.context import Context, ContextDep
-from serve_app.api.fetching import wrong_field
-from serve_app.api.field_errors import shortened
+from serve_app.api.field_errors import shortened, wrong_field
 from serve_app.api.plan_calls import written_song
 from serve_app.api.planning import has_planner
 from serve_app.music.plan import Plan

@@ -4,8 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from serve_app.api.fetching import wrong_field
-from serve_app.api.field_errors import shortened
+from serve_app.api.field_errors import shortened, wrong_field
 from serve_app.music.song_fields import MAX_LYRICS, MAX_PROMPT
 
 _FIELD: Final = "messages"

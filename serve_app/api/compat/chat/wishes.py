@@ -12,8 +12,7 @@ from serve_app.api.compat.openai_shape import served_name
 from serve_app.api.compat.song_call import SongCall, without_singing
 from serve_app.api.compat.translation import translated
 from serve_app.api.context import Context
-from serve_app.api.fetching import wrong_field
-from serve_app.api.field_errors import shortened
+from serve_app.api.field_errors import check_field_count, shortened, wrong_field
 from serve_app.api.plan_calls import written_song
 from serve_app.api.planning import has_planner
 from serve_app.config import AppArgs
@@ -96,12 +95,14 @@ class _Fields(NamedTuple):
     @classmethod
     def of(cls, body: Mapping[str, Any]) -> "_Fields":
         """The fields of a body, those in its objects too. Raises InvalidRequest."""
+        check_field_count(body)
         given = {name: value for name, value in body.items() if name not in _NOT_OF_THE_SONG and value is not None}
         own_names = {**_OWN_NAMES, "messages": "prompt"}
         for outer in _OBJECTS:
             inside = body.get(outer) or {}
             if not isinstance(inside, dict):
                 raise wrong_field(outer, shortened(inside), "must be an object")
+            check_field_count(inside)
             for name, value in inside.items():
                 if name in ("instrumental", "voice"):
                     given[name] = value

@@ -4,7 +4,6 @@ It lies under /elevenlabs, because `POST /v1/music` is also a path of Sophia's o
 """
 
 import json
-from collections.abc import AsyncIterator
 from typing import Annotated, Any, Final, NamedTuple, Self, get_args
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -21,8 +20,8 @@ from serve_app.api.compat.elevenlabs.composition_plans import (
 from serve_app.api.compat.family import Family, leave_out_none
 from serve_app.api.compat.translation import Translated, translated
 from serve_app.api.context import Context, ContextDep
-from serve_app.api.fetching import wrong_field
-from serve_app.api.file_answer import FileStream, answer_file, check_is_kept
+from serve_app.api.field_errors import wrong_field
+from serve_app.api.file_answer import FileStream, answer_file, check_is_kept, joined
 from serve_app.api.file_names import file_name
 from serve_app.api.parameters import IdempotencyKey
 from serve_app.api.plan_calls import written_song
@@ -51,6 +50,9 @@ _CODEC_OUTPUTS: Final[dict[str, Format]] = {
 """ElevenLabs' output formats that can be served, at a rate of Sophia's choice."""
 
 _OUTPUTS: Final[dict[str, Format]] = {"auto": "mp3", **_CODEC_OUTPUTS, **{name: name for name in get_args(Format)}}
+
+_MOST_WARNINGS: Final = 4000
+"""The most characters of the header with warnings: servers and clients limit a header to 8,000 or so."""
 
 _INSTRUMENTAL: Final = "[Instrumental]"
 _STATUSES: Final = {"unauthorized": "invalid_api_key"}
@@ -208,7 +210,7 @@ async def compose_with_details(context: ContextDep, song: _Song) -> Response:
     first = await anext(chunks)  # so that a missing file gets an error answer instead of a truncated body
     room = context.limits.downloads.hold(job.owner, file.bytes, f"/v1/jobs/{job.id}/audio/0")
     headers = {**_headers(job), "Content-Length": str(len(head) + file.bytes)}
-    return FileStream(_joined(head + first, chunks), room, 200, headers, f"multipart/mixed; boundary={_boundary(job)}")
+    return FileStream(joined(head + first, chunks), room, 200, headers, f"multipart/mixed; boundary={_boundary(job)}")
 
 
 @router.post("/plan")
@@ -227,8 +229,11 @@ async def plan(body: PlanRequest, request: Request, context: ContextDep, owner: 
 
 
 def _headers(job: Job) -> dict[str, str]:
-    """`song-id` is the job's id. `X-Warnings` has, as a JSON list, what has no effect."""
-    return leave_out_none({"song-id": job.id, "X-Warnings": json.dumps(job.warnings) if job.warnings else None})
+    """`song-id` is the job's id. `X-Warnings` has, as a JSON list, what has no effect, as far as a header may be that long."""
+    warnings = list(job.warnings)
+    while len(json.dumps(warnings)) > _MOST_WARNINGS:
+        warnings.pop()
+    return leave_out_none({"song-id": job.id, "X-Warnings": json.dumps(warnings) if warnings else None})
 
 
 def _details(context: Context, body: ComposeRequest, job: Job) -> dict[str, Any]:
@@ -282,12 +287,6 @@ def _multipart_head(job: Job, details: dict[str, Any]) -> bytes:
         "",
     ]
     return "\r\n".join(lines).encode()
-
-
-async def _joined(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    yield first
-    async for chunk in rest:
-        yield chunk
 
 
 def _error_shape(problem: Problem) -> tuple[int, dict[str, Any]]:
